@@ -1,0 +1,101 @@
+"""Projected sign gradient ascent in the L-infinity ball: the one kernel of training and evaluation.
+
+PGD (Madry et al., ICLR 2018), FGSM (Goodfellow et al., ICLR 2015), C&W-infinity and the inner maximisation of every
+method of adversarial distillation are this loop with another objective, start, or step count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+Objective = Callable[[Tensor], Tensor]
+
+
+class Start(StrEnum):
+    """Where the ascent begins."""
+
+    CLEAN = "clean"  # x itself
+    UNIFORM = "uniform"  # x + U(-eps, eps), clamped to [0, 1] (Madry, RSLAD's evaluation, LAS-AT)
+    UNIFORM_UNCLAMPED = "uniform-unclamped"  # the same, first gradient taken outside [0, 1] (ARD, IAD)
+    GAUSS = "gauss"  # x + 0.001 N(0, 1), not clamped before the first step (TRADES, RSLAD, MTARD, AdaAD)
+
+
+def start_point(x: Tensor, start: Start, eps: float | Tensor, generator: torch.Generator | None) -> Tensor:
+    """The first iterate for images x (B, C, H, W); the noise is drawn where `generator` lives."""
+    if start is Start.CLEAN:
+        return x
+    device = x.device if generator is None else generator.device
+    if start is Start.GAUSS:
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device)
+        return x + 0.001 * noise.to(x.device)
+    noise = 2 * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device) - 1
+    begun = x + per_example(eps, x) * noise.to(x.device)
+    return begun.clamp(0, 1) if start is Start.UNIFORM else begun
+
+
+def per_example(value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A (B,) tensor shaped to broadcast over images x; a number as it is."""
+    return value.to(x)[:, None, None, None] if isinstance(value, Tensor) else value
+
+
+def ascend(
+    x: Tensor,
+    objective: Objective,
+    *,
+    eps: float | Tensor,
+    step: float | Tensor,
+    steps: int | Tensor,
+    start: Start | Tensor = Start.CLEAN,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Maximise `objective` over the ball of radius `eps` around x, inside [0, 1], by signed gradient steps.
+
+    x: images (B, C, H, W) in [0, 1]. objective: maps a candidate to one value an example, (B,), or to their sum;
+    it is summed, so no example's step depends on the batch size. eps, step: numbers or (B,) tensors in image
+    units; steps: a number, or (B,) integers after which an example stops moving. start: a kind, or the first
+    iterate itself. Returns x' (B, C, H, W), detached, in the ball and in [0, 1].
+
+    Gradients are taken with respect to the input alone, so parameter gradients stay as they were.
+    Raises ValueError for images outside [0, 1] instead of clipping them silently.
+    """
+    if x.numel() and (x.amin() < 0 or x.amax() > 1):
+        raise ValueError("ascend needs images in [0, 1]; normalisation belongs inside the network")
+    x = x.detach()
+    begun = start if isinstance(start, Tensor) else start_point(x, start, eps, generator)
+    radius, stride = per_example(eps, x), per_example(step, x)
+    low, high = x - radius, x + radius
+    x_adv = begun.detach()
+    for done in range(int(steps.max()) if isinstance(steps, Tensor) else steps):
+        x_adv.requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
+        moved = (x_adv.detach() + stride * gradient.sign()).clamp(low, high).clamp(0, 1)
+        if isinstance(steps, Tensor):
+            moved = torch.where((steps > done)[:, None, None, None], moved, x_adv.detach())
+        x_adv = moved
+    # Rounding of x - eps and x + eps is the only way left out of the ball; a start that never moved is another.
+    return x_adv.detach().clamp(low, high).clamp(0, 1)
+
+
+@contextmanager
+def attacking(network: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Hold a network still while it is attacked: evaluation mode (or training mode, if asked) and frozen parameters.
+
+    Modes and `requires_grad` of every parameter are as before on leaving, also after an error.
+    """
+    modes = {module: module.training for module in network.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    try:
+        network.train(training)
+        network.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)

@@ -1,0 +1,339 @@
+"""What it takes to finish one cell: prepare, train, evaluate, record.
+
+Everything that is finished stays finished: an interrupted training goes on from its last epoch, an interrupted
+evaluation from its last attack, and a failure is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from adbench import checkpoint, files, record, robustbench, train
+from adbench.attacks.named import gradient_attack
+from adbench.data import Dataset, Threat, load, parse_fraction
+from adbench.errors import UserError
+from adbench.evaluate import Evaluator, Outcome, evaluate
+from adbench.matrix import Cell, configured
+from adbench.method import Ball, Need
+from adbench.models import Network, build, count_parameters
+from adbench.provenance import now, provenance
+from adbench.registry import METHODS
+from adbench.seeding import derive
+from adbench.teacher import LocalFile, RobustBench
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where cells run and where they leave what they make."""
+
+    results: Path
+    data_dir: Path
+    device: str
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    def describe(self) -> str:
+        """The device as a person would name it."""
+        if self.torch_device.type == "cuda":
+            return torch.cuda.get_device_name(self.torch_device)
+        return f"CPU ({torch.get_num_threads()} threads)"
+
+
+@lru_cache(maxsize=4)
+def _dataset(name: str, data_dir: Path, train: int | None, val: int | None, test: int | None) -> Dataset:
+    return load(name, data_dir, train_images=train, val_images=val, test_images=test)
+
+
+def cell_dataset(cell: Cell, place: Place) -> Dataset:
+    """The cell's data, with the threat model that the cell asks for."""
+    dataset = _dataset(
+        cell.dataset, place.data_dir, cell.data.train_images, cell.data.val_images, cell.evaluation.images
+    )
+    threat = threat_of(cell, dataset.threat)
+    return replace(dataset, threat=threat)
+
+
+def threat_of(cell: Cell, default: Threat) -> Threat:
+    """The dataset's threat model, with what the cell changes; a changed eps scales the step along."""
+    if cell.threat.eps is None and cell.threat.step is None:
+        return default
+    eps = default.eps if cell.threat.eps is None else parse_fraction(cell.threat.eps)
+    if cell.threat.step is not None:
+        step = parse_fraction(cell.threat.step)
+    else:
+        step = default.step * eps / default.eps if default.eps else Fraction(0)
+    return Threat(eps=eps, step=step)
+
+
+def network_for(cell: Cell, dataset: Dataset) -> Network:
+    """The cell's architecture for its data, initialised from the cell's seed alone."""
+    torch.manual_seed(derive(cell.seed, "init"))
+    mean = cell.spec.mean if cell.spec else None
+    std = cell.spec.std if cell.spec else None
+    return build(cell.architecture, classes=dataset.classes, channels=dataset.image_shape[0], mean=mean, std=std)
+
+
+def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Network:
+    """The cell's finished network on the CPU: trained here (`which`: best or last), from a file, or RobustBench."""
+    source = cell.spec.source if cell.spec else None
+    if isinstance(source, RobustBench):
+        return robustbench.load(source.id, cell.dataset, cache_dir=place.data_dir / "robustbench")
+    network = network_for(cell, dataset)
+    if isinstance(source, LocalFile):
+        state = checkpoint.read_state_dict(source.path, source.sha256)
+        checkpoint.load_into(network, state, str(source.path))
+    else:
+        path = cell.folder(place.results) / (train.BEST if which == "best" else train.LAST)
+        checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
+    return network
+
+
+def teacher_network(cell: Cell, place: Place, dataset: Dataset) -> Network:
+    """A required teacher's network, on the device. Raises UserError when that teacher failed."""
+    path = cell.record_path(place.results)
+    if path.is_file():
+        found = record.read(path)
+        if not found.done and found["error"]["phase"] != "evaluate":
+            raise UserError(f"teacher '{cell.name}' failed: {found['error']['message']}")
+    return weights_of(cell, place, dataset, "best").to(place.torch_device)
+
+
+def check(cell: Cell, place: Place) -> None:
+    """Raise UserError for a cell that cannot work: data, names of attacks, a file that is not the network it should be."""
+    dataset = cell_dataset(cell, place)
+    for name in cell.evaluation.attacks:
+        if name != "aa":
+            gradient_attack(name, dataset.threat.eps, dataset.threat.step)
+    for name in cell.evaluation.transfer_attacks:
+        gradient_attack(name, dataset.threat.eps, dataset.threat.step)
+    if cell.spec and isinstance(cell.spec.source, LocalFile):
+        weights_of(cell, place, dataset, "best")
+
+
+@dataclass
+class _Run:
+    """One cell on its way."""
+
+    cell: Cell
+    place: Place
+    report: Report
+    phase: str = "prepare"
+    timing: dict[str, float] = field(default_factory=dict)
+    model: dict[str, Any] | None = None
+    teachers: dict[str, Any] = field(default_factory=lambda: {"robust": None, "natural": None})
+    summary: train.Summary | None = None
+    dataset: Dataset | None = None
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        self.phase = phase
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing[phase] = time.perf_counter() - begun
+
+
+def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any]:
+    """Finish one cell and return its record, which is on disk too.
+
+    A failure becomes a record with status "failed" and the traceback beside it, never an exception; only
+    interruption from outside, and a disk on which not even that can be written, get through.
+    """
+    started = now()
+    run = _Run(cell, place, report)
+    path = cell.record_path(place.results)
+    try:
+        outcomes = _finish(run, path.parent)
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        failure = {"phase": run.phase, "type": type(error).__name__, "message": message}
+        files.write_text(path.parent / "traceback.txt", traceback.format_exc())
+        data = _record(run, started, {}, None, failure)
+    else:
+        data = _record(run, started, outcomes, path.parent / record.OUTCOMES, None)
+    record.write(path, data)
+    if data["status"] == "done":
+        (path.parent / "traceback.txt").unlink(missing_ok=True)
+        for partial in path.parent.glob("partial-*.npz"):
+            partial.unlink()
+    return data
+
+
+def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
+    cell, place = run.cell, run.place
+    with run.during("prepare"):
+        dataset = run.dataset = cell_dataset(cell, place)
+    if cell.method is not None:
+        with run.during("train"):
+            run.summary = _train(run, dataset)
+    with run.during("evaluate"):
+        which = cell.evaluation.checkpoint
+        network = weights_of(cell, place, dataset, which)
+        run.model = _network_entry(cell, network, which)
+        outcomes = _evaluate(run, dataset, network, folder)
+        _write_outcomes(folder / record.OUTCOMES, dataset, outcomes)
+    return outcomes
+
+
+def _network_entry(cell: Cell, network: Network, which: str) -> dict[str, Any]:
+    source = cell.spec.source if cell.spec else None
+    return {
+        "name": cell.name,
+        "architecture": cell.architecture,
+        "parameters": count_parameters(network),
+        "weights_sha256": checkpoint.weights_sha256(network),
+        "checkpoint": which if cell.method else str(source.kind if source else "file"),
+    }
+
+
+def _train(run: _Run, dataset: Dataset) -> train.Summary:
+    cell, place = run.cell, run.place
+    folder = cell.folder(place.results)
+    assert cell.method is not None
+    needed: dict[Need, Network] = {}
+    for need, key, teacher in ((Need.TEACHER, "robust", cell.teacher), (Need.NATURAL_TEACHER, "natural", cell.natural)):
+        if teacher is not None:
+            needed[need] = teacher_network(teacher, place, dataset)
+            run.teachers[key] = _network_entry(teacher, needed[need], "best")
+    done = train.finished(folder)
+    if done:
+        return done
+    files.write_json(folder / "cell.json", cell.training)
+    trainer = train.Trainer(
+        method=configured(cell.method, cell.hyper),
+        student=network_for(cell, dataset),
+        teachers=needed,
+        dataset=dataset,
+        ball=Ball(float(dataset.threat.eps), float(dataset.threat.step), cell.train.attack_steps),
+        config=cell.train,
+        seed=cell.seed,
+        folder=folder,
+        device=place.torch_device,
+    )
+    return trainer.run(
+        on_epoch=lambda entry: run.report({"what": "epoch", **entry}),
+        on_batch=lambda epoch, batch, of: run.report({"what": "batch", "epoch": epoch, "batch": batch, "of": of}),
+    )
+
+
+def _evaluate(run: _Run, dataset: Dataset, network: Network, folder: Path) -> dict[str, Outcome]:
+    cell, place = run.cell, run.place
+    settings = cell.evaluation
+    evaluator = Evaluator(
+        network, dataset.test, dataset.threat,
+        seed=settings.seed, batch_size=settings.batch_size, device=place.torch_device,
+    )  # fmt: skip
+    proxies = {proxy.name: teacher_network(proxy, place, dataset) for proxy in cell.proxies}
+
+    def keep(name: str, outcome: Outcome) -> None:
+        meta = {"name": name, "definition": outcome.definition, "seconds": outcome.seconds, "flags": outcome.flags,
+                "weights": run.model and run.model["weights_sha256"]}  # fmt: skip
+        target = folder / f"partial-{files.content_id(name)[:12]}.npz"
+        arrays = {"right": outcome.right.numpy(), "meta": np.array(json.dumps(meta))}
+        files.write_atomic(target, lambda path: _savez(path, arrays))
+        run.report({"what": "attack", "name": name, "value": outcome.metric()["value"]})
+
+    known = _partial(folder, str(run.model and run.model["weights_sha256"]))
+    return evaluate(
+        evaluator,
+        settings.attacks,
+        aa_images=settings.aa_images,
+        proxies=proxies,
+        transfer_attacks=settings.transfer_attacks,
+        known=known,
+        on_attack=keep,
+    )
+
+
+def _savez(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _partial(folder: Path, weights: str) -> dict[str, Outcome]:
+    """The outcomes that an interrupted evaluation of the same weights left behind."""
+    found = {}
+    for path in sorted(folder.glob("partial-*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            if meta["weights"] == weights:
+                right = torch.from_numpy(arrays["right"])
+                found[meta["name"]] = Outcome(right, meta["definition"], meta["seconds"], meta["flags"])
+    return found
+
+
+def _write_outcomes(path: Path, dataset: Dataset, outcomes: dict[str, Outcome]) -> None:
+    """One row a test image; a column an attack, empty for the images that this attack was not run on."""
+    n = len(dataset.test)
+    columns: dict[str, Any] = {"index": np.arange(n), "label": dataset.test.labels.numpy()}
+    for name, outcome in outcomes.items():
+        column = pd.array([None] * n, dtype="boolean")
+        column[: len(outcome.right)] = outcome.right.numpy()
+        columns[name] = column
+    table = pd.DataFrame(columns)
+    files.write_atomic(path, lambda p: table.to_parquet(p, index=False))
+
+
+def _record(
+    run: _Run,
+    started: str,
+    outcomes: dict[str, Outcome],
+    outcomes_file: Path | None,
+    failure: dict[str, str] | None,
+) -> dict[str, Any]:
+    cell, dataset = run.cell, run.dataset
+    label = configured(cell.method, cell.hyper).label if cell.kind == "student" and cell.method else cell.name
+    training = None
+    if run.summary:
+        training = run.summary.__dict__ | {"log": f"../{train.LOG}"}
+    source = METHODS.source_hash(cell.method) if cell.method else None
+    return {
+        "schema_version": record.SCHEMA_VERSION,
+        "kind": cell.kind,
+        "id": cell.id,
+        "train_id": cell.train_id,
+        "eval_id": cell.eval_id,
+        "status": "failed" if failure else "done",
+        "error": failure,
+        "dataset": cell.dataset,
+        "method": cell.method,
+        "label": label,
+        "teacher": cell.teacher_name,
+        "student": cell.architecture,
+        "seed": cell.seed if cell.method else None,
+        "config": {"training": cell.training, "evaluation": cell.judging},
+        "provenance": provenance(run.place.describe(), torch.get_num_threads(), source, started),
+        "data": dataset
+        and {
+            "fingerprint": dataset.fingerprint,
+            "classes": dataset.classes,
+            "image_shape": list(dataset.image_shape),
+            "train_images": len(dataset.train),
+            "val_images": len(dataset.val),
+            "test_images": len(dataset.test),
+        },
+        "model": run.model,
+        "teachers": run.teachers,
+        "training": training,
+        "metrics": {name: outcome.metric() for name, outcome in outcomes.items()},
+        "outcomes": outcomes_file and {"file": outcomes_file.name, "sha256": files.sha256(outcomes_file)},
+        "timing": run.timing,
+    }

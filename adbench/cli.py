@@ -1,0 +1,447 @@
+"""The command line: words to calls. Commands import what they need when they run, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adbench import __version__
+from adbench.errors import UserError
+
+if TYPE_CHECKING:
+    from adbench.config import Experiment
+    from adbench.runner import Plan
+
+DATA_DIR = "~/.cache/adbench"
+
+
+class Group(click.Group):
+    """Commands whose UserErrors are one sentence and exit code 2, in the order in which they are defined."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"adbench: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("adbench: interrupted; the same command goes on from the last completed epoch", err=True)
+            ctx.exit(130)
+
+
+def _names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """Repeated options and comma lists alike, in order, once each."""
+    return tuple(dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip()))
+
+
+def _seeds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """A number of seeds ("3" is 0, 1, 2) or a comma list of them ("0,4")."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in value.split(",") if part.strip())
+    except ValueError as error:
+        raise click.BadParameter(f"'{value}' is neither a number of seeds nor a list like 0,1,2") from error
+    if "," not in value:
+        numbers = tuple(range(numbers[0]))
+    if not numbers or min(numbers) < 0:
+        raise click.BadParameter(f"'{value}': give at least one seed, none below 0")
+    return numbers
+
+
+def _plugins(_: click.Context, __: click.Parameter, paths: Sequence[Path]) -> tuple[str, ...]:
+    from adbench.registry import METHODS
+
+    return tuple(METHODS.add_file(path) for path in paths)
+
+
+plugin_option = click.option(
+    "--plugin", "plugins", type=click.Path(path_type=Path), multiple=True, callback=_plugins, expose_value=False,
+    is_eager=True, metavar="FILE.py", help="Add the method that this Python file defines, under the file's name.",
+)  # fmt: skip
+results_option = click.option(
+    "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
+    help="Folder of the records.",
+)  # fmt: skip
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), default=DATA_DIR, show_default=True,
+    envvar="ADBENCH_DATA", help="Folder of the datasets (downloaded there if they are not): the torchvision "
+    "layout, or cifar10.npz / cifar100.npz. Also read from ADBENCH_DATA.",
+)  # fmt: skip
+device_option = click.option(
+    "--device", default=None, metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."
+)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="adbench")
+def main() -> None:
+    """The benchmark for adversarial distillation.
+
+    \b
+    Ten methods on the embedded dataset, then their report:
+      adbench run --methods all
+      adbench report
+    """
+
+
+@main.command()
+@click.option(
+    "--methods",
+    "--method",
+    multiple=True,
+    callback=_names,
+    metavar="NAMES",
+    help="Methods, comma-separated or repeated; 'all' is the ten of the paper. [default: all]",
+)
+@click.option(
+    "--student",
+    "--students",
+    "students",
+    multiple=True,
+    callback=_names,
+    metavar="NAMES",
+    help="Student architectures. [default: cnn-16]",
+)
+@click.option(
+    "--teacher",
+    "--teachers",
+    "teachers",
+    multiple=True,
+    callback=_names,
+    metavar="NAMES",
+    help="Teachers: a name (adbench teachers), FILE.toml, ARCHITECTURE@CHECKPOINT or robustbench:ID. "
+    "[default: the dataset's own]",
+)
+@click.option(
+    "--dataset",
+    "--datasets",
+    "datasets",
+    multiple=True,
+    callback=_names,
+    metavar="NAMES",
+    help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
+)
+@click.option(
+    "--seeds", callback=_seeds, metavar="N|LIST", help="How many seeds (3 means 0,1,2), or which. [default: 1]"
+)
+@click.option("--preset", metavar="NAME", help="Recipe: adbench list presets. [default: digits for digits, else paper]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings; they win over the preset."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Cells at a time, each in a process with its share of the cores.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan and its cost, then stop.")
+@plugin_option
+@device_option
+@data_dir_option
+@results_option
+def run(
+    methods: tuple[str, ...], students: tuple[str, ...], teachers: tuple[str, ...], datasets: tuple[str, ...],
+    seeds: tuple[int, ...] | None, preset: str | None, config: Path | None, settings: tuple[str, ...],
+    jobs: int, dry_run: bool, device: str | None, data_dir: Path, results: Path,
+) -> None:  # fmt: skip
+    """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
+
+    Finished cells are skipped, interrupted ones continue, a failing one does not stop the others. Exit code 1
+    if a cell failed, 2 for bad input.
+
+    \b
+    Examples:
+      adbench run --methods all --student rn18
+      adbench run --dataset cifar10 --methods trades,rslad --teacher wrn-34-10@teacher.pt --student rn18 --seeds 3
+      adbench run --methods rslad --set train.epochs=5 --set hyper.rslad.alpha=0.5 --dry-run
+    """
+    asked = {"methods": methods, "students": students, "teachers": teachers, "datasets": datasets, "seeds": seeds}
+    experiment = _experiment({k: v for k, v in asked.items() if v}, preset, config, settings)
+    failed = _carry_out(experiment, results, data_dir, device, jobs, dry_run)
+    sys.exit(1 if failed else 0)
+
+
+def _experiment(asked: dict[str, Any], preset: str | None, config: Path | None, settings: Sequence[str]) -> Experiment:
+    """The experiment of the command line: preset, then file, then --set, then the named options."""
+    from adbench import config as configuration
+
+    own = configuration.read_toml(config) if config else {}
+    own = configuration.merged(own, *(configuration.parse_setting(text) for text in settings), asked)
+    first = (own.get("datasets") or ("digits",))[0]
+    name = preset or configuration.DEFAULT_PRESETS.get(first, "paper")
+    return configuration.experiment(configuration.merged(configuration.read_preset(name), own))
+
+
+def _carry_out(
+    experiment: Experiment, results: Path, data_dir: Path, device: str | None, jobs: int, dry_run: bool
+) -> int:
+    """Show the plan, run it, show the summary; returns the number of cells that failed."""
+    from rich.console import Console
+
+    console = Console()
+    with console.status("reading data and teachers"):
+        from adbench import runner
+        from adbench.cell import check
+        from adbench.display import Display, duration, plan_table, summary_table
+        from adbench.estimate import Estimator
+        from adbench.matrix import expand
+
+        place = _place(results, data_dir, device, dry_run)
+        matrix = expand(experiment)
+        for cell in matrix.cells:
+            check(cell, place)
+        plan = runner.plan(matrix, results)
+        estimator = Estimator(place)
+        seconds = {cell.id: estimator.seconds(cell, plan.states[cell.id]) for cell in matrix.cells}
+    console.print(plan_table(plan, seconds))
+    total = sum(seconds.values()) / min(jobs, max(1, len(plan.open)))
+    console.print(
+        f"\n{len(plan.open)} of {len(matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
+        f" with {jobs} at a time\n",
+        highlight=False,
+    )
+    if dry_run:
+        return 0
+    with Display(console, len(plan.open)) as display:
+        runner.run(plan, place, jobs, display)
+    return _summarise(console, plan, results, summary_table)
+
+
+def _summarise(console: Any, plan: Plan, results: Path, table: Callable[[list[dict[str, Any]]], Any]) -> int:
+    from adbench import record
+
+    records = [record.read(cell.record_path(results)).data for cell in plan.matrix.cells]
+    failed = sum(r["status"] == "failed" for r in records)
+    console.print()
+    console.print(table(records))
+    console.print(f"\nrecords in {results}; `adbench report` makes tables and figures of them", highlight=False)
+    if failed:
+        console.print(f"[red]{failed} of {len(records)} cells failed[/]; run the same command to try them again")
+    return failed
+
+
+def _place(results: Path, data_dir: Path, device: str | None, dry_run: bool = False) -> Any:
+    """Where to run, checked: a device that is there, a results folder that can be written."""
+    import torch
+
+    from adbench import files
+    from adbench.cell import Place
+
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{name}' cannot be used here; choose cpu, cuda or cuda:N") from error
+    if not dry_run:
+        probe = results / ".writable"
+        files.write_text(probe, "")
+        probe.unlink()
+    return Place(results, data_dir.expanduser(), name)
+
+
+@main.command()
+@results_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("reports"),
+    show_default=True,
+    help="Folder to write to.",
+)
+def report(results: Path, out: Path) -> None:
+    """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, PNG and PDF.
+
+    \b
+    Example:
+      adbench report --results results --out reports
+    """
+    from adbench import report as reports
+
+    written = reports.write(results, out)
+    click.echo(f"{len(written)} files in {out}; open {out / 'index.html'}")
+
+
+@main.command("list")
+@click.argument(
+    "what", required=False, type=click.Choice(["methods", "teachers", "students", "datasets", "attacks", "presets"])
+)
+@plugin_option
+def list_(what: str | None) -> None:
+    """Print what there is: methods, teachers, students, datasets, attacks, presets.
+
+    \b
+    Examples:
+      adbench list
+      adbench list methods --plugin mine.py
+    """
+    from adbench.listing import sections
+
+    for title, rows in sections().items():
+        if what in (None, title):
+            click.secho(title, bold=True)
+            width = max(len(name) for name, _ in rows)
+            for name, summary in rows:
+                click.echo(f"  {name:{width}}  {summary}")
+            click.echo()
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--verify", is_flag=True, help="Measure the teacher's clean and PGD-20 accuracy against its claim.")
+@click.option("--dataset", metavar="NAME", help="Dataset to verify on. [default: the teacher's own]")
+@click.option("--images", type=click.IntRange(min=1), help="Verify on the first N test images. [default: all]")
+@device_option
+@data_dir_option
+@results_option
+def teachers(
+    name: str | None, verify: bool, dataset: str | None, images: int | None, device: str | None,
+    data_dir: Path, results: Path,
+) -> None:  # fmt: skip
+    """List the teachers, show one, or verify one against what it claims.
+
+    A teacher that adbench trains itself is trained first if it is not there yet.
+
+    \b
+    Examples:
+      adbench teachers
+      adbench teachers digits-robust --verify
+      adbench teachers mine.toml --verify --dataset cifar10 --images 1000
+    """
+    from adbench import listing
+
+    if name is None:
+        for row in listing.teacher_rows():
+            click.echo("  ".join(row))
+        return
+    click.echo(listing.describe_teacher(name))
+    if verify:
+        import adbench.verify as verification
+
+        place = _place(results, data_dir, device)
+        lines, agrees = verification.verify_teacher(name, dataset, images, place)
+        for line in lines:
+            click.echo(line)
+        sys.exit(0 if agrees else 1)
+
+
+@main.command("eval")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--arch", required=True, metavar="NAME", help="Architecture of the checkpoint.")
+@click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="Dataset, by name or path.")
+@click.option("--attacks", multiple=True, callback=_names, metavar="NAMES", help="[default: fgsm,pgd20,cw,aa]")
+@click.option("--images", type=click.IntRange(min=1), metavar="N", help="First N test images. [default: all]")
+@click.option("--aa-images", type=click.IntRange(min=1), metavar="N", help="Of these, images for AutoAttack.")
+@click.option("--eps", metavar="FRACTION", help="Radius, as in 8/255. [default: the dataset's]")
+@click.option("--step", metavar="FRACTION", help="Step of PGD and C&W. [default: the dataset's, scaled with eps]")
+@device_option
+@data_dir_option
+@results_option
+def eval_(
+    checkpoint: Path, arch: str, dataset: str, attacks: tuple[str, ...], images: int | None, aa_images: int | None,
+    eps: str | None, step: str | None, device: str | None, data_dir: Path, results: Path,
+) -> None:  # fmt: skip
+    """Evaluate any checkpoint of a supported architecture and record it.
+
+    \b
+    Example:
+      adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from adbench import config, record, runner, teacher
+    from adbench.cell import check
+    from adbench.display import Display, percent
+    from adbench.matrix import Matrix, teacher_cell
+
+    judging = {"images": images, "aa_images": aa_images, **({"attacks": attacks} if attacks else {})}
+    experiment = config.experiment({"threat": {"eps": eps, "step": step}, "eval": judging})
+    place = _place(results, data_dir, device)
+    cell = replace(teacher_cell(experiment, dataset, teacher.find(f"{arch}@{checkpoint}")), kind="checkpoint")
+    check(cell, place)
+    with Display(Console(), 1) as display:
+        runner.run(runner.plan(Matrix((cell,), ()), results), place, 1, display)
+    path = cell.record_path(results)
+    found = record.read(path)
+    for name, metric in found["metrics"].items():
+        low, high = metric["ci_test"]
+        click.echo(
+            f"{name:8} {100 * metric['value']:6.2f}%   n = {metric['n']}   "
+            f"95% interval over test images {percent(low)}-{percent(high)}%"
+        )
+    click.echo(f"record in {path}")
+    sys.exit(0 if found.done else 1)
+
+
+@main.command("results")
+@results_option
+@click.option("--dataset", metavar="NAME", help="Only this dataset.")
+@click.option("--method", metavar="NAME", help="Only this method.")
+@click.option("--teacher", metavar="NAME", help="Only students of this teacher.")
+@click.option("--student", metavar="NAME", help="Only this architecture.")
+@click.option("--kind", type=click.Choice(["student", "teacher", "checkpoint"]), help="Only this kind of network.")
+@click.option("--status", type=click.Choice(["done", "failed"]), help="Only finished or only failed ones.")
+@click.option(
+    "--format",
+    "form",
+    default="table",
+    show_default=True,
+    type=click.Choice(["table", "csv", "json", "parquet", "latex", "markdown"]),
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write there instead of printing.")
+def results_(
+    results: Path, dataset: str | None, method: str | None, teacher: str | None, student: str | None,
+    kind: str | None, status: str | None, form: str, out: Path | None,
+) -> None:  # fmt: skip
+    """Filter and print the records, or export them.
+
+    \b
+    Examples:
+      adbench results --method rslad
+      adbench results --kind student --format csv --out students.csv
+    """
+    from adbench import export
+
+    wanted = {"dataset": dataset, "method": method, "teacher": teacher, "student": student,
+              "kind": kind, "status": status}  # fmt: skip
+    export.export(results, {k: v for k, v in wanted.items() if v}, form, out)
+
+
+@main.command("new-method")
+@click.argument("name")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default=True,
+    help="Folder to write the file to.",
+)
+def new_method(name: str, out: Path) -> None:
+    """Write a working plugin file to start a method of your own from.
+
+    \b
+    Example:
+      adbench new-method mine
+      adbench run --methods mine,rslad --plugin mine.py
+    """
+    from adbench.scaffold import write_method
+
+    path = write_method(name, out)
+    click.echo(f"wrote {path}; try: adbench run --methods {name} --plugin {path}")

@@ -1,0 +1,202 @@
+"""An experiment as validated data: what is run, on what, for how long, and how it is judged.
+
+Configuration is read from TOML (a preset, then a user's file, then `--set key=value`), in that order of
+precedence, and refuses what it does not know. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from adbench.data.threat import parse_fraction
+from adbench.errors import UserError, unknown
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values cannot be changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Train(Section):
+    """How a network is trained. The defaults are the SmaraAD paper's recipe (Sec. 4.2), common to all methods."""
+
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(256, ge=2)
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    milestones: tuple[float, ...] = Field(
+        (0.575, 0.8, 0.925), description="shares of the epochs after which lr drops: 115, 160, 185 of 200"
+    )
+    lr_factor: float = Field(0.1, gt=0, le=1)
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; none by default")
+    attack_steps: int = Field(10, ge=1, description="steps of the inner maximisation")
+    val_every: int = Field(1, ge=1, description="epochs between evaluations on the held-out split")
+    val_steps: int = Field(10, ge=1, description="PGD steps of that evaluation")
+
+    def drops(self) -> list[int]:
+        """The epochs (counted from 0) before which the learning rate drops."""
+        return sorted(round(share * self.epochs) for share in self.milestones)
+
+
+class Data(Section):
+    """How much of the dataset is used; none means all of it (and the dataset's own held-out split)."""
+
+    train_images: int | None = Field(None, ge=1)
+    val_images: int | None = Field(None, ge=1)
+
+
+def _fraction_text(value: Any) -> Any:
+    if value is not None:
+        parse_fraction(value)
+    return None if value is None else str(value)
+
+
+FractionText = Annotated[str | None, BeforeValidator(_fraction_text)]
+
+
+class ThreatModel(Section):
+    """The L-infinity ball, as fractions of the image range ("8/255"); none means the dataset's own."""
+
+    eps: FractionText = None
+    step: FractionText = None
+
+
+class Evaluation(Section):
+    """How a finished network is judged, on test images that training never saw."""
+
+    attacks: tuple[str, ...] = ("fgsm", "pgd20", "cw", "aa")
+    images: int | None = Field(None, ge=1, description="test images, the first n; none means all")
+    aa_images: int | None = Field(None, ge=1, description="of these, images for AutoAttack; none means all")
+    proxies: tuple[str, ...] = Field((), description="teachers whose adversarial examples are transferred")
+    transfer_attacks: tuple[str, ...] = ("pgd20", "cw")
+    checkpoint: Literal["best", "last"] = Field("best", description="best on the held-out split, or last")
+    batch_size: int = Field(250, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class Experiment(Section):
+    """Everything that decides which cells there are and what each of them is."""
+
+    datasets: tuple[str, ...] = ("digits",)
+    teachers: tuple[str, ...] = Field((), description="none means the dataset's own")
+    students: tuple[str, ...] = ("cnn-16",)
+    methods: tuple[str, ...] = ("all",)
+    seeds: tuple[int, ...] = (0,)
+    train: Train = Train()
+    data: Data = Data()
+    threat: ThreatModel = ThreatModel()
+    evaluation: Evaluation = Field(Evaluation(), alias="eval")
+    hyper: dict[str, dict[str, Any]] = Field({}, description="hyperparameters by method")
+
+    model_config = ConfigDict(validate_by_name=True)
+
+
+# The teacher and the preset that a dataset has when none is asked for.
+DEFAULT_TEACHERS = {
+    "digits": "digits-robust",
+    "cifar10": "cifar10-wrn-34-10",
+    "cifar100": "cifar100-wrn-34-10",
+}
+DEFAULT_PRESETS = {"digits": "digits"}
+
+
+def presets() -> dict[str, str]:
+    """The presets' names and what each is for (the comment that its file begins with)."""
+    found = {}
+    for file in files("adbench.presets").iterdir():
+        if file.name.endswith(".toml"):
+            first = file.read_text(encoding="utf-8").partition("\n")[0]
+            found[file.name.removesuffix(".toml")] = first.lstrip("# ")
+    return dict(sorted(found.items()))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset. Raises UserError for an unknown name."""
+    if name not in presets():
+        raise unknown("preset", name, presets())
+    return tomllib.loads((files("adbench.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A user's TOML file. Raises UserError when it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"configuration '{path}' does not exist") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"configuration '{path}' is not valid TOML: {error}") from error
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`train.epochs=10` as nested settings. The value is TOML where it is valid TOML, else a string."""
+    key, equals, value = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise UserError(f"--set {text}: write key=value, as in --set train.epochs=10")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in reversed(parts):
+        parsed = {part: parsed}
+    result: dict[str, Any] = parsed
+    return result
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with later layers winning, table by table."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def experiment(settings: Mapping[str, Any]) -> Experiment:
+    """The validated experiment. Raises UserError that lists every problem at once."""
+    return validated(Experiment, settings, "configuration")
+
+
+def validated(model: type[M], settings: Mapping[str, Any], where: str) -> M:
+    """`model` filled from `settings`. Raises UserError that names `where` and every problem at once."""
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_problems(error, model))) from error
+
+
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _keys(model, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+            yield f"unknown key '{key}'; {hint}"
+        else:
+            cause = problem.get("ctx", {}).get("error")
+            said = str(cause) if isinstance(cause, UserError) else problem["msg"]
+            yield f"{key} = {problem['input']!r}: {said[0].lower()}{said[1:]}"
+
+
+def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(str(part)) or next(
+            (f for f in model.model_fields.values() if f.alias == part), None
+        )
+        if field is None or not isinstance(field.annotation, type):
+            return []
+        model = field.annotation
+    return sorted(field.alias or name for name, field in model.model_fields.items())

@@ -1,0 +1,163 @@
+"""Datasets as uint8 tensors in memory, with the threat model that the field uses on them.
+
+Importing this package does not import torch, which planning a matrix must not wait for: it needs names,
+threat models and the identity of a user's data alone.  `load` imports it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adbench.data.arrays import Arrays, checked, fingerprint, stratified_order
+from adbench.data.identity import fingerprint_of_path, is_path
+from adbench.data.own import read_own
+from adbench.data.threat import Threat, as_text, parse_fraction
+from adbench.errors import UserError, unknown
+from adbench.registry import DATASETS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = [
+    "Arrays",
+    "Dataset",
+    "Split",
+    "Threat",
+    "as_text",
+    "fingerprint_of_path",
+    "is_path",
+    "load",
+    "parse_fraction",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images, uint8 (N, C, H, W), and their labels, int64 (N,), on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, n: int) -> Split:
+        """The first n images (all, if there are fewer); a view."""
+        return Split(self.images[:n], self.labels[:n])
+
+    def to(self, device: torch.device | str) -> Split:
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset ready for training: three disjoint splits on the CPU, and what comes with the data.
+
+    name: as the user gave it.  threat: the field's threat model for this data.  pad, flip: training's
+    augmentation (see `batches.augment`).  fingerprint: SHA-256 over all images and labels, before any is held
+    out or left away.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+    class_names: tuple[str, ...]
+    threat: Threat
+    pad: int
+    flip: bool
+    fingerprint: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+def load(
+    name: str,
+    data_dir: Path,
+    *,
+    train_images: int | None = None,
+    val_images: int | None = None,
+    test_images: int | None = None,
+) -> Dataset:
+    """Load a registered dataset, or the user's own from the path of a `.npz` or an image folder.
+
+    val_images: held out of the training set by a fixed stratified shuffle, the same for every seed and every
+    `train_images`; None for the dataset's default.
+    train_images: the first so many of what remains, in that order, so that a subset keeps the classes'
+    proportions; None for all.
+    test_images: the first so many in the file's order, as the field does; None for all.
+    Raises UserError for an unknown name, data that cannot be used, or more images asked for than there are.
+    Warns of a class that only the test set shows.
+    """
+    arrays = _read(name, data_dir)
+    parts = checked(name, arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
+    classes = 1 + int(max(parts.y_train.max(), parts.y_test.max()))
+    if classes != len(arrays.class_names):
+        raise UserError(
+            f"{name}: labels are 0..{classes - 1} but {len(arrays.class_names)} classes have names; "
+            f"each class needs images and a name"
+        )
+    untrained = np.setdiff1d(parts.y_test, parts.y_train)
+    if len(untrained):
+        named = ", ".join(arrays.class_names[label] for label in untrained)
+        warnings.warn(
+            f"{name}: no training image shows class {named}: no student can learn it, but it is tested",
+            stacklevel=2,
+        )
+
+    # One order serves both ends: the first images are held out, the next are trained on.
+    order = stratified_order(parts.y_train, key=2020)
+    available = len(order) - 1
+    held_out = _count(name, "held-out", val_images, default=arrays.val_images, available=available)
+    rest = order[held_out:]
+    kept = _count(name, "training", train_images, default=len(rest), available=len(rest))
+    tested = _count(name, "test", test_images, default=len(parts.x_test), available=len(parts.x_test))
+    return Dataset(
+        name=name,
+        train=_split(parts.x_train[rest[:kept]], parts.y_train[rest[:kept]]),
+        val=_split(parts.x_train[order[:held_out]], parts.y_train[order[:held_out]]),
+        test=_split(parts.x_test[:tested], parts.y_test[:tested]),
+        classes=classes,
+        class_names=arrays.class_names,
+        threat=arrays.threat,
+        pad=arrays.pad,
+        flip=arrays.flip,
+        fingerprint=fingerprint(parts),
+    )
+
+
+def _read(name: str, data_dir: Path) -> Arrays:
+    if is_path(name):
+        return read_own(Path(name))
+    if name not in DATASETS:
+        hint = "adbench list datasets; a path has a '/' or ends in .npz"
+        raise unknown("dataset", name, DATASETS.names(), where=hint)
+    arrays: Arrays = DATASETS.load(name)(data_dir)
+    return arrays
+
+
+def _count(name: str, which: str, asked: int | None, *, default: int, available: int) -> int:
+    count = default if asked is None else asked
+    if not 1 <= count <= available:
+        raise UserError(f"{name}: {count} {which} images asked for; ask for 1 to {available}")
+    return count
+
+
+def _split(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Split:
+    """(N, H, W, C) arrays as a split that shares no memory with them."""
+    import torch
+
+    planes = np.array(images.transpose(0, 3, 1, 2), order="C")
+    return Split(torch.from_numpy(planes), torch.from_numpy(labels.copy()))

@@ -1,0 +1,48 @@
+"""From a split's uint8 images to training batches: order, augmentation, floats."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 images (B, C, H, W) as contiguous floats in [0, 1], same shape and device."""
+    return images.to(dtype, memory_format=torch.contiguous_format).div_(255)
+
+
+def augment(images: Tensor, generator: torch.Generator, pad: int, flip: bool) -> Tensor:
+    """A random crop of each zero-padded image, mirrored left to right half of the time if `flip`.
+
+    images: uint8 (B, C, H, W) on any device.  pad: pixels added on every side, so offsets are 0..2 pad.
+    generator: on the CPU, whatever the images' device: the same seed then crops alike everywhere.
+    Returns a tensor of the same shape, type and device.
+    """
+    count, channels, height, width = images.shape
+    offsets = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
+    mirrored = torch.randint(2 if flip else 1, (1, count, 1), generator=generator)
+    top, left, mirror = torch.cat([offsets, mirrored]).to(images.device)  # (B, 1) each
+
+    rows = top + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    columns = left + torch.where(mirror.bool(), width - 1 - columns, columns)
+    padded_width = width + 2 * pad
+    # Where each pixel comes from, counted through one padded plane: (B, H W).
+    pixels = (rows[:, :, None] * padded_width + columns[:, None, :]).flatten(1)
+    padded = F.pad(images, (pad, pad, pad, pad)).flatten(2)
+    return padded.gather(2, pixels[:, None].expand(-1, channels, -1)).view(images.shape)
+
+
+def epoch_order(n: int, generator: torch.Generator) -> Tensor:
+    """A random permutation of 0..n-1, int64 (n,), on the CPU like its generator."""
+    return torch.randperm(n, generator=generator)
+
+
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """Cut an epoch's order (n,) into training batches of `size` (>= 2) indices; the last may be shorter.
+
+    A last batch of one single image is dropped: batch norm cannot train on it.  Not for evaluation, which
+    must see every image.
+    """
+    return [order[start : start + size] for start in range(0, len(order) - 1, size)]

@@ -1,0 +1,102 @@
+"""The built-in datasets, each a function of the folder that holds the user's data."""
+
+from __future__ import annotations
+
+import tarfile
+from fractions import Fraction
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adbench.data.arrays import Arrays, Parts, checked, stratified_order
+from adbench.data.own import read_npz
+from adbench.data.threat import Threat
+from adbench.errors import UserError
+
+CIFAR_THREAT = Threat(eps=Fraction(8, 255), step=Fraction(2, 255))
+
+# fmt: off
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl",
+    "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair",
+    "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin",
+    "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp",
+    "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain",
+    "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck",
+    "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+    "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider",
+    "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger",
+    "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman",
+    "worm",
+)
+# fmt: on
+
+
+def digits(_data_dir: Path) -> Arrays:
+    """Handwritten digits, 8x8 grey, 1,437 training and 360 test images; comes with scikit-learn.
+
+    scikit-learn's `load_digits` (the test part of the UCI optical digits), its 17 grey values spread over
+    0..255.  It has no official split: a fixed stratified one is made here.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * 255 / 16).astype(np.uint8)
+    order = stratified_order(bunch.target, key=1797)
+    test, train = order[:360], order[360:]
+    return Arrays(
+        images[train],
+        bunch.target[train],
+        images[test],
+        bunch.target[test],
+        class_names=tuple("0123456789"),
+        threat=Threat(eps=Fraction(28, 255), step=Fraction(7, 255)),
+        pad=1,
+        flip=False,
+        val_images=144,
+    )
+
+
+def cifar10(data_dir: Path) -> Arrays:
+    """CIFAR-10 (Krizhevsky 2009): 32x32 RGB, 50,000 training and 10,000 test images, 10 classes.
+
+    Read from cifar10.npz in `data_dir`, else from torchvision's layout there, downloaded if need be.
+    """
+    from torchvision.datasets import CIFAR10
+
+    return _cifar(data_dir, "cifar10", CIFAR10, CIFAR10_CLASSES)
+
+
+def cifar100(data_dir: Path) -> Arrays:
+    """CIFAR-100 (Krizhevsky 2009): 32x32 RGB, 50,000 training and 10,000 test images, 100 fine classes.
+
+    Read from cifar100.npz in `data_dir`, else from torchvision's layout there, downloaded if need be.
+    """
+    from torchvision.datasets import CIFAR100
+
+    return _cifar(data_dir, "cifar100", CIFAR100, CIFAR100_CLASSES)
+
+
+def _cifar(data_dir: Path, name: str, torchvision_class: Any, class_names: tuple[str, ...]) -> Arrays:
+    npz = data_dir / f"{name}.npz"
+    parts = read_npz(npz) if npz.is_file() else _from_torchvision(data_dir, name, torchvision_class)
+    # Rice et al. 2020 hold out 1,000 training images to choose the checkpoint; so does adbench.
+    return Arrays(*parts, class_names, CIFAR_THREAT, pad=4, flip=True, val_images=1000)
+
+
+def _from_torchvision(data_dir: Path, name: str, torchvision_class: Any) -> Parts:
+    """The official pickles; torchvision checks the MD5 of each file before it is unpickled."""
+    try:
+        train = torchvision_class(data_dir, train=True, download=True)
+        test = torchvision_class(data_dir, train=False)
+    except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
+        raise UserError(
+            f"{name}: no whole copy in '{data_dir}', and the download failed ({error}); put there {name}.npz "
+            f"or {torchvision_class.filename}, from {torchvision_class.url} (MD5 {torchvision_class.tgz_md5})"
+        ) from error
+    return checked(name, train.data, np.array(train.targets), test.data, np.array(test.targets))

@@ -1,0 +1,137 @@
+"""What a person sees while cells run: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from adbench.matrix import Cell
+from adbench.runner import Plan
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal; a dash for none."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{s // 86400} d {s % 86400 // 3600} h"
+
+
+class Display:
+    """Hears what happens to cells and shows it; use as a context manager around a run."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self.total = total
+        self.done = 0
+        self._began: dict[str, float] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, cell: Cell, event: dict[str, Any]) -> None:
+        getattr(self, f"_on_{event['what']}")(cell, event)
+
+    def _on_start(self, cell: Cell, _: dict[str, Any]) -> None:
+        self._began[cell.id] = time.monotonic()
+        self._tasks[cell.id] = self._progress.add_task(str(cell), total=cell.train.epochs, figures="preparing")
+
+    def _on_batch(self, cell: Cell, event: dict[str, Any]) -> None:
+        self._progress.update(self._tasks[cell.id], completed=event["epoch"] + event["batch"] / event["of"])
+
+    def _on_epoch(self, cell: Cell, event: dict[str, Any]) -> None:
+        left = event["seconds"] * (cell.train.epochs - event["epoch"])
+        figures = f"loss {event['loss']:.3f}"
+        if event["val_robust"] is not None:
+            figures += f"  natural {percent(event['val_clean'])}  robust {percent(event['val_robust'])}"
+        figures += f"  {event['images_per_second']:.0f} images/s  {duration(left)} left"
+        self._progress.update(self._tasks[cell.id], completed=event["epoch"], figures=figures)
+
+    def _on_attack(self, cell: Cell, event: dict[str, Any]) -> None:
+        self._progress.update(
+            self._tasks[cell.id],
+            completed=cell.train.epochs,
+            figures=f"{event['name']} {percent(event['value'])}",
+        )
+
+    def _on_end(self, cell: Cell, event: dict[str, Any]) -> None:
+        self.done += 1
+        self._progress.remove_task(self._tasks[cell.id])
+        took = duration(time.monotonic() - self._began[cell.id])
+        found = event["record"]
+        if found["status"] == "failed":
+            said = f"[red]failed[/] in {found['error']['phase']}: {_escaped(found['error']['message'])}"
+        else:
+            said = "  ".join(
+                f"{name} {percent(metric['value'])}"
+                for name, metric in found["metrics"].items()
+                if not name.startswith("transfer:")
+            )
+        self.console.print(f"[{self.done}/{self.total}] {_escaped(str(cell))}: {said}  ({took})", highlight=False)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def plan_table(plan: Plan, seconds: dict[str, float]) -> Table:
+    """The plan as a table: every cell, where it stands, and what is expected of it."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("dataset", "method", "student", "teacher", "seed", "state"):
+        table.add_column(heading)
+    table.add_column("expected", justify="right")
+    for cell in plan.matrix.cells:
+        state = plan.states[cell.id]
+        role = f"(teacher) {cell.name}" if cell.kind == "teacher" else cell.name
+        expected = "" if state == "done" else duration(seconds[cell.id])
+        table.add_row(
+            _escaped(cell.dataset), role, cell.architecture, cell.teacher_name or "–", str(cell.seed), state, expected
+        )
+    return table
+
+
+def summary_table(records: list[dict[str, Any]]) -> Table:
+    """What a run ended with: a row a cell, a column an attack, in percent."""
+    names = list(dict.fromkeys(n for r in records for n in r["metrics"] if not n.startswith("transfer:")))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("dataset", "network", "student", "teacher", "seed"):
+        table.add_column(heading)
+    for name in names:
+        table.add_column(name, justify="right")
+    for r in records:
+        who = (_escaped(r["dataset"]), _escaped(r["label"]), r["student"], r["teacher"] or "–", str(r["seed"]))
+        if r["status"] == "failed":
+            figures = ["[red]failed[/]"] + [""] * (len(names) - 1)
+        else:
+            figures = [percent(r["metrics"][n]["value"]) if n in r["metrics"] else "–" for n in names]
+        table.add_row(*who, *figures)
+    return table

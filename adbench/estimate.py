@@ -1,0 +1,105 @@
+"""What a matrix will cost: passes counted from the methods, their time measured in a short probe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from adbench.cell import Place, cell_dataset, network_for
+from adbench.losses import cross_entropy
+from adbench.matrix import Cell, configured
+from adbench.method import Passes
+
+# Standard AutoAttack on an image that survives: 100 + 9 x 100 APGD steps, 9 x 100 FAB steps of about one and a half
+# passes each, 5,000 queries of Square. An image that falls costs a small part of it.
+AA_PASSES, AA_QUERIES, AA_SURVIVING = 100 + 900 + 1350, 5000, 0.5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds an image of one forward and backward pass, and of one forward pass."""
+
+    both: float
+    forward: float
+
+
+class Estimator:
+    """Estimates for the cells of one run; each pair of architecture and data is probed once."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._speeds: dict[tuple[str, str], Speed] = {}
+
+    def of(self, cell: Cell) -> Speed:
+        """Speed of a cell's network on random images, at its batch size but at most 64."""
+        key = (cell.architecture, cell.dataset)
+        if key not in self._speeds:
+            self._speeds[key] = self._probe(cell)
+        return self._speeds[key]
+
+    def _probe(self, cell: Cell) -> Speed:
+        dataset, device = cell_dataset(cell, self.place), self.place.torch_device
+        network = network_for(cell, dataset).to(device).eval()
+        x = torch.rand((min(64, cell.train.batch_size), *dataset.image_shape), device=device)
+        y = torch.zeros(len(x), dtype=torch.long, device=device)
+
+        def forward() -> None:
+            with torch.no_grad():
+                network(x)
+
+        def both() -> None:
+            x.requires_grad_(True)
+            torch.autograd.grad(cross_entropy(network(x), y).sum(), x)
+            x.requires_grad_(False)
+
+        return Speed(self._time(both) / len(x), self._time(forward) / len(x))
+
+    def _time(self, work: Callable[[], None]) -> float:
+        """The faster of two runs, after one that warms up: seconds."""
+        work()
+        best = float("inf")
+        for _ in range(2):
+            begun = time.perf_counter()
+            work()
+            if self.place.torch_device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - begun)
+        return best
+
+    def seconds(self, cell: Cell, state: str) -> float:
+        """Expected wall seconds of what is left of a cell on one job."""
+        if state == "done":
+            return 0.0
+        evaluation = self._evaluation(cell)
+        return evaluation if state == "evaluate" else self._training(cell) + evaluation
+
+    def _training(self, cell: Cell) -> float:
+        assert cell.method is not None
+        dataset = cell_dataset(cell, self.place)
+        passes: Passes = configured(cell.method, cell.hyper).passes(cell.train.attack_steps)
+        student = self.of(cell)
+        image = passes.student * student.both + passes.student_forward * student.forward
+        if cell.teacher:
+            teacher = self.of(cell.teacher)
+            image += passes.teacher * teacher.both + passes.teacher_forward * teacher.forward
+        if cell.natural:
+            image += passes.natural_forward * self.of(cell.natural).forward
+        validation = (cell.train.val_steps * student.both + 2 * student.forward) * len(dataset.val)
+        return cell.train.epochs * (image * len(dataset.train) + validation / cell.train.val_every)
+
+    def _evaluation(self, cell: Cell) -> float:
+        dataset = cell_dataset(cell, self.place)
+        n, speed = len(dataset.test), self.of(cell)
+        total = 0.0
+        for name in cell.evaluation.attacks:
+            if name == "aa":
+                images = min(n, cell.evaluation.aa_images or n) * AA_SURVIVING
+                total += images * (AA_PASSES * speed.both + AA_QUERIES * speed.forward)
+            else:
+                total += n * {"fgsm": 1}.get(name, 20) * speed.both
+        for proxy in cell.proxies:
+            total += len(cell.evaluation.transfer_attacks) * n * 20 * self.of(proxy).both
+        return total

@@ -1,0 +1,133 @@
+"""The mathematics of adversarial distillation: pure functions of tensors, one value per example.
+
+Shapes: B examples, C classes, feature maps (B, K, H, W). Every loss returns (B,) and is differentiable in its
+tensor arguments; the mean over the batch is the caller's. "KL(S, T)" is the field's KL(teacher || student).
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Classes(StrEnum):
+    """How a KL divergence is reduced over classes; published codes differ by these factors."""
+
+    SUM = "sum"  # the KL divergence itself; averaged over the batch this is PyTorch's `batchmean`
+    MEAN = "mean"  # divided by C, as `nn.KLDivLoss()` and `torch.mean` give
+    MEAN_X10 = "mean_x10"  # ten times MEAN: keeps 100 classes at the scale of 10 (RSLAD, MTARD on CIFAR-100)
+
+
+def cross_entropy(logits: Tensor, y: Tensor, true_mass: float = 1.0) -> Tensor:
+    """Cross-entropy of logits (B, C) with labels y (B,): (B,).
+
+    `true_mass` below 1 smooths the label: that much on y, the rest spread evenly over the other classes.
+    """
+    if true_mass == 1.0:
+        return F.cross_entropy(logits, y, reduction="none")
+    log_p = F.log_softmax(logits, dim=1)
+    own = log_p.gather(1, y[:, None]).squeeze(1)
+    others = (log_p.sum(dim=1) - own) / (logits.shape[1] - 1)
+    return -(true_mass * own + (1 - true_mass) * others)
+
+
+def kl(student: Tensor, teacher: Tensor, classes: Classes = Classes.SUM, tau: float = 1.0) -> Tensor:
+    """KL(softmax(teacher / tau) || softmax(student / tau)) of logits (B, C): (B,).
+
+    Gradient flows into both arguments; detach what must not learn. There is no factor tau^2.
+    """
+    log_s = F.log_softmax(student / tau, dim=1)
+    log_t = F.log_softmax(teacher / tau, dim=1)
+    total = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
+    if classes is Classes.SUM:
+        return total
+    return total * ((10 if classes is Classes.MEAN_X10 else 1) / student.shape[1])
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """C&W's margin max_{j != y} z_j - z_y (Carlini & Wagner, S&P 2017) of logits (B, C): (B,).
+
+    Positive exactly where the prediction is wrong.
+    """
+    others = logits.scatter(1, y[:, None], -math.inf)
+    return others.amax(dim=1) - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def true_class_probability(logits: Tensor, y: Tensor) -> Tensor:
+    """softmax(logits)[y], (B,), in [0, 1]."""
+    return F.softmax(logits, dim=1).gather(1, y[:, None]).squeeze(1)
+
+
+def entropy_weight(logits: Tensor) -> Tensor:
+    """1 - H(p) / log C clamped to [0, 1], p = softmax(logits) (SmaraAD, Sec. 3.4): (B,). 1 is certain."""
+    log_p = F.log_softmax(logits, dim=1)
+    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    return (1 - entropy / math.log(logits.shape[1])).clamp(0, 1)
+
+
+def soft_rank(u: Tensor, gamma: float) -> Tensor:
+    """Differentiable descending ranks of each row (SmaraAD, Eq. 4).
+
+    u: (B, n), any real values. Returns (B, n): about 0.5 for the largest entry, n - 0.5 for the smallest;
+    ties share their mean rank. Exact as gamma -> infinity. Computed in float32 or better.
+    """
+    u = u if u.dtype == torch.float64 else u.float()
+    # r_i = sum_j sigmoid(gamma (u_j - u_i)); torch.sigmoid stays finite in value and gradient at gamma 1000.
+    return torch.sigmoid(gamma * (u[:, None, :] - u[:, :, None])).sum(dim=2)
+
+
+def hard_rank(u: Tensor) -> Tensor:
+    """The limit of `soft_rank` as gamma -> infinity: exact descending ranks, (B, n) to (B, n); no gradient."""
+    ahead = u[:, None, :] - u[:, :, None]
+    return ((ahead > 0) + 0.5 * (ahead == 0)).sum(dim=2)
+
+
+def spearman(ranks_u: Tensor, ranks_v: Tensor) -> Tensor:
+    """Spearman's correlation of two rankings (SmaraAD, Eq. 2-3).
+
+    ranks_u, ranks_v: (B, n), n >= 2, from `soft_rank` or `hard_rank`. Returns (B,): 1 for equal rankings, -1 for
+    opposite ones (soft ranks of close entries give values between).
+    """
+    n = ranks_u.shape[1]
+    return 1 - 6 * (ranks_u - ranks_v).square().sum(dim=1) / (n * (n * n - 1))
+
+
+def cam(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
+    """Class activation maps (SmaraAD, Eq. 6): the features weighted by the classifier's row of one class each.
+
+    features: (B, K, H, W), what is average-pooled; weight: (C, K); classes: (B,). Returns (B, H, W), whose
+    spatial mean is the class's logit less its bias.
+    """
+    return torch.einsum("bkhw,bk->bhw", features, weight[classes])
+
+
+class CamNorm(StrEnum):
+    """What is done to an attribution map before two of them are compared."""
+
+    MINMAX = "minmax"  # to [0, 1], gradient through minimum and maximum
+    L2 = "l2"  # to unit Euclidean norm
+    NONE = "none"  # Eq. 7 read literally; diverges under the paper's learning rate
+
+
+def normalise_map(maps: Tensor, size: tuple[int, int], norm: CamNorm, relu: bool = False) -> Tensor:
+    """G of SmaraAD's Eq. 7: attribution maps (B, H, W) resized bilinearly to `size` and normalised, per map."""
+    if tuple(maps.shape[1:]) != size:
+        maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    if relu:
+        maps = maps.relu()
+    if norm is CamNorm.MINMAX:
+        low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+        return (maps - low) / (high - low + 1e-7)
+    if norm is CamNorm.L2:
+        # The tiny term keeps the gradient of an all-zero map finite.
+        return maps / (maps.square().sum(dim=(1, 2), keepdim=True) + 1e-14).sqrt()
+    return maps
+
+
+def alignment(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Attribution region alignment (SmaraAD, Eq. 7): mean squared difference of two maps (B, H, W): (B,)."""
+    return (student_map - teacher_map).square().mean(dim=(1, 2))

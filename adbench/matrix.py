@@ -1,0 +1,262 @@
+"""From an experiment to its cells, and what makes a cell the cell it is.
+
+A cell is one network: a student (dataset x teacher x architecture x method x seed) or a teacher. Its identity is
+the content of its configuration, in two parts: what decides its weights (`train_id`) and how it is judged
+(`eval_id`). Changing either makes new folders and overwrites nothing; changing the second trains nothing again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adbench import teacher as teachers
+from adbench.config import (
+    DEFAULT_TEACHERS,
+    Data,
+    Evaluation,
+    Experiment,
+    ThreatModel,
+    Train,
+    validated,
+)
+from adbench.data.identity import fingerprint_of_path
+from adbench.errors import UserError, unknown
+from adbench.files import content_id
+from adbench.models.names import canonical
+from adbench.registry import DATASETS, METHODS
+from adbench.teacher import TeacherSpec, Trained
+
+if TYPE_CHECKING:
+    from adbench.method import Method
+
+# The ten methods of the paper's tables, in their order: what `--methods all` means.
+PAPER_METHODS = (
+    "pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network to be had, and how it is to be judged. `method` is None for weights from elsewhere."""
+
+    kind: str
+    dataset: str
+    data: Data
+    threat: ThreatModel
+    architecture: str
+    train: Train
+    evaluation: Evaluation
+    seed: int = 0
+    method: str | None = None
+    hyper: dict[str, Any] = field(default_factory=dict)
+    spec: TeacherSpec | None = None
+    teacher: Cell | None = None
+    natural: Cell | None = None
+    proxies: tuple[Cell, ...] = ()
+
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        """All that decides the weights, JSON-able."""
+        data: dict[str, Any] = {"name": self.dataset, **self.data.model_dump(mode="json")}
+        if self.dataset not in DATASETS:
+            data = {**data, "name": Path(self.dataset).name, "content": fingerprint_of_path(Path(self.dataset))}
+        base = {"architecture": self.architecture, "data": data, "threat": self.threat.model_dump(mode="json")}
+        if self.method is None:
+            assert self.spec is not None
+            return {**base, "source": self.spec.identity()}
+        return base | {
+            "method": self.method,
+            # Whoever edits a method of their own means a new cell; adbench's are pinned by its version and tests.
+            "source": None if METHODS.built_in(self.method) else METHODS.source_hash(self.method),
+            "hyper": self.hyper,
+            "seed": self.seed,
+            "train": self.train.model_dump(mode="json"),
+            "normalisation": [self.spec.mean, self.spec.std] if self.spec else [None, None],
+            "teacher": self.teacher.train_id if self.teacher else None,
+            "natural": self.natural.train_id if self.natural else None,
+        }
+
+    @cached_property
+    def judging(self) -> dict[str, Any]:
+        """All that decides the figures of given weights, JSON-able."""
+        settings = self.evaluation.model_dump(mode="json")
+        # How many images go through the network at once changes the time it takes, not the verdict.
+        settings.pop("batch_size")
+        settings["proxies"] = {cell.name: cell.train_id for cell in self.proxies}
+        return settings
+
+    @cached_property
+    def train_id(self) -> str:
+        return content_id(self.training)[:16]
+
+    @cached_property
+    def eval_id(self) -> str:
+        return content_id(self.judging)[:16]
+
+    @cached_property
+    def id(self) -> str:
+        return content_id([self.train_id, self.eval_id])[:16]
+
+    @property
+    def name(self) -> str:
+        """The name to print: a teacher's own, a student's method."""
+        return self.spec.name if self.spec else str(self.method)
+
+    @property
+    def teacher_name(self) -> str | None:
+        return self.teacher.name if self.teacher else None
+
+    def __str__(self) -> str:
+        if self.kind == "teacher":
+            return f"teacher {self.name}"
+        guided = f" from {self.teacher_name}" if self.teacher else ""
+        return f"{self.method} {self.architecture}{guided} seed {self.seed}"
+
+    def folder(self, results: Path) -> Path:
+        """Where its weights and training log lie."""
+        dataset = safe(self.dataset if self.dataset in DATASETS else Path(self.dataset).stem)
+        if self.kind == "teacher":
+            return results / dataset / "teachers" / f"{safe(self.name)}-{self.train_id[:8]}"
+        pair = f"{safe(self.teacher_name or 'none')}__{safe(self.architecture)}"
+        return results / dataset / safe(self.name) / pair / f"s{self.seed}-{self.train_id[:8]}"
+
+    def record_path(self, results: Path) -> Path:
+        """Where its record lies."""
+        return self.folder(results) / f"eval-{self.eval_id[:8]}" / "record.json"
+
+    def required(self) -> list[Cell]:
+        """The cells that must be finished before this one can start."""
+        return [cell for cell in (self.teacher, self.natural, *self.proxies) if cell is not None]
+
+
+def safe(name: str) -> str:
+    """`name` as one path component: nothing but letters, digits and . _ + -, and no leading dot."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The cells of an experiment: teachers first, in an order in which each finds what it needs done."""
+
+    teachers: tuple[Cell, ...]
+    students: tuple[Cell, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return self.teachers + self.students
+
+
+def method_names(asked: tuple[str, ...]) -> list[str]:
+    """Registered method names, `all` standing for the paper's ten. Raises UserError for an unknown one."""
+    expanded = [name for a in asked for name in (PAPER_METHODS if a == "all" else (a,))]
+    for name in expanded:
+        if name not in METHODS:
+            raise unknown("method", name, [*METHODS.names(), "all"])
+    return list(dict.fromkeys(expanded))
+
+
+def configured(name: str, hyper: dict[str, Any]) -> Method:
+    """The method `name` with its hyperparameters. Raises UserError that lists those that are wrong."""
+    cls = METHODS.load(name)
+    from adbench.method import Method
+
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UserError(f"method '{name}' ({METHODS.source(name)}) is not a subclass of adbench.method.Method")
+    if not isinstance(getattr(cls, "label", None), str):
+        raise UserError(f"method '{name}' ({METHODS.source(name)}) has no `label`, the name that tables print")
+    return validated(cls, hyper, f"hyper.{name}")
+
+
+def expand(experiment: Experiment) -> Matrix:
+    """The experiment's cells; what several cells share (teachers, methods without one) is there once."""
+    from adbench.method import Need
+
+    methods = {name: configured(name, experiment.hyper.get(name, {})) for name in method_names(experiment.methods)}
+    for name in experiment.hyper:
+        if name not in METHODS:
+            raise unknown("method", name, METHODS.names(), "in the table [hyper]")
+    students: dict[str, Cell] = {}
+    found: dict[str, Cell] = {}
+
+    for dataset in experiment.datasets:
+        known = _Teachers(experiment, dataset, found)
+        proxies = tuple(known.get(teachers.find(name)) for name in experiment.evaluation.proxies)
+        for spec in known.asked():
+            for architecture in experiment.students:
+                for name, method in methods.items():
+                    needs = method.needed()
+                    for seed in experiment.seeds:
+                        cell = Cell(
+                            kind="student",
+                            dataset=dataset,
+                            data=experiment.data,
+                            threat=experiment.threat,
+                            architecture=canonical(architecture),
+                            train=experiment.train,
+                            evaluation=experiment.evaluation,
+                            seed=seed,
+                            method=name,
+                            hyper=method.model_dump(mode="json"),
+                            teacher=known.get(spec) if Need.TEACHER in needs else None,
+                            natural=known.get(teachers.natural_partner(spec))
+                            if Need.NATURAL_TEACHER in needs
+                            else None,
+                            proxies=proxies,
+                        )
+                        students.setdefault(cell.id, cell)
+    return Matrix(tuple(found.values()), tuple(students.values()))
+
+
+class _Teachers:
+    """The teachers of one dataset as cells; each is asked for by its spec and made once."""
+
+    def __init__(self, experiment: Experiment, dataset: str, found: dict[str, Cell]) -> None:
+        self.experiment = experiment
+        self.dataset = dataset
+        self.found = found
+
+    def asked(self) -> list[TeacherSpec]:
+        """The teachers of the experiment, or the dataset's own where it names none."""
+        if self.experiment.teachers:
+            return [teachers.find(name) for name in self.experiment.teachers]
+        if self.dataset not in DEFAULT_TEACHERS:
+            raise UserError(f"dataset '{self.dataset}' has no teacher of its own; name one with --teacher")
+        return [teachers.find(DEFAULT_TEACHERS[self.dataset])]
+
+    def get(self, spec: TeacherSpec) -> Cell:
+        if spec.dataset not in (None, self.dataset):
+            raise UserError(
+                f"teacher '{spec.name}' is for '{spec.dataset}', not for '{self.dataset}'; name another with --teacher"
+            )
+        cell = teacher_cell(self.experiment, self.dataset, spec)
+        return self.found.setdefault(cell.id, cell)
+
+
+def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec) -> Cell:
+    """The cell that trains or fetches a teacher and evaluates it as students are evaluated (not by transfer)."""
+    trained = spec.source if isinstance(spec.source, Trained) else None
+    hyper: dict[str, Any] = {}
+    if trained:
+        method = configured(trained.method, trained.hyper)
+        if method.needed():
+            raise UserError(
+                f"teacher '{spec.name}': method '{trained.method}' needs a teacher itself; choose one without"
+            )
+        hyper = method.model_dump(mode="json")
+    return Cell(
+        kind="teacher",
+        dataset=dataset,
+        data=experiment.data,
+        threat=experiment.threat,
+        architecture=spec.architecture,
+        train=(trained and trained.train) or experiment.train,
+        evaluation=experiment.evaluation.model_copy(update={"proxies": ()}),
+        seed=trained.seed if trained else 0,
+        method=trained.method if trained else None,
+        hyper=hyper,
+        spec=spec,
+    )

@@ -1,0 +1,259 @@
+"""The contract between the training loop and a method of adversarial training or distillation.
+
+A method is a class with typed hyperparameters and two functions: how the student is attacked during training,
+and what it minimises. Everything it may see of the run is a `Step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from adbench.attacks.linf import Objective, Start, ascend, attacking
+from adbench.losses import Classes
+from adbench.models import Network
+
+
+class Need(Enum):
+    """What a method cannot do without."""
+
+    TEACHER = "a robust teacher"
+    NATURAL_TEACHER = "a naturally trained teacher"
+
+
+class Mode(StrEnum):
+    """Batch-norm mode of the student while it is attacked in training."""
+
+    EVAL = "eval"
+    TRAIN = "train"
+
+
+def hyper(default: Any, *, doc: str, **bounds: Any) -> Any:
+    """A hyperparameter: its default, one line on what it is and where the default comes from, and its bounds.
+
+    bounds: pydantic's `ge`, `gt`, `le`, `lt`.
+    """
+    return Field(default, description=doc, **bounds)
+
+
+ATTACK_BN = hyper(Mode.EVAL, doc="batch-norm mode of the student under attack (recipe: eval for all)")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What one training iteration costs, in passes over the batch ("pass" is forward and backward)."""
+
+    student: float = 0
+    student_forward: float = 0
+    teacher: float = 0
+    teacher_forward: float = 0
+    natural_forward: float = 0
+
+
+class Net:
+    """A network as a method sees it: call it for logits, ask it for features."""
+
+    def __init__(self, module: Network) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images x (B, C, H, W) in [0, 1]."""
+        logits: Tensor = self.module(x)
+        return logits
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and the last feature map (B, K, H, W), from one forward pass."""
+        return self.module.forward_features(x)
+
+    @property
+    def weight(self) -> Tensor:
+        """The classifier's weight, (C, K)."""
+        return self.module.classifier.weight
+
+    def observe(self, x: Tensor) -> None:
+        """A forward pass for the batch-norm statistics alone.
+
+        Published codes run the clean batch even where its loss has weight zero, and that changes the student.
+        """
+        with torch.no_grad():
+            self.module(x)
+
+
+class Teacher(Net):
+    """A frozen network in evaluation mode. Outputs at inputs without gradient are computed once a batch.
+
+    At inputs that require gradient the graph runs through to the input (AdaAD's and SmaraAD's attacks).
+    """
+
+    def __init__(self, module: Network) -> None:
+        super().__init__(module.eval().requires_grad_(False))
+        self._seen: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def forget(self) -> None:
+        """Drop the remembered outputs (the batch is over)."""
+        self._seen.clear()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._run(x, features=False)[0]
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, maps = self._run(x, features=True)
+        assert maps is not None
+        return logits, maps
+
+    def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
+        def forward() -> tuple[Tensor, Tensor | None]:
+            return self.module.forward_features(x) if features else (self.module(x), None)
+
+        if x.requires_grad:
+            return forward()
+        known = self._seen.get(id(x))
+        if known is None or (features and known[2] is None):
+            with torch.no_grad():
+                logits, maps = forward()
+            # x itself is kept too: as long as it lives, its id belongs to no other tensor.
+            known = self._seen[id(x)] = (x, logits, maps)
+        return known[1], known[2]
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The threat model as numbers: radius and step in image units, and the number of steps in training."""
+
+    eps: float
+    step: float
+    steps: int
+
+
+@dataclass
+class Step:
+    """One training iteration, and all that a method may see of it.
+
+    x: images (B, C, H, W) in [0, 1]; y: labels (B,). epoch counts from 0 to epochs - 1, iteration from 1 over
+    the whole run. generator: the run's stream of attack randomness. The student is in training mode in `loss`;
+    `ascend` and `still` put it into the mode of an attack and back.
+    """
+
+    x: Tensor
+    y: Tensor
+    student: Net
+    epoch: int
+    epochs: int
+    iteration: int
+    lr: float
+    threat: Ball
+    generator: torch.Generator
+    teachers: dict[Need, Teacher] = field(default_factory=dict)
+    logged: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The robust teacher."""
+        return self.teachers[Need.TEACHER]
+
+    @property
+    def natural_teacher(self) -> Teacher:
+        """The naturally trained teacher."""
+        return self.teachers[Need.NATURAL_TEACHER]
+
+    @contextmanager
+    def still(self, bn: Mode = Mode.EVAL) -> Iterator[None]:
+        """The student as an attack sees it: parameters frozen, batch-norm in mode `bn`."""
+        with attacking(self.student.module, training=bn is Mode.TRAIN):
+            yield
+
+    def ascend(
+        self,
+        objective: Objective,
+        *,
+        start: Start | Tensor,
+        bn: Mode = Mode.EVAL,
+        eps: Tensor | None = None,
+        step: Tensor | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """The inner maximisation: `adbench.attacks.linf.ascend` at this step's x, student, threat and generator.
+
+        eps, step, steps: (B,) tensors where a method has its own for every example (LAS-AT).
+        """
+        with self.still(bn):
+            return ascend(
+                self.x,
+                objective,
+                eps=self.threat.eps if eps is None else eps,
+                step=self.threat.step if step is None else step,
+                steps=self.threat.steps if steps is None else steps,
+                start=start,
+                generator=self.generator,
+            )
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Note a number; the epoch's mean of it goes into the run's log under `name`."""
+        self.logged.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float64).detach().mean())
+
+
+class Method(BaseModel):
+    """How a student is attacked during training, and what it minimises.
+
+    Subclasses declare hyperparameters as `name: type = hyper(default, doc=...)`, a `label` for tables, their
+    `needs`, and implement `attack` and `loss`. Unknown or out-of-range hyperparameters are refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def needed(self) -> frozenset[Need]:
+        """The teachers this configuration of the method needs; `needs`, unless a hyperparameter decides."""
+        return self.needs
+
+    def attack(self, step: Step) -> Tensor:
+        """Training examples x' (B, C, H, W) in [0, 1], detached; called before `loss` with the same step."""
+        raise NotImplementedError
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        """One value an example, (B,), differentiable in the student's parameters."""
+        raise NotImplementedError
+
+    def passes(self, steps: int) -> Passes:
+        """Cost of one iteration with `steps` attack steps, for the plan.
+
+        The default is plain adversarial training with one clean and one adversarial pass, and one pass of
+        each teacher at both.
+        """
+        return Passes(
+            student=steps + 2,
+            teacher_forward=2 * (Need.TEACHER in self.needed()),
+            natural_forward=2 * (Need.NATURAL_TEACHER in self.needed()),
+        )
+
+    def setup(self, step: Step) -> None:
+        """Called once with the first batch before training; for methods with networks or state of their own."""
+
+    def on_lr_change(self, factor: float) -> None:
+        """Called when the schedule multiplies the learning rate by `factor`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs: tensors, numbers, strings, and lists and dictionaries of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; `setup` was called before."""
+
+
+Reduction = Classes | Literal["auto"]
+
+
+def reduction_for(choice: Reduction, logits: Tensor, many: Classes) -> Classes:
+    """The authors' reduction over classes where `choice` is "auto": their mean with up to 10 classes, else `many`."""
+    if choice != "auto":
+        return choice
+    return Classes.MEAN if logits.shape[1] <= 10 else many

@@ -1,0 +1,65 @@
+"""The names of architectures, as the field spells them and as adbench does. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+
+from adbench.errors import UserError, unknown
+from adbench.registry import MODELS
+
+_WIDE = re.compile(r"(?:wrn|wide-?resnet)-?(\d+)-(\d+)")
+_CNN = re.compile(r"cnn-?(\d+)")
+_SPELLINGS = {
+    "rn18": re.compile(r"(?:rn|resnet)-?18"),
+    "mn-v2": re.compile(r"(?:mn|mobilenet)-?v2"),
+}
+
+
+def canonical(name: str) -> str:
+    """The one spelling of an architecture's name: "ResNet-18" is "rn18", "WideResNet-34-10" "wrn-34-10".
+
+    A registered name stands for itself; wrn-D-K and cnn-W need no registration.
+    Raises UserError for a name that nobody knows, and for a depth or width that cannot be built.
+    """
+    if name in MODELS:
+        return name
+    key = re.sub(r"[\s_]+", "-", name.strip().lower())
+    if key in MODELS:
+        return key
+    for ours, spelling in _SPELLINGS.items():
+        if spelling.fullmatch(key):
+            return ours
+    return wide_name(*shape) if (shape := wide_shape(key)) else _cnn_name(key, name)
+
+
+def wide_shape(name: str) -> tuple[int, int] | None:
+    """Depth and width factor of "wrn-D-K" in any spelling; None for other names."""
+    match = _WIDE.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def wide_name(depth: int, width: int) -> str:
+    """The name of the WideResNet of that shape. Raises UserError where there is none."""
+    if depth < 10 or (depth - 4) % 6:
+        raise UserError(
+            f"there is no WideResNet of depth {depth} (wrn-{depth}-{width}); "
+            f"the depth is 6n + 4: 10, 16, 22, 28, 34, ..."
+        )
+    if width < 1:
+        raise UserError(f"there is no WideResNet of width {width} (wrn-{depth}-{width}); it is at least 1")
+    return f"wrn-{depth}-{width}"
+
+
+def cnn_width(name: str) -> int | None:
+    """The width W of "cnn-W" in any spelling; None for other names."""
+    match = _CNN.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _cnn_name(key: str, name: str) -> str:
+    width = cnn_width(key)
+    if width is None:
+        raise unknown("model", name, MODELS.names(), "adbench list models")
+    if width < 1:
+        raise UserError(f"there is no CNN of width {width} ({name}); it is at least 1: cnn-16, cnn-32, ...")
+    return f"cnn-{width}"

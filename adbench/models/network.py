@@ -1,0 +1,99 @@
+"""What every architecture offers to methods, attacks and evaluation, and how one is built from its name."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from adbench.errors import UserError
+from adbench.models.names import canonical, cnn_width, wide_shape
+from adbench.registry import MODELS
+
+PerChannel = tuple[float, ...] | None
+
+
+class Network(nn.Module):
+    """A classifier of images x (B, C, H, W) in [0, 1] whose last feature map can be seen.
+
+    An architecture implements `features` and `classifier`. Its logits are the classifier's values at the mean
+    of that map over H and W, so that a class activation map averages to the logit without its bias
+    (Zhou et al., CVPR 2016).
+
+    mean, std: per channel; if given, x is normalised inside the network, so that attacks stay in [0, 1].
+    They are not part of the state dict, whose keys remain those of published checkpoints.
+    """
+
+    ignored_keys: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of keys that published files hold without using them."""
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, *, channels: int, mean: PerChannel = None, std: PerChannel = None) -> None:
+        """Raises UserError unless mean and std are both absent or hold one number a channel, std positive."""
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise UserError("a normalisation needs both mean and std; give the other one too, or neither")
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != channels:
+                raise UserError(f"{name} has {len(values)} numbers, but the images have {channels} channels")
+        if std is not None and min(std) <= 0:
+            raise UserError(f"std has to be positive in every channel, not {list(std)}")
+        self.register_buffer("mean", _image(mean), persistent=False)
+        self.register_buffer("std", _image(std), persistent=False)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The head: weight (classes, K), bias (classes,)."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor) -> Tensor:
+        """The last feature map (B, K, H', W') of normalised images, after the final BN and ReLU."""
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes) and the last feature map (B, K, H', W'), exactly as it is average-pooled."""
+        if self.mean is not None and self.std is not None:
+            x = (x - self.mean) / self.std
+        maps = self.features(x)
+        logits: Tensor = self.classifier(maps.mean(dim=(2, 3)))
+        return logits, maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        return self.forward_features(x)[0]
+
+
+def _image(values: PerChannel) -> Tensor | None:
+    return None if values is None else torch.tensor(values).view(1, -1, 1, 1)
+
+
+def build(name: str, *, classes: int, channels: int = 3, mean: PerChannel = None, std: PerChannel = None) -> Network:
+    """A freshly initialised network, by any spelling of its name.
+
+    Raises UserError for an unknown name, an impossible shape or normalisation, or a third-party factory that
+    returns something else than a Network.
+    """
+    name = canonical(name)
+    if name not in MODELS and (shape := wide_shape(name)):
+        from adbench.models.wideresnet import WideResNet
+
+        return WideResNet(*shape, classes=classes, channels=channels, mean=mean, std=std)
+    if name not in MODELS and (width := cnn_width(name)):
+        from adbench.models.cnn import SmallCNN
+
+        return SmallCNN(width, classes=classes, channels=channels, mean=mean, std=std)
+    network = MODELS.load(name)(classes=classes, channels=channels, mean=mean, std=std)
+    if not isinstance(network, Network):
+        raise UserError(
+            f"the model '{name}' (from '{MODELS.source(name)}') is a {type(network).__name__}; "
+            f"its factory has to return an adbench.models.Network"
+        )
+    return network
+
+
+def count_parameters(network: nn.Module) -> int:
+    """The number of trainable and frozen parameters, without buffers."""
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,128 @@
+"""What one finished cell leaves behind: `record.json`, described by `record.schema.json`.
+
+A record is a folder's truth: configuration, provenance and every metric with its n; beside it
+`outcomes.parquet` holds, for each test image, whether the network was still right under each attack.
+Tables, data frames and reports are derived from records and may be deleted. Reading needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adbench.errors import UserError
+from adbench.files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+FILE = "record.json"
+OUTCOMES = "outcomes.parquet"
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The published JSON schema (draft 2020-12) of a record."""
+    text = (files("adbench") / "record.schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+@dataclass(frozen=True)
+class Record:
+    """One `record.json` and where it lies."""
+
+    path: Path
+    data: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    @property
+    def done(self) -> bool:
+        return bool(self.data["status"] == "done")
+
+    def outcomes(self) -> pd.DataFrame:
+        """Per test image: index, label, prediction, and one boolean column an attack (True: still right).
+
+        Raises UserError when the file is missing or unreadable.
+        """
+        import pandas as pd
+
+        file = self.path.parent / OUTCOMES
+        try:
+            return pd.read_parquet(file)
+        except Exception as error:
+            raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
+
+    def log(self) -> list[dict[str, Any]]:
+        """One dictionary per training epoch; empty where nothing was trained or the log was deleted."""
+        training = self.data["training"]
+        file = self.path.parent / training["log"] if training else None
+        if file is None or not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    """Write one record atomically; `path` is the `record.json` itself."""
+    write_json(path, data)
+
+
+def read(path: Path) -> Record:
+    """Read one record. Raises UserError when it is not a record of a version that is understood."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"'{path}' is not a readable record: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"'{path}' has schema version {version!r}; this adbench reads version {SCHEMA_VERSION}")
+    return Record(path, data)
+
+
+def read_all(results: Path) -> Iterator[Record]:
+    """Every record below `results`, in path order. Raises UserError for a missing folder."""
+    if not results.is_dir():
+        raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
+    for path in sorted(results.rglob(FILE)):
+        yield read(path)
+
+
+def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:
+    """Records as a table, one row each, ready for pandas.
+
+    Columns: kind, status, dataset, method, label, teacher, student, seed, id, train_seconds, evaluate_seconds,
+    parameters, path, error; and for every metric m the accuracy `m` (fraction in [0, 1]) and `m.n`.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in records:
+        data = record.data
+        row = {key: data[key] for key in ("kind", "status", "dataset", "method", "label", "teacher", "student")}
+        row |= {
+            "seed": data["seed"],
+            "id": data["id"],
+            "train_seconds": data["timing"].get("train"),
+            "evaluate_seconds": data["timing"].get("evaluate"),
+            "parameters": (data["model"] or {}).get("parameters"),
+            "error": (data["error"] or {}).get("message"),
+            "path": str(record.path),
+        }
+        for name, metric in data["metrics"].items():
+            row[name] = metric["value"]
+            row[f"{name}.n"] = metric["n"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def load(results: Path | str = "results") -> pd.DataFrame:
+    """All records below a results folder as a pandas DataFrame (see `frame`)."""
+    return frame(read_all(Path(results)))

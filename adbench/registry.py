@@ -1,0 +1,156 @@
+"""Names to factories, for methods, models and datasets alike.
+
+A registry is filled from an entry-point group (adbench's own `pyproject.toml` fills it exactly as a
+third-party package would) and, for methods, from single files that the user names. Nothing is imported
+before it is used: listing names and their one-line summaries reads source text only.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from adbench.errors import UserError, unknown
+
+
+class Registry:
+    """The entries of one entry-point group, plus those added from files."""
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._files: dict[str, Path] = {}
+
+    @cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        # adbench's own entries come first, so that a third party cannot silently replace a baseline.
+        ours_first = sorted(entry_points(group=self.group), key=lambda e: (_owner(e) != "adbench", e.name))
+        for entry in ours_first:
+            taken = found.setdefault(entry.name, entry)
+            if taken.value != entry.value:
+                raise UserError(
+                    f"the packages '{_owner(taken)}' and '{_owner(entry)}' both register a {self.kind} "
+                    f"'{entry.name}'; uninstall one or rename its entry point in '{self.group}'"
+                )
+        return found
+
+    def names(self) -> list[str]:
+        return sorted({*self._entry_points, *self._files})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entry_points or name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def load(self, name: str) -> Any:
+        """Import and return the object registered under `name`.
+
+        Raises UserError when nothing has that name or its module cannot be imported.
+        """
+        if name in self._files:
+            return _class_of_file(self._files[name], self.kind)
+        if name not in self._entry_points:
+            raise unknown(self.kind, name, self.names())
+        entry = self._entry_points[name]
+        try:
+            return entry.load()
+        except Exception as error:
+            raise UserError(
+                f"the {self.kind} '{name}' ({entry.value}, from '{_owner(entry)}') cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def add_file(self, path: Path) -> str:
+        """Register the one plugin class that the Python file `path` defines; returns its name.
+
+        The name is the file's, with dashes for underscores. The file is not executed until it is used.
+        """
+        if path.suffix != ".py" or not path.is_file():
+            raise UserError(f"plugin '{path}': no such Python file; give the path of a .py file")
+        name = path.stem.replace("_", "-")
+        if name in self._entry_points:
+            raise UserError(f"plugin '{path}': a {self.kind} '{name}' is already registered; rename the file")
+        self._files[name] = path.resolve()
+        return name
+
+    def files(self) -> list[Path]:
+        """The plugin files that were added."""
+        return list(self._files.values())
+
+    def source(self, name: str) -> str:
+        """Where `name` comes from: a distribution's name or a file's path."""
+        return str(self._files[name]) if name in self._files else _owner(self._entry_points[name])
+
+    def built_in(self, name: str) -> bool:
+        """Whether adbench itself ships `name`."""
+        return name not in self._files and _owner(self._entry_points[name]) == "adbench"
+
+    def _path(self, name: str) -> Path | None:
+        if name in self._files:
+            return self._files[name]
+        spec = importlib.util.find_spec(self._entry_points[name].module)
+        return Path(spec.origin) if spec and spec.origin else None
+
+    def source_hash(self, name: str) -> str:
+        """SHA-256 of the source file that defines `name` ('' where there is none)."""
+        path = self._path(name)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+
+    def summary(self, name: str) -> str:
+        """The first docstring line of the object registered under `name`, read without importing it."""
+        path = self._path(name)
+        if path is None:
+            return ""
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, UnicodeDecodeError):
+            return "(its source file cannot be read)"
+        wanted = None if name in self._files else self._entry_points[name].attr
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and wanted in (None, node.name):
+                doc = ast.get_docstring(node)
+                if doc:
+                    return doc.splitlines()[0]
+        return ""
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "?"
+
+
+def _class_of_file(path: Path, kind: str) -> Any:
+    """Import a plugin file and return the class it defines (`plugin = ...` settles it if there are several)."""
+    module_name = f"adbench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"plugin '{path}' cannot be imported: {type(error).__name__}: {error}") from error
+    own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module_name]
+    public = [v for v in own if not v.__name__.startswith("_") and hasattr(v, "loss")]
+    if hasattr(module, "plugin"):
+        return module.plugin
+    if len(public) != 1:
+        raise UserError(
+            f"plugin '{path}' defines {len(public)} classes that could be the {kind}; "
+            f"define exactly one, or name it with `plugin = TheClass`"
+        )
+    return public[0]
+
+
+METHODS = Registry("method", "adbench.methods")
+MODELS = Registry("model", "adbench.models")
+DATASETS = Registry("dataset", "adbench.datasets")

@@ -1,0 +1,146 @@
+"""What stands around the numbers: how many images and seeds, which attacks, which checkpoint, which versions.
+
+Every phrase is read from the records that are in the table, never from defaults. Where the records of one
+table disagree (another step, fewer images), the phrase names all that occur and `warnings` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from adbench.record import Record
+from adbench.report.runs import Run, heading
+
+# A narrow no-break space: SI digit grouping that survives HTML, LaTeX and Markdown.
+_THIN = "\u202f"
+
+
+def whole(number: int) -> str:
+    """10000 as 10 000, with thin spaces."""
+    return f"{number:,}".replace(",", _THIN)
+
+
+def size(value: object) -> str:
+    """A perturbation as printed in the field: 8/255 where it is a whole number of grey levels."""
+    if not isinstance(value, int | float):
+        return str(value)
+    levels = round(value * 255)
+    return f"{levels}/255" if levels and abs(levels / 255 - value) < 1e-6 else f"{value:g}"
+
+
+def listed(items: Iterable[object], last: str = "and") -> str:
+    """ "a", "a and b", "a, b and c"."""
+    words = [str(item) for item in items]
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def images(records: Sequence[Record], metrics: Sequence[str]) -> str:
+    """How many test images stand behind the numbers, attack by attack where they differ."""
+    counts = {m: sorted({r["metrics"][m]["n"] for r in records if m in r["metrics"]}) for m in metrics}
+    counts = {m: n for m, n in counts.items() if n}
+    if not counts:
+        return ""
+    if len({tuple(n) for n in counts.values()}) == 1:
+        return f"n = {listed(map(whole, next(iter(counts.values()))), 'or')} test images."
+    each = ", ".join(f"{heading(m)} {listed(map(whole, n), 'or')}" for m, n in counts.items())
+    return f"Test images n: {each}."
+
+
+def seeds(runs: Sequence[Run]) -> str:
+    """Which seeds, and what the number after the plus-minus sign means."""
+    found = sorted({r["seed"] for run in runs for r in run.done if r["seed"] is not None})
+    if max((len(run.done) for run in runs), default=0) > 1:
+        return (
+            f"Mean ± half-width of the 95% Student-t interval over seeds {listed(found)}; "
+            "a value without ± is a single seed."
+        )
+    return f"Single runs (seed {listed(found, 'or')})." if found else ""
+
+
+def attacks(records: Sequence[Record], metrics: Sequence[str]) -> str:
+    """Budget and steps of the attacks as the records define them."""
+    attacked = [m for m in metrics if m != "clean"]
+    budgets = sorted({size(a["eps"]) for m in attacked for a in _definitions(records, m) if "eps" in a})
+    ways: dict[str, dict[str, None]] = {}
+    for metric in attacked:
+        steps = listed(dict.fromkeys(filter(None, map(_steps, _definitions(records, metric)))), "or")
+        if steps:
+            # Transferred examples are made by the same few attacks on every proxy: say it once.
+            ways.setdefault(steps, {})[heading(metric.rsplit(":", 1)[-1])] = None
+    budget = f"Perturbations within ε = {listed(budgets, 'or')} in L∞." if budgets else ""
+    phrases = "; ".join(f"{listed(names)}: {steps}" for steps, names in ways.items())
+    return " ".join(filter(None, (budget, phrases and f"{phrases}.")))
+
+
+def checkpoints(records: Sequence[Record]) -> str:
+    """How long was trained and which weights were evaluated."""
+    told = {"best": "the epoch best on a held-out split of the training images", "last": "the last epoch"}
+    epochs = sorted({r["training"]["epochs"] for r in records if r["training"]})
+    found = sorted({told[c] for r in records if r["model"] and (c := r["model"]["checkpoint"]) in told})
+    trained = f"Trained for {listed(epochs, 'or')} epoch{'s' if epochs != [1] else ''}." if epochs else ""
+    return " ".join(filter(None, (trained, f"Weights of {listed(found, 'or')}." if found else "")))
+
+
+def versions(records: Sequence[Record]) -> str:
+    """The versions of what computed the numbers."""
+    names = ("adbench", "torch", "pyautoattack")
+    each = (f"{n} {listed(sorted({r['provenance'][n] for r in records}), 'or')}" for n in names)
+    return f"Computed with {listed(each)}." if records else ""
+
+
+def sampling(runs: Sequence[Run], metrics: Sequence[str]) -> str:
+    """How far the choice of test images alone moves these numbers."""
+    halves = [
+        50 * (metric["ci_test"][1] - metric["ci_test"][0])
+        for run in runs
+        for m in metrics
+        for metric in run.metrics(m)
+    ]
+    return f"95% Wilson interval over test images: at most ±{max(halves):.2f} points." if halves else ""
+
+
+def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
+    """Footnotes that a careful reader would ask for: unequal seeds, failures, flags, unequal attacks."""
+    notes = []
+    most = max((len(run.done) for run in runs), default=0)
+    for run in runs:
+        total = len(run.done) + len(run.failed)
+        if run.done and run.failed:
+            notes.append(f"{name(run)}: {len(run.failed)} of {total} seeds failed; the rest are averaged.")
+        elif run.done and total < most:
+            notes.append(f"{name(run)}: {total} of {most} seeds.")
+        for metric in metrics:
+            flags = dict.fromkeys(flag for found in run.metrics(metric) for flag in found["flags"])
+            notes.extend(f"{name(run)}, {heading(metric)}: {flag}" for flag in flags)
+    done = [record for run in runs for record in run.done]
+    unequal = [
+        m for m in metrics if len({(_steps(a), size(a.get("eps"))) for a in _definitions(done, m)}) > 1
+    ]
+    if unequal:
+        notes.append(
+            f"Not all rows were attacked alike ({listed(map(heading, unequal))}): compare with care."
+        )
+    if len({record["training"]["epochs"] for record in done if record["training"]}) > 1:
+        notes.append("Not all rows were trained equally long: compare with care.")
+    if any(" #" in run.label for run in runs):
+        notes.append(
+            "Rows of one name and different # ran with different settings; the digits are their digest."
+        )
+    return tuple(dict.fromkeys(notes))
+
+
+def name(run: Run) -> str:
+    """A run in words."""
+    return f"{run.label} on {run.student}" + (f" taught by {run.teacher}" if run.teacher else "")
+
+
+def _definitions(records: Sequence[Record], metric: str) -> list[dict[str, object]]:
+    return [r["metrics"][metric]["attack"] for r in records if metric in r["metrics"]]
+
+
+def _steps(attack: dict[str, object]) -> str:
+    steps, step, restarts = attack.get("steps"), attack.get("step"), attack.get("restarts")
+    if not steps or not step:
+        return ""
+    words = f"{steps} step{'s' if steps != 1 else ''} of {size(step)}"
+    return f"{words}, {restarts} restarts" if isinstance(restarts, int) and restarts > 1 else words

@@ -1,0 +1,299 @@
+"""Figure 1 (does a stronger teacher make a stronger student?) and training curves.
+
+Every method has one look throughout a report: a colour of the Okabe-Ito palette, a marker and a dash
+pattern, so that it can be told apart in black and white and by colour-blind readers. The bytes of a figure
+depend on the records alone: no dates, no random identifiers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from adbench.report.runs import METHODS, Run, natural, slug
+
+_MARKERS = "osD^vP*Xph<>"
+_DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.5, 1.2)),
+    (0, (6, 1.5, 1.5, 1.5)),
+    (0, (3, 1, 1, 1, 1, 1)),
+)
+_DAY = {"paper": "#ffffff", "ink": "#1c1c1a", "grid": "#dcdcd6"}
+_NIGHT = {"paper": "#161718", "ink": "#dfdfda", "grid": "#3a3b3d"}
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+_OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_RC = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "legend.fontsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5.5,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "adbench",
+    # Labels come from records: a $ in one is a dollar, not the start of a formula.
+    "text.parse_math": False,
+}
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure and its words; `draw` builds it from data already at hand."""
+
+    label: str
+    title: str
+    caption: str
+    alt: str
+    draw: Callable[[Figure], None]
+    inches: tuple[float, float]
+
+    def render(self, form: str, dark: bool = False) -> bytes:
+        """The figure as png, pdf or svg; the same bytes every time."""
+        colours = _NIGHT if dark else _DAY
+        rc: dict[Any, Any] = _RC | dict.fromkeys(_INKED, colours["ink"]) | {"grid.color": colours["grid"]}
+        rc |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["paper"])
+        out = io.BytesIO()
+        with mpl.rc_context(rc):
+            figure = Figure(figsize=self.inches, layout="constrained")
+            self.draw(figure)
+            figure.savefig(out, format=form, dpi=200, metadata=_METADATA[form])
+        return out.getvalue()
+
+
+def look(label: str, labels: Sequence[str]) -> dict[str, Any]:
+    """The line, marker and colour of one method among all of a report."""
+    i = labels.index(label)
+    colours = (*_OKABE_ITO, mpl.rcParams["text.color"])
+    return {
+        "color": colours[i % len(colours)],
+        "marker": _MARKERS[i % len(_MARKERS)],
+        "linestyle": _DASHES[i % len(_DASHES)],
+        # Every second marker is hollow: neighbours differ even where shapes look alike.
+        "markerfacecolor": colours[i % len(colours)] if i % 2 == 0 else mpl.rcParams["axes.facecolor"],
+    }
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """Every method's label in the order in which looks are given out: the paper's ten keep theirs."""
+    others = sorted({run.order for run in runs if run.label not in METHODS.values()})
+    return [*METHODS.values(), *dict.fromkeys(label for *_, label in others)]
+
+
+def teacher_student(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Plot]:
+    """Figure 1: AutoAttack accuracy of students against their teachers', one a data set and student."""
+    strength = {(t.dataset, t.label): estimate.mean for t in teacher_runs if (estimate := t.estimate("aa"))}
+    labels = labels_of(runs)
+    plots = []
+    for (dataset, student), members in groupby(runs, key=lambda run: (run.dataset, run.student)):
+        group = [run for run in members if run.estimate("aa")]
+        taught = [run for run in group if (dataset, run.teacher) in strength]
+        if not taught:
+            continue
+        alone = [run for run in group if run.teacher is None]
+        lines: dict[str, list[tuple[float, Run]]] = defaultdict(list)
+        for run in taught:
+            lines[run.label].append((strength[dataset, str(run.teacher)], run))
+        for points in lines.values():
+            points.sort(key=lambda point: point[0])
+        seeds = any(len(run.done) > 1 for run in group)
+        bars = "95% intervals over seeds where there are several, else over test images (Wilson)"
+        caption = (
+            f"AutoAttack accuracy of {student} students on {dataset} against that of their teachers. Bars: "
+            f"{bars if seeds else '95% Wilson intervals over test images'}; points are nudged sideways so "
+            "that bars stay apart." + (" Dashed: methods without a teacher." if alone else "")
+        )
+        said = [
+            f"{label}: " + ", ".join(f"{_aa(run):.1f} at teacher {x:.1f}" for x, run in points)
+            for label, points in lines.items()
+        ]
+        said += [f"{run.label} without a teacher: {_aa(run):.1f}" for run in alone]
+        plots.append(
+            Plot(
+                slug("teacher-student", dataset, student),
+                f"Teacher against student, {dataset}, {student}",
+                caption,
+                "Student against teacher AutoAttack accuracy in percent. " + "; ".join(said) + ".",
+                _teacher_student(dict(lines), alone, labels),
+                (6.6, 4.0),
+            )
+        )
+    return plots
+
+
+def curves(runs: Sequence[Run]) -> list[Plot]:
+    """Loss and held-out accuracy by epoch, one figure a data set, student and teacher; seeds averaged."""
+    labels = labels_of(runs)
+    plots = []
+    for (dataset, student), of_student in groupby(runs, key=lambda run: (run.dataset, run.student)):
+        members = list(of_student)
+        taught = sorted({run.teacher for run in members if run.teacher}, key=natural)
+        for teacher in taught or [""]:
+            logs = {
+                run.label: log
+                for run in members
+                if (run.teacher or teacher) == teacher and (log := _log(run))
+            }
+            if not logs:
+                continue
+            where = f"{dataset}, {student}" + (f" taught by {teacher}" if teacher else "")
+            caption = (
+                f"Training on {where}: loss (log scale; each method's is a quantity of its own), and "
+                "accuracy on the held-out split, natural and under attack. Means over seeds."
+            )
+            last = "; ".join(
+                f"{label} ends at loss {log['loss'][-1][1]:.3g}" for label, log in logs.items() if log["loss"]
+            )
+            plots.append(
+                Plot(
+                    slug("curves", dataset, student, *([teacher] if teacher else [])),
+                    f"Training, {where}",
+                    caption,
+                    f"Panels by epoch: loss, held-out natural accuracy, held-out robust accuracy. {last}.",
+                    _curves(logs, labels),
+                    (7.2, 3.3 + 0.18 * math.ceil(len(logs) / 5)),
+                )
+            )
+    return plots
+
+
+_Log = dict[str, list[tuple[int, float]]]
+
+
+def _aa(run: Run) -> float:
+    estimate = run.estimate("aa")
+    assert estimate is not None
+    return estimate.mean
+
+
+def _teacher_student(
+    lines: dict[str, list[tuple[float, Run]]], alone: Sequence[Run], labels: Sequence[str]
+) -> Callable[[Figure], None]:
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        xs = [x for points in lines.values() for x, _ in points]
+        span = max(xs) - min(xs)
+        # Wide enough that a method's neighbours at the same teacher do not hide its bar.
+        nudge = (0.012 * span if span else 0.12) * 8 / max(8, len(lines))
+        ends: list[tuple[float, Any, str]] = []
+        for number, (label, points) in enumerate(lines.items()):
+            shift = nudge * (number - (len(lines) - 1) / 2)
+            ys = [_aa(run) for _, run in points]
+            lows, highs = zip(*(run.interval("aa") for _, run in points), strict=True)
+            errors = [
+                [y - a for y, a in zip(ys, lows, strict=True)],
+                [b - y for y, b in zip(ys, highs, strict=True)],
+            ]
+            artist = axes.errorbar(
+                [x + shift for x, _ in points], ys, errors, capsize=2.2, elinewidth=0.8, **look(label, labels)
+            )
+            ends.append((ys[-1], artist, label))
+        low, high = axes.get_ylim()
+        reach = max(high - low, 5.0)
+        for run in alone:
+            if not low - reach < _aa(run) < high + reach:
+                # One weak baseline must not flatten what the figure is about.
+                off = Line2D([], [], linestyle="")
+                ends.append((_aa(run), off, f"{run.label}: {_aa(run):.1f}, not drawn"))
+                continue
+            style = look(run.label, labels) | {"marker": "", "linestyle": (0, (7, 3)), "linewidth": 1.1}
+            axes.axhline(_aa(run), zorder=1, **style)
+            # The marker sits on the line's left end, so that black-and-white prints still tell lines apart.
+            mark = look(run.label, labels) | {"linestyle": ""}
+            axes.plot([0.012], [_aa(run)], transform=axes.get_yaxis_transform(), clip_on=False, **mark)
+            key = Line2D([], [], **{**mark, "linestyle": (0, (7, 3)), "linewidth": 1.1})
+            ends.append((_aa(run), key, f"{run.label} (no teacher)"))
+        if not span:
+            axes.set_xlim(xs[0] - 1, xs[0] + 1)
+        axes.set_xlabel("Teacher: AutoAttack accuracy (%)")
+        axes.set_ylabel("Student: AutoAttack accuracy (%)")
+        axes.grid(axis="y", linewidth=0.5)
+        axes.set_axisbelow(True)
+        # Read downwards like the right-hand ends of the lines.
+        ends.sort(key=lambda end: -end[0])
+        figure.legend(
+            [artist for _, artist, _ in ends], [label for *_, label in ends],
+            loc="outside right upper", frameon=False, handlelength=3.4,
+        )  # fmt: skip
+
+    return draw
+
+
+def _curves(logs: dict[str, _Log], labels: Sequence[str]) -> Callable[[Figure], None]:
+    panels = {
+        "loss": "Training loss",
+        "val_clean": "Held-out natural (%)",
+        "val_robust": "Held-out robust (%)",
+    }
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+        for axes, (key, title) in zip(grid, panels.items(), strict=True):
+            _panel(axes, key, title, logs, labels)
+        handles = [Line2D([], [], markersize=4, **look(label, labels)) for label in logs]
+        figure.legend(
+            handles, list(logs), loc="outside lower center", ncols=5, frameon=False, handlelength=3.4
+        )
+
+    return draw
+
+
+def _panel(axes: Axes, key: str, title: str, logs: dict[str, _Log], labels: Sequence[str]) -> None:
+    for label, log in logs.items():
+        points = log[key]
+        scale = 1 if key == "loss" else 100
+        every = max(1, math.ceil(len(points) / 6))
+        axes.plot(
+            [epoch for epoch, _ in points], [scale * value for _, value in points],
+            label=label, markevery=(labels.index(label) % every, every), markersize=4, **look(label, labels),
+        )  # fmt: skip
+    if key == "loss" and all(value > 0 for log in logs.values() for _, value in log[key]):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    if not any(log[key] for log in logs.values()):
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(axis="y", linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def _log(run: Run) -> _Log:
+    """Each logged quantity as (epoch, mean over seeds); {} when no seed has a log."""
+    seen: dict[str, dict[int, list[float]]] = {
+        key: defaultdict(list) for key in ("loss", "val_clean", "val_robust")
+    }
+    for record in run.done:
+        for line in record.log():
+            for key, by_epoch in seen.items():
+                value = line.get(key)
+                if value is not None and math.isfinite(value):
+                    by_epoch[line["epoch"]].append(value)
+    log = {
+        key: [(e, math.fsum(v) / len(v)) for e, v in sorted(by_epoch.items())]
+        for key, by_epoch in seen.items()
+    }
+    return log if any(log.values()) else {}

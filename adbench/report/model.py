@@ -1,0 +1,112 @@
+"""The one table model. What a table says is decided once, here; `render` only spells it.
+
+A table is rows of cells under columns. Neighbouring columns may share a group (a teacher, a proxy) and
+neighbouring rows a block (a student); marks such as "best" belong to the cell, not to its spelling.
+All text is plain Unicode as it came from the records: every renderer escapes for its own language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import groupby
+
+
+class Mark(Enum):
+    """What a reader should notice about a cell."""
+
+    NONE = "none"
+    BEST = "best"
+    SECOND = "second"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value as printed: `text`, and `spread`, the half-width after a plus-minus sign ("" for none)."""
+
+    text: str
+    spread: str = ""
+    mark: Mark = Mark.NONE
+
+
+MISSING = Cell("\N{EN DASH}")
+FAILED = Cell("failed", mark=Mark.FAILED)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; equal neighbouring `group`s are set under one common heading."""
+
+    title: str
+    group: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of cells; the first names the row. Neighbours of equal `block` are set together."""
+
+    cells: tuple[Cell, ...]
+    block: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with all that is printed around it. `label` is its file name and LaTeX label."""
+
+    label: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    footnotes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Headings over the columns with the number of columns each spans; [] when there are none."""
+        spans = [(name, len(list(columns))) for name, columns in groupby(self.columns, key=lambda c: c.group)]
+        return spans if any(name for name, _ in spans) else []
+
+    def blocks(self) -> Iterator[tuple[str, list[Row]]]:
+        """Rows by block, in order."""
+        for name, rows in groupby(self.rows, key=lambda row: row.block):
+            yield name, list(rows)
+
+
+def ranked(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Row, ...]:
+    """Mark the best and second-best number of every numeric column within each block of rows.
+
+    Numbers are compared as they are printed, so two cells that read the same share their mark; the second
+    best is the next lower number. A column with fewer than two numbers has nothing to compare.
+    """
+    marked: list[Row] = []
+    for _, group in groupby(rows, key=lambda row: row.block):
+        block = list(group)
+        medals = [
+            _medals([row.cells[i] for row in block]) if c.numeric else {} for i, c in enumerate(columns)
+        ]
+        for row in block:
+            cells = (
+                replace(cell, mark=medal.get(number, cell.mark))
+                if (number := _number(cell)) is not None
+                else cell
+                for cell, medal in zip(row.cells, medals, strict=True)
+            )
+            marked.append(replace(row, cells=tuple(cells)))
+    return tuple(marked)
+
+
+def _number(cell: Cell) -> float | None:
+    try:
+        return float(cell.text)
+    except ValueError:
+        return None
+
+
+def _medals(cells: Sequence[Cell]) -> dict[float, Mark]:
+    numbers = [number for cell in cells if (number := _number(cell)) is not None]
+    if len(numbers) < 2:
+        return {}
+    return dict(zip(sorted(set(numbers), reverse=True), (Mark.BEST, Mark.SECOND), strict=False))

@@ -1,0 +1,191 @@
+"""A `Table` as HTML, LaTeX, Markdown and CSV: four spellings of the same cells."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import PurePosixPath
+
+import jinja2
+
+from adbench.report.model import MISSING, Cell, Mark, Row, Table
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    # Not special by themselves, but at the start of a row `\\` would take them for its own arguments.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "±": r"$\pm$",
+    "∞": r"$_\infty$",
+    "ε": r"$\varepsilon$",
+    "Δ": r"$\Delta$",
+    "\N{MINUS SIGN}": r"$-$",
+    "\N{EN DASH}": r"\textendash{}",
+    "“": r"\textquotedblleft{}",
+    "”": r"\textquotedblright{}",
+    "\N{RIGHT SINGLE QUOTATION MARK}": r"\textquoteright{}",
+    "…": r"\dots{}",
+    "\u202f": r"\,",
+}
+
+# A page holds about this many rows; longer tables continue in a further float.
+_TEX_ROWS = 40
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The templates. HTML is escaped by itself; `tex` and `md` are filters for the others."""
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("adbench.report"),
+        autoescape=lambda name: name is not None and PurePosixPath(name).suffixes[:1] == [".html"],
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters |= {"tex": tex, "md": md}
+    return env
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of white space as one space (thin spaces stay) and no control characters."""
+    spaced = re.sub(r"[^\S\u202f]+", " ", text).strip()
+    return "".join(c for c in spaced if c.isprintable() or c == "\u202f")
+
+
+def tex(text: str) -> str:
+    """Plain text as LaTeX that pdflatex compiles: what it cannot print is named by code point."""
+
+    def spell(c: str) -> str:
+        return _TEX.get(c) or (c if c.isascii() or "À" <= c <= "ÿ" else f"{{[}}U+{ord(c):04X}{{]}}")
+
+    # T1 fonts would join these pairs: -- into a dash, << into a guillemet.
+    return re.sub(r"([-<>,'`])(?=\1)", r"\1{}", "".join(map(spell, one_line(text))))
+
+
+def md(text: str) -> str:
+    """Plain text as Markdown, also inside a table row: nothing in it is taken for markup."""
+    text = re.sub(r"[\\`*_\[\]|~$<>]", lambda m: "\\" + m.group(), one_line(text))
+    return re.sub(r"&(?=#?\w+;)", r"\\&", text)
+
+
+def html(table: Table) -> str:
+    """The table as an HTML fragment: its own scrolling container, then caption text and footnotes."""
+    return environment().get_template("table.html.j2").render(table=table, Mark=Mark)
+
+
+def latex(table: Table) -> str:
+    r"""The table as floats to \input; the document needs booktabs and adjustbox."""
+    pages = [table.rows[i : i + _TEX_ROWS] for i in range(0, len(table.rows), _TEX_ROWS)]
+    floats = [_latex_float(table, rows, number) for number, rows in enumerate(pages)]
+    return "% Needs \\usepackage{booktabs,adjustbox}.\n" + "\n".join(floats)
+
+
+def _latex_float(table: Table, rows: Sequence[Row], number: int) -> str:
+    columns = "".join("r" if column.numeric else "l" for column in table.columns)
+    lines = [r"\begin{table}[!htbp]", r"\centering"]
+    if number == 0:
+        lines += [rf"\caption{{{tex(table.caption)}}}", rf"\label{{tab:{table.label}}}"]
+    else:
+        lines += [r"\addtocounter{table}{-1}", rf"\caption{{{tex(table.title)} (continued).}}"]
+    lines += [r"\begin{adjustbox}{max width=\linewidth}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    if table.groups:
+        heads, rules, start = [], [], 1
+        for name, span in table.groups:
+            heads.append(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" if name else " & " * (span - 1))
+            rules += [rf"\cmidrule(lr){{{start}-{start + span - 1}}}"] if name else []
+            start += span
+        lines += [" & ".join(heads) + r" \\", " ".join(rules)]
+    lines.append(" & ".join(tex(column.title) for column in table.columns) + r" \\")
+    for block, members in replace(table, rows=tuple(rows)).blocks():
+        lines.append(r"\midrule")
+        if block:
+            lines.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\itshape {tex(block)}}} \\")
+        lines += [" & ".join(map(_latex_cell, row.cells)) + r" \\" for row in members]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}"]
+    if table.footnotes and rows[-1] is table.rows[-1]:
+        notes = r"\par ".join(map(tex, table.footnotes))
+        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {notes}\end{{minipage}}")
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = tex(cell.text)
+    match cell.mark:
+        case Mark.BEST:
+            text = rf"\textbf{{{text}}}"
+        case Mark.SECOND:
+            text = rf"\underline{{{text}}}"
+        case Mark.FAILED:
+            text = rf"\textit{{{text}}}"
+        case Mark.NONE:
+            pass
+    return rf"{text}\,{{\scriptsize$\pm${tex(cell.spread)}}}" if cell.spread else text
+
+
+def markdown(table: Table) -> str:
+    """The table in GitHub's Markdown: heading, caption, rows, footnotes."""
+    blocks = any(row.block for row in table.rows)
+    titles = [md(f"{c.group}: {c.title}" if c.group else c.title) for c in table.columns]
+    lines = [f"### {md(table.title)}", "", md(table.caption), ""]
+    lines.append(_md_line([" ", *titles] if blocks else titles))
+    lines.append(
+        _md_line([*(["---"] if blocks else []), *("---:" if c.numeric else "---" for c in table.columns)])
+    )
+    for row in table.rows:
+        lines.append(_md_line([*([md(row.block)] if blocks else []), *map(_md_cell, row.cells)]))
+    for note in table.footnotes:
+        lines += ["", md(note)]
+    return "\n".join(lines) + "\n"
+
+
+def _md_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _md_cell(cell: Cell) -> str:
+    text = md(cell.text)
+    match cell.mark:
+        case Mark.BEST:
+            text = f"**{text}**"
+        case Mark.SECOND:
+            text = f"<ins>{text}</ins>"
+        case Mark.FAILED:
+            text = f"*{text}*"
+        case Mark.NONE:
+            pass
+    return f"{text} ± {md(cell.spread)}" if cell.spread else text
+
+
+def csv(table: Table) -> str:
+    """The table for machines: one header line; blocks and half-widths are columns, missing is empty."""
+    blocks = any(row.block for row in table.rows)
+    spreads = [any(row.cells[i].spread for row in table.rows) for i in range(len(table.columns))]
+    header = ["block"] if blocks else []
+    for column, spread in zip(table.columns, spreads, strict=True):
+        title = f"{column.group}: {column.title}" if column.group else column.title
+        header += [title, f"{title} ±"] if spread else [title]
+    out = io.StringIO()
+    writer = csv_format.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in table.rows:
+        line = [one_line(row.block)] if blocks else []
+        for cell, spread in zip(row.cells, spreads, strict=True):
+            text = "" if cell.text == MISSING.text else one_line(cell.text).replace("\N{MINUS SIGN}", "-")
+            line += [text, cell.spread] if spread else [text]
+        writer.writerow(line)
+    return out.getvalue()

@@ -1,0 +1,181 @@
+"""Records into runs: the same experiment over its seeds, in the order in which the paper prints methods."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adbench.files import content_id
+from adbench.record import Record
+from adbench.stats import student_t
+
+METHODS = {
+    "pgd-at": "PGD-AT",
+    "trades": "TRADES",
+    "las-at": "LAS-AT",
+    "ard": "ARD",
+    "iad": "IAD",
+    "rslad": "RSLAD",
+    "mtard": "MTARD",
+    "adaad": "AdaAD",
+    "smaraad": "SmaraAD",
+    "smaraad-pp": "SmaraAD++",
+}
+"""Registry names of the paper's ten methods, in its order, and the names it prints."""
+
+STUDENTS = {"rn18": "resnet18", "mn-v2": "mobilenetv2"}
+"""Registry names of the paper's two students, in its order, and their names in its tables' CSV files."""
+
+ATTACKS = {"clean": "Clean", "fgsm": "FGSM", "pgd20": "PGD-20", "cw": "C&W∞", "aa": "AA"}
+"""Metric keys of the white-box evaluation in the paper's order, and their headings."""
+
+# Where a cell stands in a table: two cells that differ in these alone ran with the same settings.
+_PLACE = frozenset({"seed", "teacher", "natural", "architecture", "normalisation"})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Accuracy in percent: the mean over seeds and its interval's half-width (nan for one seed)."""
+
+    mean: float
+    half: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """All seeds of one experiment: equal data set, student, teacher, label and settings."""
+
+    dataset: str
+    student: str
+    teacher: str | None
+    method: str | None
+    label: str
+    done: tuple[Record, ...]
+    failed: tuple[Record, ...]
+
+    @property
+    def order(self) -> tuple[int, str, str]:
+        """The paper's methods first and in its order, then others by name."""
+        known = list(METHODS)
+        return (
+            known.index(self.method) if self.method in known else len(known),
+            self.label.lower(),
+            self.label,
+        )
+
+    def metrics(self, name: str) -> list[dict[str, Any]]:
+        """The metric `name` of every finished seed that has it."""
+        return [record["metrics"][name] for record in self.done if name in record["metrics"]]
+
+    def estimate(self, name: str) -> Estimate | None:
+        """Accuracy under `name` in percent; None where no finished seed was attacked so."""
+        values = [100 * metric["value"] for metric in self.metrics(name)]
+        if not values:
+            return None
+        mean, half = student_t(values)
+        return Estimate(mean, half)
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """What an error bar spans, in percent: over seeds when there are several, else over test images."""
+        estimate = self.estimate(name)
+        assert estimate is not None, f"{self.label} was not evaluated under {name}"
+        if math.isnan(estimate.half):
+            low, high = self.metrics(name)[0]["ci_test"]
+            return 100 * low, 100 * high
+        return estimate.mean - estimate.half, estimate.mean + estimate.half
+
+
+def collect(records: Iterable[Record], kind: str) -> list[Run]:
+    """The runs of one kind of record, by data set, student, method and teacher.
+
+    Seeds are averaged only within equal settings. Where one label was run with several settings (two
+    presets in one results folder, an ablation), each becomes a run of its own, its label followed by
+    "#" and a digest of the settings. A seed found twice counts once: the one that finished last.
+    """
+    groups: dict[tuple[str, str, str | None, str], dict[str, list[Record]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for record in records:
+        if record["kind"] == kind:
+            group = (record["dataset"], record["student"], record["teacher"], record["label"])
+            groups[group][_settings(record)].append(record)
+    runs = []
+    for (dataset, student, teacher, label), variants in groups.items():
+        # The digest without a cell's place is the same under every teacher, so that rows line up; it serves
+        # unless variants differ in nothing else (the same method from two teachers of one name).
+        digests = {key: _settings(variant[0], _PLACE) for key, variant in variants.items()}
+        if len(set(digests.values())) < len(digests):
+            digests = {key: key for key in variants}
+        for key, variant in variants.items():
+            members = _one_per_seed(variant)
+            run = Run(
+                dataset=dataset,
+                student=student,
+                teacher=teacher,
+                method=members[0]["method"],
+                label=label,
+                done=tuple(r for r in members if r.done),
+                failed=tuple(r for r in members if not r.done),
+            )
+            runs.append(run if len(variants) == 1 else replace(run, label=f"{label} #{digests[key][:6]}"))
+    return sorted(
+        runs, key=lambda r: (natural(r.dataset), _student_order(r.student), r.order, natural(r.teacher or ""))
+    )
+
+
+def natural(name: str) -> tuple[tuple[int, str], ...]:
+    """Sort key under which cifar100 follows cifar10 and wrn-28-10 precedes wrn-34-10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in parts)
+
+
+def _student_order(name: str) -> tuple[int, tuple[tuple[int, str], ...]]:
+    known = list(STUDENTS)
+    return (known.index(name) if name in known else len(known), natural(name))
+
+
+def slug(*names: str) -> str:
+    """A file name and LaTeX label made of `names`; different names never share one."""
+
+    def part(name: str) -> str:
+        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+    return "_".join(part(name) for name in names)
+
+
+def attacks_of(runs: Sequence[Run]) -> list[str]:
+    """White-box metrics that any of `runs` has, the paper's first; the paper's five when none has any."""
+    found = {
+        name for run in runs for r in run.done for name in r["metrics"] if not name.startswith("transfer:")
+    }
+    return [*(a for a in ATTACKS if a in found), *sorted(found - set(ATTACKS))] or list(ATTACKS)
+
+
+def heading(attack: str) -> str:
+    """How a metric is printed; one of transfer with its proxy."""
+    _, proxy, base = attack.split(":") if attack.startswith("transfer:") else ("", "", attack)
+    return ATTACKS.get(base, base) + (f" from {proxy}" if proxy else "")
+
+
+def _one_per_seed(records: list[Record]) -> list[Record]:
+    by_seed: dict[int, Record] = {}
+    for record in sorted(records, key=lambda r: (r.done, r["provenance"]["finished"], str(r.path))):
+        by_seed[-1 if record["seed"] is None else record["seed"]] = record
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _settings(record: Record, ignored: frozenset[str] = frozenset({"seed"})) -> str:
+    """A digest of the record's configuration without the keys `ignored`, wherever they stand in it."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items() if key not in ignored}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    return content_id(strip(record["config"]))

@@ -1,0 +1,179 @@
+"""Teachers from RobustBench's model zoo (Croce et al., NeurIPS Datasets and Benchmarks 2021).
+
+The optional package knows the architectures and where the files are; `adbench.checkpoint` reads the files, so
+that nothing in them runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adbench import files
+from adbench.checkpoint import NORMALISATION, load_into, read_state_dict
+from adbench.errors import UserError, unknown
+from adbench.models import Network
+
+
+def load(model_id: str, dataset: str, *, cache_dir: Path, threat: str = "Linf") -> Network:
+    """The network `model_id` of RobustBench with its weights, in evaluation mode, for images in [0, 1].
+
+    dataset: "cifar10" or "cifar100"; threat: "Linf" or "L2". The file lies at
+    cache_dir/dataset/threat/model_id.pt, RobustBench's own layout, and is downloaded if it is not there.
+    Raises UserError where the package is missing, the model is unknown or an ensemble, the download fails, or
+    the file does not fit.
+    """
+    zoo, download = _package()
+    try:
+        known = next(v for k, v in zoo.items() if k.value == dataset)
+        entries = next(v for k, v in known.items() if k.value == threat)
+    except StopIteration:
+        raise UserError(f"RobustBench has no models for {dataset} under {threat}") from None
+    if model_id not in entries:
+        raise unknown("RobustBench model", model_id, entries, f"robustbench.github.io, {dataset} {threat}")
+    address = entries[model_id]["gdrive_id"]
+    if not isinstance(address, str):
+        raise UserError(
+            f"the RobustBench model '{model_id}' is an ensemble or has no single file; choose another teacher"
+        )
+    path = cache_dir / dataset / threat / f"{model_id}.pt"
+    if not path.exists():
+        _fetch(download, address, path, model_id)
+    try:
+        model: nn.Module = entries[model_id]["model"]()
+    except Exception as error:  # the package's constructors lean on versions of further packages
+        raise UserError(
+            f"the installed robustbench cannot build '{model_id}' ({_short(error)}); choose another teacher"
+        ) from error
+    state = read_state_dict(path)
+    # Some published files leave out the normalisation that the architecture brings along as buffers.
+    constants = {k: v for k, v in model.state_dict().items() if k.rpartition(".")[2] in NORMALISATION}
+    load_into(model, constants | state, f"RobustBench {model_id}")
+    return RobustBenchNetwork(model, model_id)
+
+
+class RobustBenchNetwork(Network):
+    """A RobustBench model under the contract of adbench; it normalises its inputs itself.
+
+    Its last feature map is found by watching one forward pass of a random image: the largest 4-D output of a
+    module whose mean over H and W (after a ReLU, if need be) is the input of the last linear layer.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__(channels=3)
+        self.model = model
+        self.eval()
+        self._name = name
+        self._found = _find_features(model)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return self._seen()[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Raises UserError where the architecture shows no map that is average-pooled into a linear head."""
+        _, source, call, rectify = self._seen()
+        maps: list[Tensor] = []
+        handle = source.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+        try:
+            logits: Tensor = self.model(x)
+        finally:
+            handle.remove()
+        last = maps[call]
+        return logits, F.relu(last) if rectify else last
+
+    def _seen(self) -> tuple[nn.Linear, nn.Module, int, bool]:
+        if self._found is None:
+            raise UserError(
+                f"the feature maps of RobustBench's '{self._name}' are unavailable: no map is average-pooled "
+                f"into its linear head; choose another teacher, or a method that needs logits only"
+            )
+        return self._found
+
+
+def _package() -> tuple[dict[Any, Any], Any]:
+    """The model zoo and the downloader of the optional package."""
+    try:
+        if importlib.util.find_spec("robustbench") is None:
+            raise UserError("RobustBench's models need its package: pip install 'adbench[robustbench]'")
+        # The package asks for `autoattack`, which the index has under another name.
+        if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
+            sys.modules["autoattack"] = importlib.import_module("pyautoattack")
+        zoo: dict[Any, Any] = importlib.import_module("robustbench.model_zoo.models").model_dicts
+        return zoo, importlib.import_module("robustbench.utils").download_gdrive_new
+    except ImportError as error:
+        raise UserError(
+            f"the package robustbench is there but cannot be imported ({error}); "
+            f"install it with what it needs: pip install 'adbench[robustbench]'"
+        ) from error
+
+
+def _fetch(download: Any, address: str, path: Path, model_id: str) -> None:
+    def write(temporary: Path) -> None:
+        reason = ""
+        try:
+            download(address, temporary)
+        except Exception as error:  # whatever the downloader and its libraries raise
+            reason = _short(error)
+        if not reason and not temporary.stat().st_size:
+            reason = "the file came back empty"
+        if reason:
+            raise UserError(
+                f"RobustBench's file for '{model_id}' could not be downloaded ({reason}); try again, or "
+                f"put it at '{path}' by hand (Google Drive id {address})"
+            )
+
+    files.write_atomic(path, write)
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+
+
+@torch.no_grad()
+def _find_features(model: nn.Module) -> tuple[nn.Linear, nn.Module, int, bool] | None:
+    """The linear head, the module that puts out the last feature map, at which of its calls, and whether a
+    ReLU follows; None where there is no such map."""
+    maps: list[tuple[nn.Module, int, Tensor]] = []
+    heads: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    calls: dict[nn.Module, int] = {}
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        call = calls[module] = calls.get(module, -1) + 1
+        if isinstance(module, nn.Linear) and inputs[0].ndim == 2:
+            heads.append((module, inputs[0], output))
+        if isinstance(output, Tensor) and output.ndim == 4:
+            maps.append((module, call, output))
+
+    handles = [module.register_forward_hook(watch) for module in model.modules()]
+    try:
+        logits = model(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not heads or not _close(heads[-1][2], logits):
+        return None
+    head, pooled, _ = heads[-1]
+    fitting = [
+        (out.shape[2] * out.shape[3], i, (head, module, call, rectify))
+        for i, (module, call, out) in enumerate(maps)
+        for rectify in (False, True)
+        if _close((F.relu(out) if rectify else out).mean(dim=(2, 3)), pooled)
+    ]
+    return max(fitting, key=lambda fit: fit[:2])[2] if fitting else None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    # Within 1e-4, and within 1e-4 of the scale where values are small, so that zeros prove nothing.
+    return a.shape == b.shape and bool((a - b).abs().max() < 1e-4 * b.abs().max().clamp(max=1))

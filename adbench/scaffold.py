@@ -1,0 +1,64 @@
+"""`adbench new-method`: a plugin file that works as it is."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+from adbench.errors import UserError
+from adbench.files import write_text
+
+TEMPLATE = '''\
+"""{name}: a method for adbench.
+
+    adbench run --methods {name},rslad --plugin {file}
+"""
+
+from torch import Tensor
+
+from adbench.attacks.linf import Start
+from adbench.losses import cross_entropy, kl
+from adbench.method import Method, Need, Passes, Step, hyper
+
+
+class {cls}(Method):
+    """One line for `adbench list`: what is new here.
+
+    attack:  max  CE(S(x'), y)
+    loss:    alpha KL(S(x'), T(x')) + (1 - alpha) CE(S(x), y)
+    """
+
+    label = "{name}"  # the name in tables
+    needs = frozenset({{Need.TEACHER}})  # drop it for a method without a teacher
+    alpha: float = hyper(0.9, ge=0, le=1, doc="weight of distillation; --set hyper.{name}.alpha=0.5 changes it")
+
+    def attack(self, step: Step) -> Tensor:
+        """x' in the ball around step.x: signed gradient ascent on anything, one value an example."""
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=Start.UNIFORM)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        """One value an example. step.teacher is frozen, and computed once a batch for the same input."""
+        distilled = kl(step.student(x_adv), step.teacher(x_adv))
+        natural = cross_entropy(step.student(step.x), step.y)
+        return self.alpha * distilled + (1 - self.alpha) * natural
+
+    def passes(self, steps: int) -> Passes:
+        """The cost of one iteration, for the plan's estimate."""
+        return Passes(student=steps + 2, teacher_forward=1)
+'''
+
+
+def write_method(name: str, folder: Path) -> Path:
+    """Write the starting point of a method called `name` into `folder`; returns the file.
+
+    Raises UserError for a name that cannot be a method's, or a file that is there already.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
+        raise UserError(f"'{name}' cannot be a method's name; use lower-case words joined by dashes, as in my-method")
+    path = folder / f"{name.replace('-', '_')}.py"
+    if path.exists():
+        raise UserError(f"'{path}' is there already; choose another name or --out")
+    cls = "".join(word.capitalize() for word in name.split("-"))
+    write_text(path, TEMPLATE.format(name=name, file=path, cls=cls))
+    return path

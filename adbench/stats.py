@@ -1,0 +1,39 @@
+"""Intervals. Two kinds, never mixed: over test images (`ci_test`) and over seeds (`ci_seed`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy import stats
+
+
+def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a share `correct / n` (Wilson, JASA 1927), as two fractions in [0, 1].
+
+    It speaks of the choice of test images only, not of how another training seed would have come out.
+    Raises ValueError unless 0 <= correct <= n and n >= 1.
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"wilson needs 0 <= correct <= n and n >= 1, got correct={correct}, n={n}")
+    z = float(stats.norm.ppf(0.5 + level / 2))
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def student_t(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean of `values` and the half-width of its Student-t interval over independent seeds.
+
+    The half-width is nan for a single value: one seed says nothing about the spread.
+    Raises ValueError for no values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("student_t needs at least one value")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, math.nan
+    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    return mean, float(stats.t.ppf(0.5 + level / 2, n - 1)) * math.sqrt(variance / n)

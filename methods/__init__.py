@@ -1,0 +1,1 @@
+"""The built-in training methods, one file each; `adbench list` prints them."""

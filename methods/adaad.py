@@ -1,0 +1,43 @@
+from torch import Tensor
+
+from adbench.attacks.linf import Start
+from adbench.losses import Classes, kl
+from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
+
+
+class AdaAD(Method):
+    """Adaptive adversarial distillation (Huang et al., CVPR 2023).
+
+    attack:  max  KL(S(x'), T(x')),   gradient through student and teacher
+    loss:    alpha KL(S(x'), T(x')) + (1 - alpha) KL(S(x), T(x)),   alpha = 1
+    The authors' code averages the KL over classes on CIFAR-10 but sums it on CIFAR-100, runs the clean batch
+    through the student at alpha = 1 too, and has 16/255 as its script's default eps (8/255 in its README).
+    """
+
+    label = "AdaAD"
+    needs = frozenset({Need.TEACHER})
+    alpha: float = hyper(1.0, ge=0, le=1, doc="weight of the adversarial term (authors' code)")
+    kl_reduction: Reduction = hyper("auto", doc="KL over classes; auto: mean, sum over 10 classes (authors)")
+    start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
+    attack_bn: Mode = ATTACK_BN
+
+    def attack(self, step: Step) -> Tensor:
+        return step.ascend(lambda x: kl(step.student(x), step.teacher(x)), start=self.start, bn=self.attack_bn)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        target = step.teacher(x_adv)
+        reduction = reduction_for(self.kl_reduction, target, many=Classes.SUM)
+        robust = self.alpha * kl(step.student(x_adv), target, reduction)
+        if self.alpha == 1:
+            step.student.observe(step.x)
+            return robust
+        return robust + (1 - self.alpha) * kl(step.student(step.x), step.teacher(step.x), reduction)
+
+    def passes(self, steps: int) -> Passes:
+        clean_loss = self.alpha < 1
+        return Passes(
+            student=steps + 1 + clean_loss,
+            student_forward=1 - clean_loss,
+            teacher=steps,
+            teacher_forward=1 + clean_loss,
+        )

@@ -1,0 +1,38 @@
+from torch import Tensor
+
+from adbench.attacks.linf import Start
+from adbench.losses import Classes, cross_entropy, kl
+from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Step, hyper
+
+
+class ARD(Method):
+    """Adversarially robust distillation (Goldblum et al., AAAI 2020).
+
+    attack:  max  CE(S(x'), y)
+    loss:    alpha tau^2 KL_tau(S(x'), T(x)) + (1 - alpha) CE(S(x), y)
+    The SmaraAD paper's Table 1 puts tau on the CE term too; the authors' code does not. The code averages the
+    KL over classes and runs the clean batch through the student even at alpha = 1 (batch-norm statistics).
+    """
+
+    label = "ARD"
+    needs = frozenset({Need.TEACHER})
+    alpha: float = hyper(1.0, ge=0, le=1, doc="weight of the distillation term (authors' code)")
+    tau: float = hyper(30.0, gt=0, doc="temperature (authors' code; the field reports 5 for CIFAR-100)")
+    kl_reduction: Classes = hyper(Classes.MEAN, doc="KL over classes (authors' code; IAD's rewrite sums)")
+    start: Start = hyper(Start.UNIFORM_UNCLAMPED, doc="start of the inner ascent (authors' code)")
+    attack_bn: Mode = ATTACK_BN
+
+    def attack(self, step: Step) -> Tensor:
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        distance = kl(step.student(x_adv), step.teacher(step.x), self.kl_reduction, self.tau)
+        distilled = self.alpha * self.tau**2 * distance
+        if self.alpha == 1:
+            step.student.observe(step.x)
+            return distilled
+        return distilled + (1 - self.alpha) * cross_entropy(step.student(step.x), step.y)
+
+    def passes(self, steps: int) -> Passes:
+        clean_loss = self.alpha < 1
+        return Passes(student=steps + 1 + clean_loss, student_forward=1 - clean_loss, teacher_forward=1)

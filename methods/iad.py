@@ -1,0 +1,75 @@
+from typing import Literal
+
+from torch import Tensor
+
+from adbench.attacks.linf import Start
+from adbench.losses import cross_entropy, kl, true_class_probability
+from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Step, hyper
+
+
+class IAD(Method):
+    """Introspective adversarial distillation (Zhu et al., ICLR 2022), in its two published variants.
+
+    attack:  max  CE(S(x'), y)
+    loss I:  alpha tau^2 KL_tau(S(x'), T(x)) + (1 - alpha) CE(S(x), y), and after the warm-up
+             + alpha (1 - a) KL(S(x'), S(x)),   a = T(x')[y]^beta
+    loss II: alpha_1 tau^2 KL_tau(S(x'), T(x')) + alpha_2 tau^2 KL_tau(S(x'), T_nat(x'))
+             + (1 - alpha_1 - alpha_2) CE(S(x'), y); after the warm-up the first KL is weighted by a, and
+             alpha_1 tau^2 (1 - a) KL(S(x'), S(x)) joins
+    The paper's form weights the teacher term of I by a as well (`teacher_weighting`); the code does not. The
+    code's two superfluous student passes are not repeated here.
+    """
+
+    label = "IAD"
+    needs = frozenset({Need.TEACHER})
+    variant: Literal["I", "II"] = hyper("I", doc="I distils at T(x), II at T(x') (SmaraAD's Table 1: I)")
+    alpha: float = hyper(1.0, ge=0, le=1, doc="I: weight of distillation (authors' code)")
+    alpha1: float = hyper(0.5, ge=0, le=1, doc="II: weight of the robust teacher (authors' code)")
+    alpha2: float = hyper(0.25, ge=0, le=1, doc="II: weight of the natural teacher (authors' code)")
+    tau: float = hyper(1.0, gt=0, doc="temperature (authors' code)")
+    beta: float = hyper(0.1, ge=0, doc="exponent of the teacher's reliability (authors' code)")
+    begin_frac: float | None = hyper(
+        None, ge=0, le=1, doc="warm-up, share of the epochs (authors' code: I 60/200, II 40/200)"
+    )
+    teacher_weighting: bool = hyper(False, doc="I: weight the teacher term by a (the paper's Table 1)")
+    start: Start = hyper(Start.UNIFORM_UNCLAMPED, doc="start of the inner ascent (authors' code)")
+    attack_bn: Mode = ATTACK_BN
+
+    def needed(self) -> frozenset[Need]:
+        return self.needs if self.variant == "I" else self.needs | {Need.NATURAL_TEACHER}
+
+    def attack(self, step: Step) -> Tensor:
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        share = self.begin_frac if self.begin_frac is not None else 0.3 if self.variant == "I" else 0.2
+        introspective = step.epoch >= round(share * step.epochs)
+        reliability = true_class_probability(step.teacher(x_adv), step.y) ** self.beta
+        step.log("teacher_reliability", reliability)
+        form = self._loss_1 if self.variant == "I" else self._loss_2
+        return form(step, x_adv, reliability, introspective)
+
+    def _loss_1(self, step: Step, x_adv: Tensor, reliability: Tensor, introspective: bool) -> Tensor:
+        adversarial, clean = step.student(x_adv), step.student(step.x)
+        guidance = self.tau**2 * kl(adversarial, step.teacher(step.x), tau=self.tau)
+        if introspective and self.teacher_weighting:
+            guidance = reliability * guidance
+        loss = self.alpha * guidance + (1 - self.alpha) * cross_entropy(clean, step.y)
+        if introspective:
+            loss = loss + self.alpha * (1 - reliability) * kl(adversarial, clean)  # S(x) not detached
+        return loss
+
+    def _loss_2(self, step: Step, x_adv: Tensor, reliability: Tensor, introspective: bool) -> Tensor:
+        adversarial = step.student(x_adv)
+        robust = kl(adversarial, step.teacher(x_adv), tau=self.tau)
+        if introspective:
+            clean = step.student(step.x)
+            robust = reliability * robust + (1 - reliability) * kl(adversarial, clean)
+        natural = kl(adversarial, step.natural_teacher(x_adv), tau=self.tau)
+        hard = cross_entropy(adversarial, step.y)
+        soft = self.alpha1 * robust + self.alpha2 * natural
+        return (1 - self.alpha1 - self.alpha2) * hard + self.tau**2 * soft
+
+    def passes(self, steps: int) -> Passes:
+        first = self.variant == "I"
+        return Passes(student=steps + 2, teacher_forward=2 if first else 1, natural_forward=0 if first else 1)

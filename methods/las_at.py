@@ -1,0 +1,188 @@
+import copy
+from typing import Any
+
+import torch
+from pydantic import PrivateAttr
+from torch import Tensor, nn
+
+from adbench.attacks.linf import Start, ascend, start_point
+from adbench.losses import cross_entropy
+from adbench.method import Method, Passes, Step, hyper
+from adbench.models import build
+
+
+class Policy(nn.Module):
+    """The strategy network: for each image, a distribution over attack radii, step counts and step sizes."""
+
+    def __init__(self, architecture: str, channels: int, choices: dict[str, int]) -> None:
+        super().__init__()
+        self.body = build(architecture, classes=2, channels=channels)
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(self.body.classifier.in_features, n) for name, n in choices.items()}
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """x: (B, C, H, W) in [0, 1]. Returns the logits of each head, (B, number of choices)."""
+        pooled = self.body.forward_features(x)[1].mean(dim=(2, 3))
+        return {name: head(pooled) for name, head in self.heads.items()}
+
+
+def policy_loss(logits: dict[str, Tensor], actions: dict[str, Tensor], reward: float) -> Tensor:
+    """REINFORCE without a baseline: -log pi(action) times the reward, mean over the batch, sum over heads."""
+    terms = [cross_entropy(logits[name], actions[name]).mean() for name in logits]
+    return reward * torch.stack(terms).sum()
+
+
+class LASAT(Method):
+    """Learnable attack strategy (Jia et al., CVPR 2022), the PGD variant that SmaraAD compares with.
+
+    attack:  max  CE(S(x'), y) with radius, steps and step size drawn for each image by a policy network
+    loss:    label-smoothed CE(S(x'), y)
+    Every `interval` iterations the policy takes a REINFORCE step on one reward for the batch: the loss it caused,
+    plus the robust and the clean accuracy of a copy of the student after one update on its examples. Radii and
+    step sizes are in eighths of the threat model's eps: 1/255 each at eps 8/255. They go up to 15/8 of eps, so
+    the method trains outside the threat model unless `cap_eps` is set. The code's learning-rate schedule for the
+    policy never takes effect; here it is constant.
+    """
+
+    label = "LAS-AT"
+    true_mass: float | None = hyper(None, gt=0, le=1, doc="label mass on y (authors: 0.7, 0.6 over 10 classes)")
+    eps_choices: tuple[int, ...] = hyper(tuple(range(3, 16)), doc="radii in eps/8 (authors' README)")
+    steps_choices: tuple[int, ...] | None = hyper(None, doc="numbers of steps (authors: 3-14, 3-12 over 10 classes)")
+    step_choices: tuple[int, ...] = hyper(tuple(range(1, 6)), doc="step sizes in eps/8 (authors' README)")
+    cap_eps: int | None = hyper(None, ge=1, doc="largest radius in eps/8; 8 keeps to the threat model")
+    policy: str = hyper("rn18", doc="architecture of the policy network (authors' code)")
+    policy_lr: float = hyper(1e-4, gt=0, doc="learning rate of the policy's SGD (authors' code)")
+    interval: int = hyper(20, ge=1, doc="iterations between policy updates (authors' code)")
+    copy_momentum: float = hyper(0.9, ge=0, lt=1, doc="momentum of the copy's one update (authors' code)")
+    copy_weight_decay: float = hyper(5e-4, ge=0, doc="weight decay of the copy's one update (authors' code)")
+    robust_reward: float = hyper(4.0, ge=0, doc="weight of the copy's robust accuracy (authors' code)")
+    clean_reward: float = hyper(2.0, ge=0, doc="weight of the copy's clean accuracy (authors' code)")
+
+    _policy: Policy = PrivateAttr()
+    _optimiser: torch.optim.SGD = PrivateAttr()
+    _choices: dict[str, tuple[int, ...]] = PrivateAttr()
+
+    def setup(self, step: Step) -> None:
+        classes = step.student.module.classifier.out_features
+        radii = tuple(min(e, self.cap_eps or e) for e in self.eps_choices)
+        counts = self.steps_choices or tuple(range(3, 15 if classes <= 10 else 13))
+        self._choices = {"eps": radii, "steps": counts, "step": self.step_choices}
+        sizes = {name: len(values) for name, values in self._choices.items()}
+        self._policy = Policy(self.policy, step.x.shape[1], sizes).to(step.x.device)
+        self._optimiser = torch.optim.SGD(self._policy.parameters(), lr=self.policy_lr)
+
+    def attack(self, step: Step) -> Tensor:
+        if step.iteration % self.interval == 0:
+            self._improve_policy(step)
+        self._policy.eval()
+        with torch.no_grad():
+            return self.craft(step, self.sample(self._policy(step.x), step))
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        return self.smoothed(step.student(x_adv), step.y)
+
+    def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The target's label-smoothed cross-entropy, (B,)."""
+        default = 0.7 if logits.shape[1] <= 10 else 0.6
+        return cross_entropy(logits, y, default if self.true_mass is None else self.true_mass)
+
+    def sample(self, logits: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        """One choice (an index) for each image and head."""
+        return {
+            name: torch.multinomial(head.softmax(dim=1), 1, generator=step.generator).squeeze(1)
+            for name, head in logits.items()
+        }
+
+    def craft(self, step: Step, actions: dict[str, Tensor], start: Start | Tensor = Start.UNIFORM) -> Tensor:
+        """Examples by the chosen strategies; every start is uniform in the threat model's ball."""
+        chosen = {
+            name: torch.tensor(self._choices[name], device=step.x.device)[index] for name, index in actions.items()
+        }
+        unit = step.threat.eps / 8
+        if isinstance(start, Start):
+            start = start_point(step.x, start, step.threat.eps, step.generator)
+        return step.ascend(
+            lambda x: cross_entropy(step.student(x), step.y),
+            start=start,
+            eps=chosen["eps"].to(step.x) * unit,
+            step=chosen["step"].to(step.x) * unit,
+            steps=chosen["steps"],
+        )
+
+    def _improve_policy(self, step: Step) -> None:
+        self._policy.train()
+        logits = self._policy(step.x)
+        actions = self.sample(logits, step)
+        reward = self.reward(step, self.craft(step, actions))
+        step.log("reward", reward)
+        self._optimiser.zero_grad()
+        policy_loss(logits, actions, reward).backward()
+        nn.utils.clip_grad_norm_(self._policy.parameters(), 1.0)
+        self._optimiser.step()
+
+    def reward(
+        self, step: Step, x_adv: Tensor, starts: tuple[Start | Tensor, ...] = (Start.UNIFORM, Start.UNIFORM)
+    ) -> float:
+        """What examples x_adv are worth: R1 + R2 + R3, one number for the batch.
+
+        starts: of the restarts of the attack on the updated copy.
+        """
+        with step.still(), torch.no_grad():
+            caused = cross_entropy(step.student(x_adv), step.y).mean().clamp(0, 10)
+
+        trained = copy.deepcopy(step.student.module).train()
+        optimiser = torch.optim.SGD(
+            trained.parameters(), step.lr, momentum=self.copy_momentum, weight_decay=self.copy_weight_decay
+        )
+        optimiser.zero_grad()
+        self.smoothed(trained(x_adv), step.y).mean().backward()
+        optimiser.step()
+
+        # The authors attack the copy in training mode: its batch-norm statistics move.
+        examples = self._strongest(step, trained, starts)
+        trained.eval()
+        with torch.no_grad():
+            robust = (trained(examples).argmax(1) == step.y).double().mean()
+            clean = (trained(step.x).argmax(1) == step.y).double().mean()
+        return (caused + self.robust_reward * robust + self.clean_reward * clean).item()
+
+    def _strongest(self, step: Step, net: nn.Module, starts: tuple[Start | Tensor, ...]) -> Tensor:
+        """PGD on `net` (in training mode) from each start; per image the restart of the largest loss."""
+        net.train().requires_grad_(False)
+        best, highest = step.x, torch.full_like(step.y, -1, dtype=step.x.dtype)
+        for start in starts:
+            x_adv = start_point(step.x, start, step.threat.eps, step.generator) if isinstance(start, Start) else start
+            for _ in range(step.threat.steps):
+                x_adv = self._one_step(step, net, x_adv)
+            with torch.no_grad():
+                loss = cross_entropy(net(x_adv), step.y)
+            better = loss >= highest
+            best = torch.where(better[:, None, None, None], x_adv, best)
+            highest = torch.where(better, loss, highest)
+        return best
+
+    def _one_step(self, step: Step, net: nn.Module, x_adv: Tensor) -> Tensor:
+        """One ascent step of the images that `net` still classifies correctly; the others stay."""
+        right = torch.zeros_like(step.y, dtype=torch.bool)
+
+        def objective(x: Tensor) -> Tensor:
+            logits = net(x)
+            right.copy_(logits.argmax(1) == step.y)
+            return cross_entropy(logits, step.y)
+
+        moved = ascend(step.x, objective, eps=step.threat.eps, step=step.threat.step, steps=1, start=x_adv)
+        return torch.where(right[:, None, None, None], moved, x_adv)
+
+    def passes(self, steps: int) -> Passes:
+        counts = self.steps_choices or tuple(range(3, 15))
+        # Every interval: one more set of examples, one update, two restarts of PGD with their losses, accuracies.
+        extra = max(counts) + 1 + 2 * steps
+        return Passes(student=max(counts) + 1 + extra / self.interval, student_forward=5 / self.interval)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self._policy.state_dict(), "optimiser": self._optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._policy.load_state_dict(state["policy"])
+        self._optimiser.load_state_dict(state["optimiser"])

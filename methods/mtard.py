@@ -1,0 +1,70 @@
+from typing import Any
+
+from pydantic import PrivateAttr
+from torch import Tensor
+
+from adbench.attacks.linf import Start
+from adbench.losses import Classes, cross_entropy, kl
+from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
+
+
+class MTARD(Method):
+    """Multi-teacher adversarial robustness distillation (Zhao et al., ECCV 2022).
+
+    attack:  max  CE(S(x'), y)
+    loss:    w_a L_a + w_n L_n,   L_a = KL(S(x'), T(x')),   L_n = KL(S(x), T_nat(x)),   w_a = 1 - w_n
+    Each iteration moves w_n towards r_n / (r_a + r_n), r = (L / L at the first iteration)^b, by the rate rho,
+    which drops with the learning rate. SmaraAD's Table 1 writes static weights (`dynamic = false`). The code
+    averages the KL over classes (times 10 on CIFAR-100) and has no temperature: that is the later B-MTARD.
+    """
+
+    label = "MTARD"
+    needs = frozenset({Need.TEACHER, Need.NATURAL_TEACHER})
+    dynamic: bool = hyper(True, doc="adapt the weights as training goes (authors' code)")
+    weight_natural: float = hyper(0.5, ge=0, le=1, doc="w_n, at the start if dynamic (authors' code)")
+    weight_lr: float = hyper(0.025, ge=0, le=1, doc="rho, rate of the weights (authors' code)")
+    balance: float = hyper(1.0, gt=0, doc="exponent b of the relative losses (authors' code)")
+    kl_reduction: Reduction = hyper("auto", doc="KL over classes; auto: mean, mean_x10 over 10 classes (authors)")
+    start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
+    attack_bn: Mode = ATTACK_BN
+
+    # w_n, rho, and the two losses of the first iteration (L_a, L_n)
+    _w_n: float = PrivateAttr(0.5)
+    _rho: float = PrivateAttr(0.025)
+    _first: tuple[float, float] | None = PrivateAttr(None)
+
+    def setup(self, step: Step) -> None:
+        self._w_n, self._rho, self._first = self.weight_natural, self.weight_lr, None
+
+    def attack(self, step: Step) -> Tensor:
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        robust_target, natural_target = step.teacher(x_adv), step.natural_teacher(step.x)
+        reduction = reduction_for(self.kl_reduction, robust_target, many=Classes.MEAN_X10)
+        robust = kl(step.student(x_adv), robust_target, reduction)
+        natural = kl(step.student(step.x), natural_target, reduction)
+        if self.dynamic:
+            self._rebalance(robust.mean().item(), natural.mean().item())
+        step.log("weight_natural", self._w_n)
+        return (1 - self._w_n) * robust + self._w_n * natural
+
+    def _rebalance(self, robust: float, natural: float) -> None:
+        if self._first is None:
+            self._first = robust, natural
+        r_robust = (robust / self._first[0]) ** self.balance
+        r_natural = (natural / self._first[1]) ** self.balance
+        self._w_n -= self._rho * (self._w_n - r_natural / (r_robust + r_natural))
+
+    def passes(self, steps: int) -> Passes:
+        return Passes(student=steps + 2, teacher_forward=1, natural_forward=1)
+
+    def on_lr_change(self, factor: float) -> None:
+        self._rho *= factor
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"w_n": self._w_n, "rho": self._rho, "first": list(self._first) if self._first else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._w_n, self._rho = state["w_n"], state["rho"]
+        self._first = (state["first"][0], state["first"][1]) if state["first"] else None

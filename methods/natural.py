@@ -1,0 +1,22 @@
+from torch import Tensor
+
+from adbench.losses import cross_entropy
+from adbench.method import Method, Passes, Step
+
+
+class Natural(Method):
+    """Natural training: no attack. The teacher that MTARD needs, and an undefended reference.
+
+    loss:    CE(S(x), y)
+    """
+
+    label = "natural"
+
+    def attack(self, step: Step) -> Tensor:
+        return step.x
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        return cross_entropy(step.student(x_adv), step.y)
+
+    def passes(self, steps: int) -> Passes:
+        return Passes(student=1)

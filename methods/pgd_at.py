@@ -1,0 +1,28 @@
+from torch import Tensor
+
+from adbench.attacks.linf import Start
+from adbench.losses import cross_entropy
+from adbench.method import ATTACK_BN, Method, Mode, Passes, Step, hyper
+
+
+class PGDAT(Method):
+    """Adversarial training with projected gradient descent (Madry et al., ICLR 2018).
+
+    attack:  max  CE(S(x'), y)
+    loss:    CE(S(x'), y)
+    The authors' TensorFlow code crafts x' in batch-norm training mode with weight decay 2e-4; Pang et al.
+    (ICLR 2021) recommend evaluation mode and 5e-4, as the common recipe here does.
+    """
+
+    label = "PGD-AT"
+    start: Start = hyper(Start.UNIFORM, doc="start of the inner ascent (authors' code)")
+    attack_bn: Mode = ATTACK_BN
+
+    def attack(self, step: Step) -> Tensor:
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        return cross_entropy(step.student(x_adv), step.y)
+
+    def passes(self, steps: int) -> Passes:
+        return Passes(student=steps + 1)

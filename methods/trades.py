@@ -1,0 +1,33 @@
+from torch import Tensor
+
+from adbench.attacks.linf import Start
+from adbench.losses import cross_entropy, kl
+from adbench.method import ATTACK_BN, Method, Mode, Passes, Step, hyper
+
+
+class TRADES(Method):
+    """Trade-off between accuracy and robustness (Zhang et al., ICML 2019).
+
+    attack:  max  KL(S(x'), S(x))
+    loss:    CE(S(x), y) + beta KL(S(x'), S(x)),   gradient through both arguments
+    The authors' code has eps 0.031 and step 0.007, and runs the clean batch through the student once more than
+    needed (one more update of the batch-norm statistics); neither is kept.
+    """
+
+    label = "TRADES"
+    beta: float = hyper(6.0, ge=0, doc="weight of the consistency term (authors' code)")
+    start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
+    attack_bn: Mode = ATTACK_BN
+
+    def attack(self, step: Step) -> Tensor:
+        with step.still(self.attack_bn):
+            clean = step.student(step.x).detach()
+        return step.ascend(lambda x: kl(step.student(x), clean), start=self.start, bn=self.attack_bn)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        clean = step.student(step.x)
+        # S(x) keeps its gradient in the KL term: TRADES pulls both sides together.
+        return cross_entropy(clean, step.y) + self.beta * kl(step.student(x_adv), clean)
+
+    def passes(self, steps: int) -> Passes:
+        return Passes(student=steps + 2, student_forward=1)

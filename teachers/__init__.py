@@ -1,0 +1,1 @@
+"""The built-in teachers, one declarative file each; `adbench teachers` prints them."""

@@ -1,0 +1,743 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from adbench.data import Dataset, Split, Threat, as_text, fingerprint_of_path, load, parse_fraction
+from adbench.data.arrays import stratified_order
+from adbench.data.batches import augment, batches, epoch_order, to_float
+from adbench.errors import UserError
+from adbench.registry import DATASETS
+
+Make = Callable[..., Path]
+
+
+def pictures(split: Split) -> list[bytes]:
+    return [image.numpy().tobytes() for image in split.images]
+
+
+def made_arrays(n: int = 60, shape: tuple[int, ...] = (8, 8, 3)) -> dict[str, Any]:
+    """n training and 20 test images of 4 classes: noise, all different, whose first pixel is their label."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for part, count in (("train", n), ("test", 20)):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 4
+        arrays[f"x_{part}"].reshape(count, -1)[:, 0] = arrays[f"y_{part}"]
+    return arrays
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Make:
+    """Writes `made_arrays` to a .npz, with the given arrays changed (None: left out)."""
+
+    def make(**changes: Any) -> Path:
+        arrays = {k: v for k, v in {**made_arrays(), **changes}.items() if v is not None}
+        np.savez(tmp_path / "own.npz", **arrays)
+        return tmp_path / "own.npz"
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Make:
+    """Makes an image folder: 6 training and 3 test images of each class, 12 wide and 10 high."""
+
+    def make(mode: str = "RGB", suffix: str = ".png", classes: tuple[str, ...] = ("dog", "cat")) -> Path:
+        for part, count in (("train", 6), ("test", 3)):
+            for c in classes:
+                (tmp_path / "own" / part / c).mkdir(parents=True)
+                for i in range(count):
+                    value = 40 * sorted(classes).index(c) + i
+                    Image.new("RGB", (12, 10), (value, 100, 200)).convert(mode).save(
+                        tmp_path / "own" / part / c / f"{i}{suffix}"
+                    )
+        return tmp_path / "own"
+
+    return make
+
+
+def own(path: Path, **counts: int) -> Dataset:
+    return load(str(path), Path("unused"), **counts)
+
+
+def error_of(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(
+    ("value", "fraction", "text"),
+    [
+        ("8/255", Fraction(8, 255), "8/255"),
+        ("85/255", Fraction(1, 3), "85/255"),
+        ("0.031", Fraction(31, 1000), "0.031"),
+        (0.031, Fraction(31, 1000), "0.031"),
+        (0.2, Fraction(51, 255), "51/255"),
+        ("1/7", Fraction(1, 7), "1/7"),
+        (0, Fraction(0), "0/255"),
+        (1, Fraction(1), "255/255"),
+        (1e-5, Fraction(1, 100_000), "0.00001"),
+    ],
+)
+def test_sizes_are_read_exactly_and_written_as_the_field_writes_them(
+    value: str | float, fraction: Fraction, text: str
+) -> None:
+    assert parse_fraction(value) == fraction
+    assert as_text(fraction) == text
+    assert parse_fraction(text) == fraction
+
+
+@pytest.mark.parametrize("value", ["8", "9/8", -0.1, "-1/255", "8/0", "nan", float("inf"), "eight", "", True])
+def test_a_size_outside_0_to_1_is_refused_by_name(value: str | float) -> None:
+    assert f"'{value}'" in error_of(lambda: parse_fraction(value))
+
+
+def test_a_threat_is_written_by_its_radius() -> None:
+    assert str(Threat(eps=Fraction(8, 255), step=Fraction(2, 255))) == "8/255"
+
+
+def test_planning_with_datasets_does_not_import_torch() -> None:
+    code = "import sys, adbench.data, adbench.data.sources; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- digits, and what holds for every dataset ---
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", Path("unused"))
+
+
+def test_digits_have_the_promised_sizes_and_threat(digits: Dataset) -> None:
+    assert (len(digits.train), len(digits.val), len(digits.test)) == (1437 - 144, 144, 360)
+    assert digits.image_shape == (1, 8, 8)
+    assert digits.train.images.dtype == torch.uint8
+    assert digits.train.labels.dtype == torch.int64
+    assert digits.train.images.is_contiguous()
+    assert (digits.classes, digits.class_names) == (10, tuple("0123456789"))
+    assert (digits.threat.eps, digits.threat.step) == (Fraction(28, 255), Fraction(7, 255))
+    assert (digits.pad, digits.flip) == (1, False)
+
+
+def test_digits_are_scikit_learns_digits_each_in_exactly_one_split(digits: Dataset) -> None:
+    source = load_digits()
+    expected = sorted(
+        (label, [int(v * 255 / 16 + 0.5) for v in image.flat])
+        for image, label in zip(source.images, source.target, strict=True)
+    )
+    splits = (digits.train, digits.val, digits.test)
+    found = sorted(
+        (int(label), image.flatten().tolist())
+        for split in splits
+        for image, label in zip(split.images, split.labels, strict=True)
+    )
+    assert found == expected
+
+
+def test_digits_splits_are_stratified(digits: Dataset) -> None:
+    whole = np.bincount(load_digits().target) / 1797
+    for split in (digits.train, digits.val, digits.test):
+        counts = torch.bincount(split.labels).numpy()
+        assert np.abs(counts - whole * len(split)).max() < 2
+
+
+def test_no_image_of_one_split_is_in_another(npz: Make) -> None:
+    dataset = own(npz())
+    train, val, test = (set(pictures(s)) for s in (dataset.train, dataset.val, dataset.test))
+    assert (len(train), len(val), len(test)) == (54, 6, 20)
+    assert not train & val
+    assert not train & test
+    assert not val & test
+
+
+def test_images_keep_their_labels(npz: Make) -> None:
+    dataset = own(npz())
+    for split in (dataset.train, dataset.val, dataset.test):
+        assert torch.equal(split.images[:, 0, 0, 0].long(), split.labels)
+
+
+def test_loading_twice_gives_the_same_tensors(digits: Dataset) -> None:
+    again = load("digits", Path("elsewhere"))
+    assert torch.equal(again.train.images, digits.train.images)
+    assert torch.equal(again.val.images, digits.val.images)
+    assert again.fingerprint == digits.fingerprint
+
+
+def test_a_training_subset_is_balanced_and_leaves_the_other_splits_alone(npz: Make) -> None:
+    arrays = made_arrays(n=400)
+    by_class = np.argsort(arrays["y_train"], kind="stable")
+    path = npz(**{**arrays, "x_train": arrays["x_train"][by_class], "y_train": arrays["y_train"][by_class]})
+    dataset, subset = own(path), own(path, train_images=42)
+    assert torch.bincount(subset.train.labels).max() <= 42 // 4 + 2
+    assert torch.bincount(subset.train.labels).min() >= 42 // 4 - 1
+    assert pictures(subset.val) == pictures(dataset.val)
+    assert pictures(subset.train) == pictures(dataset.train.first(42))
+    assert subset.fingerprint == dataset.fingerprint
+
+
+def test_a_test_subset_is_the_beginning_of_the_file(npz: Make) -> None:
+    x_test = torch.from_numpy(made_arrays()["x_test"]).permute(0, 3, 1, 2)
+    assert torch.equal(own(npz(), test_images=7).test.images, x_test[:7])
+
+
+def test_every_beginning_of_a_stratified_order_has_the_classes_in_proportion() -> None:
+    labels = np.repeat(np.arange(10), 30)
+    ordered = labels[stratified_order(labels, key=1)]
+    for n in range(1, len(labels)):
+        assert np.abs(np.bincount(ordered[:n], minlength=10) - n / 10).max() < 1
+    assert sorted(stratified_order(labels, key=1)) == list(range(300))
+
+
+def test_a_stratified_order_is_shuffled_and_depends_on_its_key() -> None:
+    labels = np.zeros(1000, dtype=np.int64)
+    order = stratified_order(labels, key=1)
+    assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
+    assert not np.array_equal(order, stratified_order(labels, key=2))
+
+
+@pytest.mark.parametrize("changed", ["x_train", "y_train", "x_test", "y_test"])
+def test_the_fingerprint_sees_every_pixel_and_label(npz: Make, changed: str) -> None:
+    before = own(npz()).fingerprint
+    array = made_arrays()[changed]
+    array.flat[-1] = (array.flat[-1] + 1) % 4
+    assert own(npz(**{changed: array})).fingerprint != before
+
+
+def test_the_fingerprint_sees_shapes(npz: Make) -> None:
+    tall = made_arrays(shape=(16, 4))
+    wide = {k: v.reshape(len(v), 4, 16) if k.startswith("x") else v for k, v in tall.items()}
+    assert own(npz(**tall)).fingerprint != own(npz(**wide)).fingerprint
+
+
+def test_a_split_moves_whole(digits: Dataset) -> None:
+    moved = digits.val.to("meta")
+    assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
+
+
+# --- a user's .npz ---
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((8, 8), 1), ((8, 8, 1), 1), ((8, 8, 3), 3)])
+def test_a_npz_comes_back_as_it_was_saved(npz: Make, shape: tuple[int, ...], channels: int) -> None:
+    arrays = made_arrays(shape=shape)
+    dataset = own(npz(**arrays))
+    assert dataset.image_shape == (channels, 8, 8)
+    assert torch.equal(
+        dataset.test.images.permute(0, 2, 3, 1),
+        torch.from_numpy(arrays["x_test"].reshape(20, 8, 8, channels)),
+    )
+    assert dataset.test.labels.tolist() == arrays["y_test"].tolist()
+
+
+def test_own_data_get_cifars_threat_and_a_tenth_held_out(npz: Make) -> None:
+    dataset = own(npz(**made_arrays(n=100, shape=(24, 24, 3))))
+    assert (dataset.threat.eps, dataset.threat.step) == (Fraction(8, 255), Fraction(2, 255))
+    assert (len(dataset.val), dataset.pad, dataset.flip) == (10, 3, False)
+    assert dataset.class_names == ("0", "1", "2", "3")
+
+
+def test_at_most_a_thousand_own_images_are_held_out(npz: Make) -> None:
+    assert len(own(npz(**made_arrays(n=12_000, shape=(2, 2)))).val) == 1000
+
+
+def test_a_class_that_only_the_test_set_shows_is_kept_with_a_warning(npz: Make) -> None:
+    arrays = made_arrays()
+    arrays["y_train"] = np.where(arrays["y_train"] == 2, 0, arrays["y_train"])
+    with pytest.warns(UserWarning, match="no training image shows class 2"):
+        assert own(npz(**arrays)).classes == 4
+
+
+def test_a_healthy_dataset_warns_of_nothing(npz: Make) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own(npz())
+
+
+ARRAYS = made_arrays()
+BAD_ARRAYS = {
+    "floats": ({"x_train": ARRAYS["x_train"] / 255}, ["x_train", "float64", "255", "uint8"]),
+    "wide integers": ({"x_test": ARRAYS["x_test"].astype(np.int64)}, ["x_test", "int64", "uint8"]),
+    "fewer labels": ({"y_train": ARRAYS["y_train"][:-1]}, ["60 images but 59 labels", "y_train"]),
+    "labels from one": (
+        {"y_train": ARRAYS["y_train"] + 1, "y_test": ARRAYS["y_test"] + 1},
+        ["1..4", "no image has label 0"],
+    ),
+    "negative labels": ({"y_test": ARRAYS["y_test"] - 1}, ["-1..3", "0..C-1"]),
+    "a gap": (
+        {"y_train": ARRAYS["y_train"] * 2, "y_test": ARRAYS["y_test"] * 2},
+        ["0..6", "no image has label 1"],
+    ),
+    "one class": (
+        {"y_train": ARRAYS["y_train"] * 0, "y_test": ARRAYS["y_test"] * 0},
+        ["0..0", "two at least"],
+    ),
+    "float labels": ({"y_train": ARRAYS["y_train"] / 1.0}, ["y_train", "float64", "integers"]),
+    "one-hot labels": ({"y_train": np.eye(4, dtype=int)[ARRAYS["y_train"]]}, ["(60, 4)", "(N,)"]),
+    "channels first": (
+        {"x_train": ARRAYS["x_train"].transpose(0, 3, 1, 2)},
+        ["(60, 3, 8, 8)", "channels last"],
+    ),
+    "flat images": ({"x_train": ARRAYS["x_train"].reshape(60, -1)}, ["(60, 192)", "(N, H, W)"]),
+    "no images": (
+        {"x_test": ARRAYS["x_test"][:0], "y_test": ARRAYS["y_test"][:0]},
+        ["x_test", "(0, 8, 8, 3)"],
+    ),
+    "another size": ({"x_test": ARRAYS["x_test"][:, :6]}, ["8x8x3", "6x8x3"]),
+    "a missing array": ({"y_test": None, "extra": np.zeros(1)}, ["lacks y_test", "extra", "x_train"]),
+    "objects": ({"y_train": np.array([{}] * 60)}, ["objects", "numpy.savez"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_arrays_that_cannot_be_used_are_refused(npz: Make, case: str) -> None:
+    changes, words = BAD_ARRAYS[case]
+    message = error_of(lambda: own(npz(**changes)))
+    for word in ["own.npz", *words]:
+        assert word in message
+
+
+def test_a_pickle_in_a_npz_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (tmp_path.joinpath("ran").touch, ())
+
+    np.savez(tmp_path / "bomb.npz", **{**made_arrays(), "y_test": np.array([Bomb()], dtype=object)})
+    assert "bomb.npz" in error_of(lambda: own(tmp_path / "bomb.npz"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:300] + bytes(50) + whole[350:],
+        lambda _: b"not a zip",
+        lambda _: b"",
+    ],
+    ids=["truncated", "overwritten", "foreign", "empty"],
+)
+def test_a_damaged_npz_is_refused(npz: Make, damage: Callable[[bytes], bytes]) -> None:
+    path = npz()
+    path.write_bytes(damage(path.read_bytes()))
+    message = error_of(lambda: own(path))
+    assert "own.npz" in message
+    assert "numpy.savez" in message
+
+
+@pytest.mark.parametrize("which", ["train_images", "val_images", "test_images"])
+@pytest.mark.parametrize("count", [61, 0, -1])
+def test_more_images_than_there_are_or_none_are_refused(npz: Make, which: str, count: int) -> None:
+    message = error_of(lambda: own(npz(), **{which: count}))
+    assert f"{count} " in message
+    assert "ask for 1 to " in message
+
+
+def test_holding_out_must_leave_something_to_train_on(npz: Make) -> None:
+    assert len(own(npz(), val_images=59).train) == 1
+    assert "60 held-out images asked for; ask for 1 to 59" in error_of(lambda: own(npz(), val_images=60))
+
+
+def test_training_images_cannot_be_taken_from_the_held_out_ones(npz: Make) -> None:
+    assert len(own(npz(), train_images=54).train) == 54
+    assert "ask for 1 to 54" in error_of(lambda: own(npz(), train_images=55))
+
+
+# --- names and paths ---
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    assert "did you mean 'cifar10'?" in error_of(lambda: load("cifar-10", Path("unused")))
+
+
+@pytest.mark.parametrize("name", ["absent.npz", "some/absent/folder"])
+def test_a_path_that_does_not_exist_is_named(name: str) -> None:
+    message = error_of(lambda: load(name, Path("unused")))
+    assert f"'{name}' does not exist" in message
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").touch()
+    assert "neither a .npz file nor an image folder" in error_of(lambda: own(tmp_path / "data.csv"))
+
+
+# --- image folders ---
+
+
+def test_an_image_folder_is_read_with_its_class_names(folder: Make) -> None:
+    dataset = own(folder())
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.image_shape == (3, 10, 12)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (11, 1, 6)
+    assert dataset.test.images[:, 0, 0, 0].tolist() == [0, 1, 2, 40, 41, 42]
+    assert dataset.test.images[0, :, 9, 11].tolist() == [0, 100, 200]
+    assert dataset.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".bmp", ".PNG"])
+def test_grey_images_stay_grey_in_every_format(folder: Make, suffix: str) -> None:
+    assert own(folder("L", suffix)).image_shape == (1, 10, 12)
+
+
+def test_one_colour_image_makes_the_whole_folder_colour(folder: Make) -> None:
+    path = folder("L")
+    Image.new("RGB", (12, 10), (1, 2, 3)).save(path / "test" / "dog" / "0.png")
+    dataset = own(path)
+    assert dataset.test.images[3, :, 0, 0].tolist() == [1, 2, 3]
+    assert len(set(dataset.test.images[4, :, 0, 0].tolist())) == 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])
+def test_palettes_and_transparency_become_rgb(folder: Make, mode: str) -> None:
+    assert own(folder(mode)).image_shape == (3, 10, 12)
+
+
+def test_the_first_image_of_another_size_is_named(folder: Make) -> None:
+    path = folder()
+    for name in ("3.png", "4.png"):
+        Image.new("RGB", (10, 12)).save(path / "train" / "dog" / name)
+    message = error_of(lambda: own(path))
+    assert str(Path("train/dog/3.png")) in message
+    assert "10x12" in message
+    assert "12x10" in message
+
+
+def test_images_that_cannot_be_read_are_named(folder: Make) -> None:
+    path = folder()
+    odd = path / "test" / "cat" / "1.png"
+    cut = odd.read_bytes()[:-30]
+    for content in (b"no image", cut):
+        odd.write_bytes(content)
+        assert "1.png" in error_of(lambda: own(path))
+
+
+def test_images_of_sixteen_bits_are_refused(folder: Make) -> None:
+    path = folder()
+    Image.fromarray(np.zeros((10, 12), dtype=np.uint16)).save(path / "test" / "cat" / "1.png")
+    assert "more than 8 bits" in error_of(lambda: own(path))
+
+
+def test_a_folder_needs_both_parts_and_the_same_classes_in_both(folder: Make) -> None:
+    path = folder()
+    (path / "train" / "dog").rename(path / "train" / "wolf")
+    assert "class 'dog' has images in 'test' but none in 'train'" in error_of(lambda: own(path))
+    (path / "test").rename(path / "val")
+    assert "no folder 'test'" in error_of(lambda: own(path))
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    assert "no images" in error_of(lambda: own(tmp_path))
+
+
+def test_a_paths_fingerprint_follows_content_not_place(folder: Make, npz: Make, tmp_path: Path) -> None:
+    path = folder()
+    before = fingerprint_of_path(path)
+    (path / "README.txt").write_text("not data")
+    (path / "train" / "dog" / ".hidden.png").write_text("not data")
+    moved = path.rename(tmp_path / "moved")
+    assert fingerprint_of_path(moved) == before
+    (moved / "train" / "dog" / "0.png").rename(moved / "train" / "cat" / "9.png")
+    renamed = fingerprint_of_path(moved)
+    assert renamed != before
+    Image.new("RGB", (12, 10)).save(moved / "test" / "dog" / "0.png")
+    assert fingerprint_of_path(moved) not in (before, renamed)
+    assert fingerprint_of_path(npz()) == hashlib.sha256(npz().read_bytes()).hexdigest()
+
+
+# --- CIFAR in torchvision's layout ---
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def cifar_files(cls: Any, per_file: int, classes: int) -> dict[str, bytes]:
+    """Small files as Krizhevsky's: every image is filled with its number, whose remainder is its label."""
+    key = "labels" if cls is CIFAR10 else "fine_labels"
+    files = {cls.meta["filename"]: pickle.dumps({cls.meta["key"]: [str(i) for i in range(classes)]})}
+    start = 0
+    for name, _ in cls.train_list + cls.test_list:
+        numbers = np.arange(start, start + per_file)
+        rows = np.repeat((numbers % 256).astype(np.uint8)[:, None], 3072, axis=1)
+        rows[:, 2048:] = 255  # the blue plane
+        files[name] = pickle.dumps({"data": rows, key: (numbers % classes).tolist()})
+        start += per_file
+    return files
+
+
+def expect(monkeypatch: pytest.MonkeyPatch, cls: Any, files: dict[str, bytes]) -> None:
+    """Make `files` the ones whose MD5 sums torchvision checks."""
+    for table in ("train_list", "test_list"):
+        sums = [[name, md5(files[name])] for name, _ in getattr(cls, table)]
+        monkeypatch.setattr(cls, table, sums)
+    monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5(files[cls.meta["filename"]])})
+
+
+def archive_of(cls: Any, files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{cls.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def made_cifar10(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Made CIFAR-10 files whose MD5 sums torchvision expects; nothing can be downloaded."""
+    files = cifar_files(CIFAR10, per_file=20, classes=10)
+    expect(monkeypatch, CIFAR10, files)
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    return files
+
+
+def write_layout(data_dir: Path, files: dict[str, bytes], cls: Any = CIFAR10) -> Path:
+    layout: Path = data_dir / cls.base_folder
+    layout.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (layout / name).write_bytes(content)
+    return layout
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A local web server: its address and the folder it serves."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    served = tmp_path / "served"
+    served.mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=served)) as httpd:
+        threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}", served
+        httpd.shutdown()
+
+
+def test_cifar10_is_read_from_the_official_layout(made_cifar10: dict[str, bytes], tmp_path: Path) -> None:
+    write_layout(tmp_path, made_cifar10)
+    dataset = load("cifar10", tmp_path, val_images=10)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (90, 10, 20)
+    assert dataset.test.images[:, 0, 31, 31].tolist() == list(range(100, 120))
+    assert dataset.test.images[5, :, 0, 0].tolist() == [105, 105, 255]
+    assert dataset.test.labels.tolist() == [i % 10 for i in range(100, 120)]
+    assert torch.bincount(dataset.val.labels).tolist() == [1] * 10
+    assert dataset.class_names[0] == "airplane"
+    assert (dataset.threat.eps, dataset.threat.step) == (Fraction(8, 255), Fraction(2, 255))
+    assert (dataset.pad, dataset.flip) == (4, True)
+
+
+def test_cifar10_is_one_dataset_in_either_form(made_cifar10: dict[str, bytes], tmp_path: Path) -> None:
+    write_layout(tmp_path / "official", made_cifar10)
+    official = DATASETS.load("cifar10")(tmp_path / "official")
+    keys = ("x_train", "y_train", "x_test", "y_test")
+    np.savez(tmp_path / "cifar10.npz", **{key: getattr(official, key) for key in keys})
+    one, other = (load("cifar10", place, val_images=10) for place in (tmp_path / "official", tmp_path))
+    assert one.fingerprint == other.fingerprint
+    assert pictures(one.train) == pictures(other.train)
+    assert (one.class_names, one.threat) == (other.class_names, other.threat)
+
+
+def test_cifar100_reads_fine_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = cifar_files(CIFAR100, per_file=200, classes=100)
+    expect(monkeypatch, CIFAR100, files)
+    write_layout(tmp_path, files, CIFAR100)
+    dataset = load("cifar100", tmp_path, val_images=100)
+    assert dataset.classes == 100
+    assert (dataset.class_names[0], dataset.class_names[99]) == ("apple", "worm")
+    assert dataset.test.labels.tolist() == list(range(100)) * 2
+
+
+def test_absent_cifar10_is_downloaded_checked_and_then_kept(
+    made_cifar10: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, served = server
+    archive = archive_of(CIFAR10, made_cifar10)
+    (served / CIFAR10.filename).write_bytes(archive)
+    monkeypatch.setattr(CIFAR10, "url", f"{url}/{CIFAR10.filename}")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
+    downloaded = load("cifar10", tmp_path / "data", val_images=10)
+    assert len(downloaded.test) == 20
+    (served / CIFAR10.filename).unlink()
+    assert load("cifar10", tmp_path / "data", val_images=10).fingerprint == downloaded.fingerprint
+
+
+def test_an_archive_of_another_md5_is_refused_unopened(
+    made_cifar10: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, served = server
+    (served / CIFAR10.filename).write_bytes(archive_of(CIFAR10, made_cifar10))
+    monkeypatch.setattr(CIFAR10, "url", f"{url}/{CIFAR10.filename}")
+    message = error_of(lambda: load("cifar10", tmp_path / "data"))
+    assert CIFAR10.tgz_md5 in message
+    assert not (tmp_path / "data" / CIFAR10.base_folder).exists()
+
+
+@pytest.mark.usefixtures("made_cifar10")
+def test_offline_the_error_says_which_file_belongs_where(tmp_path: Path) -> None:
+    message = error_of(lambda: load("cifar10", tmp_path / "data"))
+    for word in ("cifar10.npz", "cifar-10-python.tar.gz", CIFAR10.url, f"'{tmp_path / 'data'}'"):
+        assert word in message
+
+
+def test_a_truncated_batch_is_refused_offline_and_mended_from_the_archive(
+    made_cifar10: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    layout = write_layout(tmp_path, made_cifar10)
+    (layout / "data_batch_3").write_bytes(made_cifar10["data_batch_3"][:100])
+    assert "no whole copy" in error_of(lambda: load("cifar10", tmp_path))
+    archive = archive_of(CIFAR10, made_cifar10)
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
+    assert len(load("cifar10", tmp_path, val_images=10).train) == 90
+
+
+def test_a_npz_of_fewer_classes_is_not_cifar10(tmp_path: Path) -> None:
+    np.savez(tmp_path / "cifar10.npz", **made_arrays(shape=(32, 32, 3)))
+    assert "labels are 0..3 but 10 classes have names" in error_of(lambda: load("cifar10", tmp_path))
+
+
+# --- the real ones ---
+
+
+@pytest.mark.cifar10
+def test_the_real_cifar10_has_its_known_counts_and_channel_means(cifar10_npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "cifar10.npz").symlink_to(cifar10_npz.resolve())
+    dataset = load("cifar10", tmp_path)
+    assert torch.bincount(dataset.train.labels).tolist() == [4900] * 10
+    assert torch.bincount(dataset.val.labels).tolist() == [100] * 10
+    assert torch.bincount(dataset.test.labels).tolist() == [1000] * 10
+    assert torch.bincount(dataset.train.first(500).labels).tolist() == [50] * 10
+    train, val = (split.images.sum((0, 2, 3), dtype=torch.int64) for split in (dataset.train, dataset.val))
+    means = (train + val).double() / (50_000 * 1024 * 255)
+    assert means.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
+
+
+def test_the_cifar100_sample_loads_with_a_hundred_classes(shared: Path) -> None:
+    # Class 16 has no image among the sample's first 486.
+    with pytest.warns(UserWarning, match="class 16"):
+        dataset = own(shared / "data" / "cifar100_sample" / "cifar100_sample.npz")
+    assert (dataset.classes, dataset.image_shape, len(dataset.test)) == (100, (3, 32, 32), 916)
+    assert len(dataset.train) + len(dataset.val) == 486
+
+
+# --- batches ---
+
+
+def naive_augment(images: np.ndarray, seed: int, pad: int, flip: bool) -> np.ndarray:
+    """Each image padded, cropped and mirrored by itself, from the same draws."""
+    g = torch.Generator().manual_seed(seed)
+    n, _, height, width = images.shape
+    tops, lefts = torch.randint(2 * pad + 1, (2, n), generator=g).tolist()
+    mirrors = torch.randint(2, (n,), generator=g).tolist() if flip else [0] * n
+    out = []
+    for image, top, left, mirror in zip(images, tops, lefts, mirrors, strict=True):
+        crop = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))[:, top : top + height, left : left + width]
+        out.append(crop[:, :, ::-1] if mirror else crop)
+    return np.stack(out)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(1, 256, (64, 3, 7, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("pad", [0, 1, 4])
+@pytest.mark.parametrize("flip", [True, False])
+def test_augmentation_crops_each_image_as_if_alone(images: torch.Tensor, pad: int, flip: bool) -> None:
+    augmented = augment(images, torch.Generator().manual_seed(5), pad, flip)
+    assert augmented.dtype == torch.uint8
+    np.testing.assert_array_equal(augmented.numpy(), naive_augment(images.numpy(), 5, pad, flip))
+
+
+def test_without_padding_and_mirroring_images_stay_as_they_are(images: torch.Tensor) -> None:
+    assert torch.equal(augment(images, torch.Generator(), pad=0, flip=False), images)
+
+
+def test_half_of_the_images_are_mirrored_and_none_else_changed() -> None:
+    ramp = torch.arange(4, dtype=torch.uint8).expand(4000, 1, 4, 4)
+    mirrored = augment(ramp, torch.Generator().manual_seed(0), pad=0, flip=True)
+    is_mirrored = (mirrored == ramp.flip(3)).flatten(1).all(1)
+    assert (is_mirrored | (mirrored == ramp).flatten(1).all(1)).all()
+    assert is_mirrored.float().mean().item() == pytest.approx(0.5, abs=0.03)  # 3.8 standard errors
+
+
+def test_every_crop_offset_is_equally_likely() -> None:
+    dot = torch.zeros(9000, 1, 3, 3, dtype=torch.uint8)
+    dot[:, :, 1, 1] = 1
+    shares = augment(dot, torch.Generator().manual_seed(0), pad=1, flip=False).double().mean(0)[0]
+    assert shares.flatten().tolist() == pytest.approx([1 / 9] * 9, abs=0.0133)  # 4 standard errors
+
+
+def test_augmentation_follows_its_generator_alone(images: torch.Tensor) -> None:
+    one, again, other = (augment(images, torch.Generator().manual_seed(s), 2, True) for s in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_augmentation_is_the_same_on_the_gpu(images: torch.Tensor) -> None:
+    here = augment(images, torch.Generator().manual_seed(1), 2, True)
+    there = augment(images.cuda(), torch.Generator().manual_seed(1), 2, True)
+    assert torch.equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_floats_are_255ths_and_contiguous(dtype: torch.dtype) -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 8, 8, 4).permute(0, 3, 1, 2)
+    floats = to_float(images, dtype)
+    assert floats.dtype == dtype
+    assert floats.is_contiguous()
+    expected = torch.tensor([i / 255 for i in range(256)], dtype=dtype)
+    assert torch.equal(floats.permute(0, 2, 3, 1).flatten(), expected)
+
+
+def test_the_default_float_is_single_precision() -> None:
+    assert to_float(torch.zeros(1, 1, 1, 1, dtype=torch.uint8)).dtype == torch.float32
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_its_generator() -> None:
+    one, again, other = (epoch_order(100, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert sorted(one.tolist()) == list(range(100))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(12, [4, 4, 4]), (14, [4, 4, 4, 2]), (13, [4, 4, 4]), (3, [3]), (1, []), (0, [])]
+)
+def test_batches_cover_the_order_but_for_a_last_single_image(n: int, sizes: list[int]) -> None:
+    order = torch.arange(n)
+    cut = batches(order, 4)
+    assert [len(batch) for batch in cut] == sizes
+    assert [i for batch in cut for i in batch.tolist()] == list(range(sum(sizes)))
