@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import time
 import traceback
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -116,14 +118,20 @@ def teacher_network(cell: Cell, place: Place, dataset: Dataset) -> Network:
 
 
 def check(cell: Cell, place: Place) -> None:
-    """Raise UserError for a cell that cannot work: data, names of attacks, a file that is not the network it should be."""
+    """Raise UserError for a cell that cannot work: data, attacks, a file that is not the network it should be."""
     dataset = cell_dataset(cell, place)
-    for name in cell.evaluation.attacks:
+    attacks, transferred = cell.evaluation.attacks, cell.evaluation.transfer_attacks
+    if "aa" in transferred:
+        raise UserError("AutoAttack is not transferred; eval.transfer_attacks takes fgsm, pgdK and cw")
+    for name in (*attacks, *transferred):
         if name != "aa":
             gradient_attack(name, dataset.threat.eps, dataset.threat.step)
-    for name in cell.evaluation.transfer_attacks:
-        gradient_attack(name, dataset.threat.eps, dataset.threat.step)
-    if cell.spec and isinstance(cell.spec.source, LocalFile):
+    if "aa" in attacks and dataset.classes < 4:
+        raise UserError(
+            f"AutoAttack standard needs at least 4 classes, '{cell.dataset}' has {dataset.classes}; "
+            'set eval.attacks to others, as in eval.attacks = ["fgsm", "pgd20", "cw"]'
+        )
+    if cell.method is None:
         weights_of(cell, place, dataset, "best")
 
 
@@ -216,9 +224,11 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
     done = train.finished(folder)
     if done:
         return done
+    method = configured(cell.method, cell.hyper)
+    _check_source(cell)
     files.write_json(folder / "cell.json", cell.training)
     trainer = train.Trainer(
-        method=configured(cell.method, cell.hyper),
+        method=method,
         student=network_for(cell, dataset),
         teachers=needed,
         dataset=dataset,
@@ -232,6 +242,13 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
         on_epoch=lambda entry: run.report({"what": "epoch", **entry}),
         on_batch=lambda epoch, batch, of: run.report({"what": "batch", "epoch": epoch, "batch": batch, "of": of}),
     )
+
+
+def _check_source(cell: Cell) -> None:
+    """Raise UserError where this process loaded another version of the method than the one the cell is named by."""
+    planned = cell.training["source"]
+    if planned is not None and cell.method and METHODS.source_hash(cell.method) != planned:
+        raise UserError(f"the source of method '{cell.method}' changed during the run; run the same command again")
 
 
 def _evaluate(run: _Run, dataset: Dataset, network: Network, folder: Path) -> dict[str, Outcome]:
@@ -272,11 +289,13 @@ def _partial(folder: Path, weights: str) -> dict[str, Outcome]:
     """The outcomes that an interrupted evaluation of the same weights left behind."""
     found = {}
     for path in sorted(folder.glob("partial-*.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            meta = json.loads(str(arrays["meta"]))
-            if meta["weights"] == weights:
-                right = torch.from_numpy(arrays["right"])
-                found[meta["name"]] = Outcome(right, meta["definition"], meta["seconds"], meta["flags"])
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                meta, right = json.loads(str(arrays["meta"])), torch.from_numpy(arrays["right"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            continue  # damaged, so computed again
+        if meta["weights"] == weights:
+            found[meta["name"]] = Outcome(right, meta["definition"], meta["seconds"], meta["flags"])
     return found
 
 
@@ -300,11 +319,9 @@ def _record(
     failure: dict[str, str] | None,
 ) -> dict[str, Any]:
     cell, dataset = run.cell, run.dataset
-    label = configured(cell.method, cell.hyper).label if cell.kind == "student" and cell.method else cell.name
     training = None
     if run.summary:
         training = run.summary.__dict__ | {"log": f"../{train.LOG}"}
-    source = METHODS.source_hash(cell.method) if cell.method else None
     return {
         "schema_version": record.SCHEMA_VERSION,
         "kind": cell.kind,
@@ -315,12 +332,12 @@ def _record(
         "error": failure,
         "dataset": cell.dataset,
         "method": cell.method,
-        "label": label,
+        "label": _label(cell),
         "teacher": cell.teacher_name,
         "student": cell.architecture,
         "seed": cell.seed if cell.method else None,
         "config": {"training": cell.training, "evaluation": cell.judging},
-        "provenance": provenance(run.place.describe(), torch.get_num_threads(), source, started),
+        "provenance": provenance(run.place.describe(), torch.get_num_threads(), _source(cell), started),
         "data": dataset
         and {
             "fingerprint": dataset.fingerprint,
@@ -337,3 +354,19 @@ def _record(
         "outcomes": outcomes_file and {"file": outcomes_file.name, "sha256": files.sha256(outcomes_file)},
         "timing": run.timing,
     }
+
+
+def _label(cell: Cell) -> str:
+    """The name to print: a teacher's own, a student's method's."""
+    if cell.kind != "student" or cell.method is None:
+        return cell.name
+    try:
+        return configured(cell.method, cell.hyper).label
+    except UserError:  # a plugin that is broken by now; that is what the record says
+        return cell.method
+
+
+def _source(cell: Cell) -> str | None:
+    """SHA-256 of the file that defines the cell's method; of a plugin, as it was when the cell was planned."""
+    planned: str | None = cell.training.get("source") if cell.method else None
+    return planned or (METHODS.source_hash(cell.method) if cell.method else None)

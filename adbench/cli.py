@@ -10,30 +10,58 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adbench import __version__
-from adbench.errors import UserError
+from adbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from adbench.cell import Place
     from adbench.config import Experiment
     from adbench.runner import Plan
 
 DATA_DIR = "~/.cache/adbench"
+# Who asks for more means a seed of that value.
+MOST_SEEDS = 1000
 
 
 class Group(click.Group):
-    """Commands whose UserErrors are one sentence and exit code 2, in the order in which they are defined."""
+    """Commands in the order in which they are defined; what a user got wrong is one sentence and exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.commands, "adbench --help")
+        return super().resolve_command(ctx, args)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            code = super().main(*args, **{**extra, "standalone_mode": False})
         except UserError as error:
-            click.echo(f"adbench: {error}", err=True)
-            ctx.exit(2)
-        except KeyboardInterrupt:
+            code = _refuse(str(error))
+        except click.ClickException as error:
+            code = _refuse(_in_our_words(error))
+        except (click.Abort, KeyboardInterrupt):
             click.echo("adbench: interrupted; the same command goes on from the last completed epoch", err=True)
-            ctx.exit(130)
+            code = 130
+        sys.exit(code)
+
+
+def _refuse(sentence: str) -> int:
+    click.echo(f"adbench: {' '.join(sentence.split())}", err=True)
+    return 2
+
+
+def _in_our_words(error: click.ClickException) -> str:
+    """Click's complaint about a command line as one sentence, and where to read more."""
+    said = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        near = f"; did you mean '{error.possibilities[0]}'?" if error.possibilities else ""
+        said = f"unknown option '{error.option_name}'{near}"
+    said = said.rstrip(".").replace(". ", "; ")
+    context = getattr(error, "ctx", None)
+    return f"{said[0].lower()}{said[1:]}" + (f" ({context.command_path} --help)" if context else "")
 
 
 def _names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -49,7 +77,9 @@ def _seeds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
         numbers = tuple(int(part) for part in value.split(",") if part.strip())
     except ValueError as error:
         raise click.BadParameter(f"'{value}' is neither a number of seeds nor a list like 0,1,2") from error
-    if "," not in value:
+    if numbers and "," not in value:
+        if numbers[0] > MOST_SEEDS:
+            raise click.BadParameter(f"'{value}' is a number of seeds; for that one seed write '{value},'")
         numbers = tuple(range(numbers[0]))
     if not numbers or min(numbers) < 0:
         raise click.BadParameter(f"'{value}': give at least one seed, none below 0")
@@ -80,9 +110,14 @@ device_option = click.option(
 )
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="adbench")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """The benchmark for adversarial distillation.
 
     \b
@@ -90,6 +125,8 @@ def main() -> None:
       adbench run --methods all
       adbench report
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command()
@@ -183,8 +220,7 @@ def _experiment(asked: dict[str, Any], preset: str | None, config: Path | None, 
 
     own = configuration.read_toml(config) if config else {}
     own = configuration.merged(own, *(configuration.parse_setting(text) for text in settings), asked)
-    first = (own.get("datasets") or ("digits",))[0]
-    name = preset or configuration.DEFAULT_PRESETS.get(first, "paper")
+    name = preset or configuration.default_preset(own)
     return configuration.experiment(configuration.merged(configuration.read_preset(name), own))
 
 
@@ -202,10 +238,12 @@ def _carry_out(
         from adbench.estimate import Estimator
         from adbench.matrix import expand
 
-        place = _place(results, data_dir, device, dry_run)
+        place = _place(results, data_dir, device)
         matrix = expand(experiment)
         for cell in matrix.cells:
             check(cell, place)
+        if not dry_run:
+            _make_writable(results)
         plan = runner.plan(matrix, results)
         estimator = Estimator(place)
         seconds = {cell.id: estimator.seconds(cell, plan.states[cell.id]) for cell in matrix.cells}
@@ -227,32 +265,40 @@ def _summarise(console: Any, plan: Plan, results: Path, table: Callable[[list[di
     from adbench import record
 
     records = [record.read(cell.record_path(results)).data for cell in plan.matrix.cells]
-    failed = sum(r["status"] == "failed" for r in records)
+    failed = [r["status"] for r in records].count("failed")
     console.print()
     console.print(table(records))
-    console.print(f"\nrecords in {results}; `adbench report` makes tables and figures of them", highlight=False)
+    told = f"\nrecords in {results}; `adbench report` makes tables and figures of them"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
     if failed:
         console.print(f"[red]{failed} of {len(records)} cells failed[/]; run the same command to try them again")
     return failed
 
 
-def _place(results: Path, data_dir: Path, device: str | None, dry_run: bool = False) -> Any:
-    """Where to run, checked: a device that is there, a results folder that can be written."""
+def _place(results: Path, data_dir: Path, device: str | None) -> Place:
+    """Where to run, on a device that is there."""
     import torch
 
-    from adbench import files
     from adbench.cell import Place
 
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' cannot be used here; choose cpu, cuda or cuda:N") from error
-    if not dry_run:
-        probe = results / ".writable"
-        files.write_text(probe, "")
-        probe.unlink()
+        # Torch knows devices, as "meta", on which nothing can be computed.
+        found = torch.zeros(1, device=name).device.type in ("cpu", "cuda")
+    except (RuntimeError, AssertionError):
+        found = False
+    if not found:
+        raise UserError(f"device '{name}' cannot be used here; choose cpu, cuda or cuda:N")
     return Place(results, data_dir.expanduser(), name)
+
+
+def _make_writable(results: Path) -> None:
+    """Make the results folder. Raises UserError where nothing can be written."""
+    from adbench import files
+
+    probe = results / ".writable"
+    files.write_text(probe, "")
+    probe.unlink(missing_ok=True)
 
 
 @main.command()
@@ -334,6 +380,7 @@ def teachers(
         import adbench.verify as verification
 
         place = _place(results, data_dir, device)
+        _make_writable(results)
         lines, agrees = verification.verify_teacher(name, dataset, images, place)
         for line in lines:
             click.echo(line)
@@ -376,6 +423,7 @@ def eval_(
     place = _place(results, data_dir, device)
     cell = replace(teacher_cell(experiment, dataset, teacher.find(f"{arch}@{checkpoint}")), kind="checkpoint")
     check(cell, place)
+    _make_writable(results)
     with Display(Console(), 1) as display:
         runner.run(runner.plan(Matrix((cell,), ()), results), place, 1, display)
     path = cell.record_path(results)

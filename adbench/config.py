@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -35,7 +35,7 @@ class Train(Section):
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
-    milestones: tuple[float, ...] = Field(
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.575, 0.8, 0.925), description="shares of the epochs after which lr drops: 115, 160, 185 of 200"
     )
     lr_factor: float = Field(0.1, gt=0, le=1)
@@ -57,9 +57,14 @@ class Data(Section):
 
 
 def _fraction_text(value: Any) -> Any:
-    if value is not None:
+    if value is None:
+        return None
+    try:
         parse_fraction(value)
-    return None if value is None else str(value)
+    except UserError as error:
+        # The form in which pydantic collects a problem with the others.
+        raise ValueError(str(error)) from error
+    return str(value)
 
 
 FractionText = Annotated[str | None, BeforeValidator(_fraction_text)]
@@ -88,11 +93,11 @@ class Evaluation(Section):
 class Experiment(Section):
     """Everything that decides which cells there are and what each of them is."""
 
-    datasets: tuple[str, ...] = ("digits",)
+    datasets: tuple[str, ...] = Field(("digits",), min_length=1)
     teachers: tuple[str, ...] = Field((), description="none means the dataset's own")
-    students: tuple[str, ...] = ("cnn-16",)
-    methods: tuple[str, ...] = ("all",)
-    seeds: tuple[int, ...] = (0,)
+    students: tuple[str, ...] = Field(("cnn-16",), min_length=1)
+    methods: tuple[str, ...] = Field(("all",), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     train: Train = Train()
     data: Data = Data()
     threat: ThreatModel = ThreatModel()
@@ -109,6 +114,13 @@ DEFAULT_TEACHERS = {
     "cifar100": "cifar100-wrn-34-10",
 }
 DEFAULT_PRESETS = {"digits": "digits"}
+
+
+def default_preset(settings: Mapping[str, Any]) -> str:
+    """The preset of the first dataset that (unvalidated) settings ask for."""
+    datasets = settings.get("datasets", ("digits",))
+    first = datasets[0] if isinstance(datasets, list | tuple) and datasets else None
+    return DEFAULT_PRESETS.get(str(first), "paper")
 
 
 def presets() -> dict[str, str]:
@@ -179,24 +191,39 @@ def validated(model: type[M], settings: Mapping[str, Any], where: str) -> M:
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        parts, known = _written(model, problem["loc"])
+        key = ".".join(parts)
         if problem["type"] == "extra_forbidden":
-            known = _keys(model, problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            near = difflib.get_close_matches(parts[-1], known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
             yield f"unknown key '{key}'; {hint}"
+        elif problem["type"] == "missing":
+            yield f"'{key}' is missing"
         else:
             cause = problem.get("ctx", {}).get("error")
-            said = str(cause) if isinstance(cause, UserError) else problem["msg"]
+            said = str(cause) if isinstance(cause, ValueError) else problem["msg"].replace("tuple", "list")
             yield f"{key} = {problem['input']!r}: {said[0].lower()}{said[1:]}"
 
 
-def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        field = model.model_fields.get(str(part)) or next(
-            (f for f in model.model_fields.values() if f.alias == part), None
-        )
-        if field is None or not isinstance(field.annotation, type):
-            return []
-        model = field.annotation
-    return sorted(field.alias or name for name, field in model.model_fields.items())
+def _written(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """A problem's key as the user wrote it, part by part, and the keys that are known in its last table.
+
+    Pydantic's location of a problem also says which member of a union was meant, by its tag.
+    """
+    parts: list[str] = []
+    tables, known = [model], sorted(_fields(model))
+    for part in map(str, location):
+        if len(tables) > 1:
+            tables = [t for t in tables if any(part in get_args(f.annotation) for f in t.model_fields.values())]
+        else:
+            parts.append(part)
+            inner = _fields(tables[0]).get(part) if tables else None
+            tables = [t for t in get_args(inner) or (inner,) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if len(tables) == 1:
+            known = sorted(_fields(tables[0]))
+    return parts, known
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Types of a table's values by the keys that a user writes."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}

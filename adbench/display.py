@@ -16,7 +16,7 @@ from adbench.runner import Plan
 
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal; a dash for none."""
-    return "–" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def duration(seconds: float) -> str:
@@ -56,7 +56,8 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self.console.is_terminal:
+            self._progress.stop()
 
     def __call__(self, cell: Cell, event: dict[str, Any]) -> None:
         getattr(self, f"_on_{event['what']}")(cell, event)
@@ -89,14 +90,16 @@ class Display:
         took = duration(time.monotonic() - self._began[cell.id])
         found = event["record"]
         if found["status"] == "failed":
-            said = f"[red]failed[/] in {found['error']['phase']}: {_escaped(found['error']['message'])}"
+            reason = " ".join(found["error"]["message"].split())
+            said = f"[red]failed[/] in {found['error']['phase']}: {_escaped(reason)}"
         else:
             said = "  ".join(
                 f"{name} {percent(metric['value'])}"
                 for name, metric in found["metrics"].items()
                 if not name.startswith("transfer:")
             )
-        self.console.print(f"[{self.done}/{self.total}] {_escaped(str(cell))}: {said}  ({took})", highlight=False)
+        line = f"[{self.done}/{self.total}] {_escaped(str(cell))}: {said}  ({took})"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _escaped(text: str) -> str:
@@ -114,7 +117,7 @@ def plan_table(plan: Plan, seconds: dict[str, float]) -> Table:
         role = f"(teacher) {cell.name}" if cell.kind == "teacher" else cell.name
         expected = "" if state == "done" else duration(seconds[cell.id])
         table.add_row(
-            _escaped(cell.dataset), role, cell.architecture, cell.teacher_name or "–", str(cell.seed), state, expected
+            _escaped(cell.dataset), role, cell.architecture, cell.teacher_name or "-", str(cell.seed), state, expected
         )
     return table
 
@@ -128,10 +131,10 @@ def summary_table(records: list[dict[str, Any]]) -> Table:
     for name in names:
         table.add_column(name, justify="right")
     for r in records:
-        who = (_escaped(r["dataset"]), _escaped(r["label"]), r["student"], r["teacher"] or "–", str(r["seed"]))
+        who = (_escaped(r["dataset"]), _escaped(r["label"]), r["student"], r["teacher"] or "-", str(r["seed"]))
         if r["status"] == "failed":
             figures = ["[red]failed[/]"] + [""] * (len(names) - 1)
         else:
-            figures = [percent(r["metrics"][n]["value"]) if n in r["metrics"] else "–" for n in names]
+            figures = [percent(r["metrics"][n]["value"]) if n in r["metrics"] else "-" for n in names]
         table.add_row(*who, *figures)
     return table

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adbench.cell import Place, cell_dataset, network_for
+from adbench.cell import Place, cell_dataset, network_for, weights_of
 from adbench.losses import cross_entropy
 from adbench.matrix import Cell, configured
 from adbench.method import Passes
@@ -42,7 +42,8 @@ class Estimator:
 
     def _probe(self, cell: Cell) -> Speed:
         dataset, device = cell_dataset(cell, self.place), self.place.torch_device
-        network = network_for(cell, dataset).to(device).eval()
+        network = network_for(cell, dataset) if cell.method else weights_of(cell, self.place, dataset, "best")
+        network.to(device).eval()
         x = torch.rand((min(64, cell.train.batch_size), *dataset.image_shape), device=device)
         y = torch.zeros(len(x), dtype=torch.long, device=device)
 

@@ -103,7 +103,7 @@ class Evaluator:
     def _against(self, attack: GradientAttack, target: Network, index: Tensor) -> Tensor:
         """Whether the evaluated network is still right at x' crafted on `target`, for the images at `index`."""
         verdicts = [torch.zeros(0, dtype=torch.bool, device=self.x.device)]
-        for part in index.split(self.batch_size):
+        for part in torch.split(index, self.batch_size):
             x_adv = attack(target, self.x[part], self.y[part], part, self.seed)
             verdicts.append(self._predict(x_adv) == self.y[part])
         return torch.cat(verdicts)
@@ -114,7 +114,7 @@ class Evaluator:
         return logits
 
     def _predict(self, x: Tensor) -> Tensor:
-        return torch.cat([self._predict_logits(part).argmax(dim=1) for part in x.split(self.batch_size)])
+        return torch.cat([self._predict_logits(part).argmax(dim=1) for part in torch.split(x, self.batch_size)])
 
 
 def evaluate(

@@ -51,16 +51,16 @@ def _text(table: pd.DataFrame, form: str) -> str:
         return str(shown.style.hide(axis="index").format(escape="latex", na_rep="--").to_latex(hrules=True))
     if form == "markdown":
         return _markdown(shown)
-    return str(shown.to_string(index=False, na_rep="–"))
+    return str(shown.to_string(index=False, na_rep="-"))
 
 
 def _for_reading(table: pd.DataFrame) -> pd.DataFrame:
     """The columns a person compares: names, and accuracies in percent."""
     names = ["dataset", "label", "student", "teacher", "seed", "status"]
     metrics = [c.removesuffix(".n") for c in table.columns if c.endswith(".n")]
-    shown = table[names].fillna("–").astype(str)
+    shown = table[names].fillna("-").astype(str)
     for metric in metrics:
-        shown[metric] = [f"{100 * v:.2f}" if v == v else "–" for v in table[metric]]
+        shown[metric] = [f"{100 * v:.2f}" if v == v else "-" for v in table[metric]]
     return shown
 
 

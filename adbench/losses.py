@@ -35,14 +35,20 @@ def cross_entropy(logits: Tensor, y: Tensor, true_mass: float = 1.0) -> Tensor:
     return -(true_mass * own + (1 - true_mass) * others)
 
 
-def kl(student: Tensor, teacher: Tensor, classes: Classes = Classes.SUM, tau: float = 1.0) -> Tensor:
+def kl(
+    student: Tensor, teacher: Tensor, classes: Classes = Classes.SUM, tau: float = 1.0, floor: float = 0.0
+) -> Tensor:
     """KL(softmax(teacher / tau) || softmax(student / tau)) of logits (B, C): (B,).
 
-    Gradient flows into both arguments; detach what must not learn. There is no factor tau^2.
+    Gradient flows into both arguments; detach what must not learn. There is no factor tau^2. floor: added to the
+    teacher's probability inside its logarithm, as RSLAD's and MTARD's code does; it moves the value, not the
+    gradient in the student.
     """
     log_s = F.log_softmax(student / tau, dim=1)
     log_t = F.log_softmax(teacher / tau, dim=1)
-    total = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
+    p_t = log_t.exp()
+    entropy_term = (p_t + floor).log() if floor else log_t
+    total = (p_t * (entropy_term - log_s)).sum(dim=1)
     if classes is Classes.SUM:
         return total
     return total * ((10 if classes is Classes.MEAN_X10 else 1) / student.shape[1])
@@ -83,7 +89,8 @@ def soft_rank(u: Tensor, gamma: float) -> Tensor:
 def hard_rank(u: Tensor) -> Tensor:
     """The limit of `soft_rank` as gamma -> infinity: exact descending ranks, (B, n) to (B, n); no gradient."""
     ahead = u[:, None, :] - u[:, :, None]
-    return ((ahead > 0) + 0.5 * (ahead == 0)).sum(dim=2)
+    counted = (ahead > 0) + 0.5 * (ahead == 0)
+    return counted.sum(dim=2, dtype=torch.float64 if u.dtype == torch.float64 else torch.float32)
 
 
 def spearman(ranks_u: Tensor, ranks_v: Tensor) -> Tensor:
@@ -124,7 +131,8 @@ def normalise_map(maps: Tensor, size: tuple[int, int], norm: CamNorm, relu: bool
         return (maps - low) / (high - low + 1e-7)
     if norm is CamNorm.L2:
         # The tiny term keeps the gradient of an all-zero map finite.
-        return maps / (maps.square().sum(dim=(1, 2), keepdim=True) + 1e-14).sqrt()
+        length: Tensor = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
+        return maps / (length + 1e-7)
     return maps
 
 

@@ -8,6 +8,7 @@ the content of its configuration, in two parts: what decides its weights (`train
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from adbench.config import (
     Train,
     validated,
 )
-from adbench.data.identity import fingerprint_of_path
+from adbench.data.identity import fingerprint_of_path, is_path
 from adbench.errors import UserError, unknown
 from adbench.files import content_id
 from adbench.models.names import canonical
@@ -111,8 +112,8 @@ class Cell:
         return self.teacher.name if self.teacher else None
 
     def __str__(self) -> str:
-        if self.kind == "teacher":
-            return f"teacher {self.name}"
+        if self.kind != "student":
+            return f"{self.kind} {self.name}"
         guided = f" from {self.teacher_name}" if self.teacher else ""
         return f"{self.method} {self.architecture}{guided} seed {self.seed}"
 
@@ -182,10 +183,12 @@ def expand(experiment: Experiment) -> Matrix:
     students: dict[str, Cell] = {}
     found: dict[str, Cell] = {}
 
+    guided = any(method.needed() for method in methods.values())
     for dataset in experiment.datasets:
+        _check_dataset(dataset)
         known = _Teachers(experiment, dataset, found)
         proxies = tuple(known.get(teachers.find(name)) for name in experiment.evaluation.proxies)
-        for spec in known.asked():
+        for spec in known.asked(guided):
             for architecture in experiment.students:
                 for name, method in methods.items():
                     needs = method.needed()
@@ -201,14 +204,19 @@ def expand(experiment: Experiment) -> Matrix:
                             seed=seed,
                             method=name,
                             hyper=method.model_dump(mode="json"),
-                            teacher=known.get(spec) if Need.TEACHER in needs else None,
+                            teacher=known.get(spec) if spec and Need.TEACHER in needs else None,
                             natural=known.get(teachers.natural_partner(spec))
-                            if Need.NATURAL_TEACHER in needs
+                            if spec and Need.NATURAL_TEACHER in needs
                             else None,
                             proxies=proxies,
                         )
                         students.setdefault(cell.id, cell)
     return Matrix(tuple(found.values()), tuple(students.values()))
+
+
+def _check_dataset(name: str) -> None:
+    if not is_path(name) and name not in DATASETS:
+        raise unknown("dataset", name, DATASETS.names(), "adbench list datasets; a path has a '/' or ends in .npz")
 
 
 class _Teachers:
@@ -219,10 +227,12 @@ class _Teachers:
         self.dataset = dataset
         self.found = found
 
-    def asked(self) -> list[TeacherSpec]:
-        """The teachers of the experiment, or the dataset's own where it names none."""
+    def asked(self, guided: bool) -> Sequence[TeacherSpec | None]:
+        """The teachers of the experiment, or the dataset's own where it names none and a method needs one."""
         if self.experiment.teachers:
             return [teachers.find(name) for name in self.experiment.teachers]
+        if not guided:
+            return [None]
         if self.dataset not in DEFAULT_TEACHERS:
             raise UserError(f"dataset '{self.dataset}' has no teacher of its own; name one with --teacher")
         return [teachers.find(DEFAULT_TEACHERS[self.dataset])]
@@ -238,6 +248,7 @@ class _Teachers:
 
 def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec) -> Cell:
     """The cell that trains or fetches a teacher and evaluates it as students are evaluated (not by transfer)."""
+    _check_dataset(dataset)
     trained = spec.source if isinstance(spec.source, Trained) else None
     hyper: dict[str, Any] = {}
     if trained:

@@ -210,6 +210,8 @@ class Method(BaseModel):
 
     label: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    selects: ClassVar[Literal["val_robust", "val_clean"]] = "val_robust"
+    """Which accuracy on the held-out split chooses the best epoch."""
 
     def needed(self) -> frozenset[Need]:
         """The teachers this configuration of the method needs; `needs`, unless a hyperparameter decides."""

@@ -80,10 +80,12 @@ def read(path: Path) -> Record:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"'{path}' is not a readable record: {error}") from error
+        raise UserError(f"'{path}' is not a readable record ({error}); delete it and run its cell again") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(f"'{path}' has schema version {version!r}; this adbench reads version {SCHEMA_VERSION}")
+    if lacking := [key for key in schema()["required"] if key not in data]:
+        raise UserError(f"'{path}' is no whole record, it lacks {', '.join(lacking)}; delete it and run its cell again")
     return Record(path, data)
 
 

@@ -27,6 +27,8 @@ class Registry:
         self.kind = kind
         self.group = group
         self._files: dict[str, Path] = {}
+        # What was made of the files, with the hash of what they held then: they may be edited during a run.
+        self._loaded: dict[str, tuple[Any, str]] = {}
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
@@ -57,7 +59,9 @@ class Registry:
         Raises UserError when nothing has that name or its module cannot be imported.
         """
         if name in self._files:
-            return _class_of_file(self._files[name], self.kind)
+            if name not in self._loaded:
+                self._loaded[name] = _class_of_file(self._files[name], self.kind), self.source_hash(name)
+            return self._loaded[name][0]
         if name not in self._entry_points:
             raise unknown(self.kind, name, self.names())
         entry = self._entry_points[name]
@@ -79,7 +83,10 @@ class Registry:
         name = path.stem.replace("_", "-")
         if name in self._entry_points:
             raise UserError(f"plugin '{path}': a {self.kind} '{name}' is already registered; rename the file")
+        if self._files.get(name, path.resolve()) != path.resolve():
+            raise UserError(f"plugin '{path}': '{self._files[name]}' has the same name; rename one of the files")
         self._files[name] = path.resolve()
+        self._loaded.pop(name, None)
         return name
 
     def files(self) -> list[Path]:
@@ -97,22 +104,27 @@ class Registry:
     def _path(self, name: str) -> Path | None:
         if name in self._files:
             return self._files[name]
-        spec = importlib.util.find_spec(self._entry_points[name].module)
+        try:
+            spec = importlib.util.find_spec(self._entry_points[name].module)
+        except Exception:  # finding a module imports the package around it, which may be broken in any way
+            return None
         return Path(spec.origin) if spec and spec.origin else None
 
     def source_hash(self, name: str) -> str:
-        """SHA-256 of the source file that defines `name` ('' where there is none)."""
+        """SHA-256 of the source file that defines `name` ('' where there is none), as it was when it was loaded."""
+        if name in self._loaded:
+            return self._loaded[name][1]
         path = self._path(name)
         return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
     def summary(self, name: str) -> str:
         """The first docstring line of the object registered under `name`, read without importing it."""
         path = self._path(name)
-        if path is None:
-            return ""
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, UnicodeDecodeError):
+            tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
+        except (OSError, SyntaxError, ValueError):
+            tree = None
+        if tree is None:
             return "(its source file cannot be read)"
         wanted = None if name in self._files else self._entry_points[name].attr
         for node in tree.body:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adbench.errors import UserError
 from adbench.files import write_text
+from adbench.registry import METHODS
 
 TEMPLATE = '''\
 """{name}: a method for adbench.
@@ -56,6 +57,8 @@ def write_method(name: str, folder: Path) -> Path:
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UserError(f"'{name}' cannot be a method's name; use lower-case words joined by dashes, as in my-method")
+    if name in METHODS:
+        raise UserError(f"a method '{name}' is there already; choose another name (adbench list methods)")
     path = folder / f"{name.replace('-', '_')}.py"
     if path.exists():
         raise UserError(f"'{path}' is there already; choose another name or --out")

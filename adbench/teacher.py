@@ -29,7 +29,7 @@ class Trained(Section):
     kind: Literal["train"]
     method: str
     seed: int = 0
-    hyper: dict[str, Any] = {}
+    hyper: dict[str, Any] = Field({}, description="of the method")
     train: Train | None = Field(None, description="its recipe; none means the run's own")
 
 
@@ -132,13 +132,13 @@ def natural_partner(spec: TeacherSpec) -> TeacherSpec:
     """The naturally trained network that stands beside a robust teacher (MTARD)."""
     if spec.natural:
         return find(spec.natural)
-    if isinstance(spec.source, RobustBench):
-        raise UserError(
-            f"teacher '{spec.name}' has no naturally trained partner; write a teacher file with `natural = ...`"
-        )
+    try:
+        architecture = canonical(spec.architecture)
+    except UserError:  # a RobustBench model of an architecture that adbench cannot train
+        architecture = "rn18"
     return TeacherSpec(
-        name=f"{spec.architecture}-natural",
+        name=f"{architecture}-natural",
         summary=f"naturally trained here, for '{spec.name}'",
-        architecture=spec.architecture,
+        architecture=architecture,
         source=Trained(kind="train", method="natural"),
     )

@@ -7,6 +7,7 @@ is a function of (seed, name, epoch), and everything else is in the state that e
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import time
@@ -96,7 +97,7 @@ class Trainer:
         self.epoch = 0
         self.iteration = 0
         self.seconds = 0.0
-        self.best: tuple[float, int] = (-1.0, 0)
+        self.best: tuple[float, float, int] = (-1.0, 0.0, 0)  # score, robust accuracy, epoch
 
     def run(self, on_epoch: OnEpoch, on_batch: OnBatch) -> Summary:
         """Train to the end, from the beginning or from where an earlier run was killed.
@@ -112,8 +113,8 @@ class Trainer:
             on_epoch(entry)
         summary = Summary(
             epochs=self.epoch,
-            best_epoch=self.best[1],
-            best_val_robust=self.best[0],
+            best_epoch=self.best[2],
+            best_val_robust=self.best[1],
             seconds=self.seconds,
             images_per_second=self.epoch * len(self.labels) / max(self.seconds, 1e-9),
             peak_memory_bytes=peak_memory(self.device),
@@ -195,9 +196,10 @@ class Trainer:
         self.student.train()
         x_adv = self.method.attack(step)
         loss = self.method.loss(step, x_adv)
-        if loss.shape != step.y.shape:
+        if not isinstance(loss, Tensor) or loss.shape != step.y.shape:
+            has = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
             raise UserError(
-                f"method '{self.method.label}': loss has shape {tuple(loss.shape)}, "
+                f"method '{self.method.label}': loss {has}, "
                 f"expected one value an example, {tuple(step.y.shape)}; reduce over everything but the batch"
             )
         mean = loss.mean()
@@ -244,10 +246,11 @@ class Trainer:
     def _save(self, entry: dict[str, Any]) -> None:
         """Make one more epoch count. The log is cut to the state on resumption, so the state is written last."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if entry["val_robust"] is not None and entry["val_robust"] > self.best[0]:
-            self.best = (entry["val_robust"], self.epoch)
+        score = entry[self.method.selects]
+        if score is not None and score > self.best[0]:
+            self.best = (score, entry["val_robust"], self.epoch)
             checkpoint.save_weights(self.folder / BEST, self.student, {"epoch": str(self.epoch)})
-        lines = _log_lines(self.folder / LOG)[: self.epoch - 1] + [json.dumps(entry)]
+        lines = [*_log_lines(self.folder / LOG)[: self.epoch - 1], json.dumps(entry)]
         files.write_text(self.folder / LOG, "\n".join(lines) + "\n")
         state = {
             "epoch": self.epoch,
@@ -258,7 +261,14 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "method": self.method.state_dict(),
         }
-        files.write_atomic(self.folder / RESUME, lambda path: torch.save(state, path))
+        # By way of memory: on a full disk torch.save itself ends in an error that does not say so.
+        content = io.BytesIO()
+        torch.save(state, content)
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(content.getbuffer())
+
+        files.write_atomic(self.folder / RESUME, write)
 
     def _resume(self) -> None:
         path = self.folder / RESUME
@@ -270,7 +280,7 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.method.load_state_dict(state["method"])
             self.epoch, self.iteration = state["epoch"], state["iteration"]
-            self.seconds, self.best = state["seconds"], (state["best"][0], state["best"][1])
+            self.seconds, self.best = state["seconds"], (state["best"][0], state["best"][1], state["best"][2])
         except Exception as error:
             raise UserError(
                 f"'{path}' cannot be resumed ({type(error).__name__}: {error}); delete it to start the cell over"
@@ -282,7 +292,7 @@ def _log_lines(path: Path) -> list[str]:
 
 
 def _parts(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(split.images.split(size), split.labels.split(size), strict=True))
+    return list(zip(torch.split(split.images, size), torch.split(split.labels, size), strict=True))
 
 
 def _correct(network: Network, x: Tensor, y: Tensor) -> int:

@@ -117,7 +117,7 @@ class LASAT(Method):
         reward = self.reward(step, self.craft(step, actions))
         step.log("reward", reward)
         self._optimiser.zero_grad()
-        policy_loss(logits, actions, reward).backward()
+        policy_loss(logits, actions, reward).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._policy.parameters(), 1.0)
         self._optimiser.step()
 
@@ -136,7 +136,7 @@ class LASAT(Method):
             trained.parameters(), step.lr, momentum=self.copy_momentum, weight_decay=self.copy_weight_decay
         )
         optimiser.zero_grad()
-        self.smoothed(trained(x_adv), step.y).mean().backward()
+        self.smoothed(trained(x_adv), step.y).mean().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
         # The authors attack the copy in training mode: its batch-norm statistics move.
@@ -145,7 +145,7 @@ class LASAT(Method):
         with torch.no_grad():
             robust = (trained(examples).argmax(1) == step.y).double().mean()
             clean = (trained(step.x).argmax(1) == step.y).double().mean()
-        return (caused + self.robust_reward * robust + self.clean_reward * clean).item()
+        return float(caused + self.robust_reward * robust + self.clean_reward * clean)
 
     def _strongest(self, step: Step, net: nn.Module, starts: tuple[Start | Tensor, ...]) -> Tensor:
         """PGD on `net` (in training mode) from each start; per image the restart of the largest loss."""

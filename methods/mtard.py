@@ -7,6 +7,8 @@ from adbench.attacks.linf import Start
 from adbench.losses import Classes, cross_entropy, kl
 from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
 
+FLOOR = 1e-5  # the authors' guard inside the teacher's logarithm
+
 
 class MTARD(Method):
     """Multi-teacher adversarial robustness distillation (Zhao et al., ECCV 2022).
@@ -42,8 +44,8 @@ class MTARD(Method):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         robust_target, natural_target = step.teacher(x_adv), step.natural_teacher(step.x)
         reduction = reduction_for(self.kl_reduction, robust_target, many=Classes.MEAN_X10)
-        robust = kl(step.student(x_adv), robust_target, reduction)
-        natural = kl(step.student(step.x), natural_target, reduction)
+        robust = kl(step.student(x_adv), robust_target, reduction, floor=FLOOR)
+        natural = kl(step.student(step.x), natural_target, reduction, floor=FLOOR)
         if self.dynamic:
             self._rebalance(robust.mean().item(), natural.mean().item())
         step.log("weight_natural", self._w_n)

@@ -11,6 +11,7 @@ class Natural(Method):
     """
 
     label = "natural"
+    selects = "val_clean"
 
     def attack(self, step: Step) -> Tensor:
         return step.x

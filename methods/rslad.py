@@ -4,6 +4,8 @@ from adbench.attacks.linf import Start
 from adbench.losses import Classes, kl
 from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
 
+FLOOR = 1e-5  # the authors' guard inside the teacher's logarithm
+
 
 class RSLAD(Method):
     """Robust soft-label adversarial distillation (Zi et al., ICCV 2021).
@@ -27,8 +29,8 @@ class RSLAD(Method):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         target = step.teacher(step.x)
         reduction = reduction_for(self.kl_reduction, target, many=Classes.MEAN_X10)
-        robust = kl(step.student(x_adv), target, reduction)
-        clean = kl(step.student(step.x), target, reduction)
+        robust = kl(step.student(x_adv), target, reduction, floor=FLOOR)
+        clean = kl(step.student(step.x), target, reduction, floor=FLOOR)
         return self.alpha * robust + (1 - self.alpha) * clean
 
     def passes(self, steps: int) -> Passes:

@@ -122,9 +122,7 @@ def _network(name: str, architecture: str, checkpoint: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _metric(
-    name: str, share: float, n: int | Mapping[str, int], flags: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
+def _metric(name: str, share: float, n: int | Mapping[str, int], flags: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     images = n if isinstance(n, int) else n[name]
     correct = round(share * images)
     attack = name.rsplit(":", 1)[-1]

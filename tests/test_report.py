@@ -156,10 +156,7 @@ def test_all_four_spellings_carry_the_mean_recomputed_from_the_records(
         line = next(line for line in csv.DictReader(file) if line["Method"] == "RSLAD")
     assert (line["Teacher robust: AA"], line["Teacher robust: AA ±"]) == (mean, half)
     assert line["Teacher strong: AA"] == "44.00"
-    assert (
-        f"\\textbf{{{mean}}}\\,{{\\scriptsize$\\pm${half}}}"
-        in (out / "tables/whitebox_digits.tex").read_text()
-    )
+    assert f"\\textbf{{{mean}}}\\,{{\\scriptsize$\\pm${half}}}" in (out / "tables/whitebox_digits.tex").read_text()
     assert f"**{mean}** ± {half}" in (out / "report.md").read_text()
     row = next(row for row in Page((out / "index.html").read_text()).tables[0] if row[0][0] == "RSLAD")
     assert (f"{mean} ± {half}", "strong") in row
@@ -271,9 +268,7 @@ def test_the_caption_states_what_the_records_state(tmp_path: Path) -> None:
     assert table.footnotes == ("RSLAD on cnn-16, AA: square gained most: gradients may be masked",)
 
 
-@pytest.mark.parametrize(
-    ("value", "printed"), [(8 / 255, "8/255"), (0.1, "0.1"), (1, "255/255"), ("8/255", "8/255")]
-)
+@pytest.mark.parametrize(("value", "printed"), [(8 / 255, "8/255"), (0.1, "0.1"), (1, "255/255"), ("8/255", "8/255")])
 def test_perturbations_are_printed_as_the_field_does(value: object, printed: str) -> None:
     assert captions.size(value) == printed
 
@@ -415,9 +410,7 @@ def test_error_bars_span_seeds_where_there_are_several_and_images_where_not(tmp_
     ard, iad = collect(read_all(tmp_path), "student")
     test = stats.binomtest(500, 1000).proportion_ci(method="wilson")
     assert ard.interval("aa") == pytest.approx((100 * test.low, 100 * test.high))
-    half = (
-        100 * stats.t.ppf(0.975, 1) * 0.05
-    )  # the deviation of two values over sqrt(2) is half their distance
+    half = 100 * stats.t.ppf(0.975, 1) * 0.05  # the deviation of two values over sqrt(2) is half their distance
     assert iad.interval("aa") == pytest.approx((45 - half, 45 + half))
 
 
@@ -428,9 +421,7 @@ def test_every_method_of_the_paper_has_a_look_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("what", "form"), [("1", "png"), ("1", "pdf"), ("1", "svg"), ("curves", "svg")])
-def test_figures_have_the_same_bytes_every_time(
-    small: tuple[Path, Path, list[Path]], what: str, form: str
-) -> None:
+def test_figures_have_the_same_bytes_every_time(small: tuple[Path, Path, list[Path]], what: str, form: str) -> None:
     records = list(read_all(small[0]))
     runs, teachers = collect(records, "student"), collect(records, "teacher")
     first, second = (

@@ -91,10 +91,7 @@ def versions(records: Sequence[Record]) -> str:
 def sampling(runs: Sequence[Run], metrics: Sequence[str]) -> str:
     """How far the choice of test images alone moves these numbers."""
     halves = [
-        50 * (metric["ci_test"][1] - metric["ci_test"][0])
-        for run in runs
-        for m in metrics
-        for metric in run.metrics(m)
+        50 * (metric["ci_test"][1] - metric["ci_test"][0]) for run in runs for m in metrics for metric in run.metrics(m)
     ]
     return f"95% Wilson interval over test images: at most ±{max(halves):.2f} points." if halves else ""
 
@@ -113,19 +110,13 @@ def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
             flags = dict.fromkeys(flag for found in run.metrics(metric) for flag in found["flags"])
             notes.extend(f"{name(run)}, {heading(metric)}: {flag}" for flag in flags)
     done = [record for run in runs for record in run.done]
-    unequal = [
-        m for m in metrics if len({(_steps(a), size(a.get("eps"))) for a in _definitions(done, m)}) > 1
-    ]
+    unequal = [m for m in metrics if len({(_steps(a), size(a.get("eps"))) for a in _definitions(done, m)}) > 1]
     if unequal:
-        notes.append(
-            f"Not all rows were attacked alike ({listed(map(heading, unequal))}): compare with care."
-        )
+        notes.append(f"Not all rows were attacked alike ({listed(map(heading, unequal))}): compare with care.")
     if len({record["training"]["epochs"] for record in done if record["training"]}) > 1:
         notes.append("Not all rows were trained equally long: compare with care.")
     if any(" #" in run.label for run in runs):
-        notes.append(
-            "Rows of one name and different # ran with different settings; the digits are their digest."
-        )
+        notes.append("Rows of one name and different # ran with different settings; the digits are their digest.")
     return tuple(dict.fromkeys(notes))
 
 

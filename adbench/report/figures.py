@@ -149,11 +149,7 @@ def curves(runs: Sequence[Run]) -> list[Plot]:
         members = list(of_student)
         taught = sorted({run.teacher for run in members if run.teacher}, key=natural)
         for teacher in taught or [""]:
-            logs = {
-                run.label: log
-                for run in members
-                if (run.teacher or teacher) == teacher and (log := _log(run))
-            }
+            logs = {run.label: log for run in members if (run.teacher or teacher) == teacher and (log := _log(run))}
             if not logs:
                 continue
             where = f"{dataset}, {student}" + (f" taught by {teacher}" if teacher else "")
@@ -251,9 +247,7 @@ def _curves(logs: dict[str, _Log], labels: Sequence[str]) -> Callable[[Figure], 
         for axes, (key, title) in zip(grid, panels.items(), strict=True):
             _panel(axes, key, title, logs, labels)
         handles = [Line2D([], [], markersize=4, **look(label, labels)) for label in logs]
-        figure.legend(
-            handles, list(logs), loc="outside lower center", ncols=5, frameon=False, handlelength=3.4
-        )
+        figure.legend(handles, list(logs), loc="outside lower center", ncols=5, frameon=False, handlelength=3.4)
 
     return draw
 
@@ -283,17 +277,12 @@ def _panel(axes: Axes, key: str, title: str, logs: dict[str, _Log], labels: Sequ
 
 def _log(run: Run) -> _Log:
     """Each logged quantity as (epoch, mean over seeds); {} when no seed has a log."""
-    seen: dict[str, dict[int, list[float]]] = {
-        key: defaultdict(list) for key in ("loss", "val_clean", "val_robust")
-    }
+    seen: dict[str, dict[int, list[float]]] = {key: defaultdict(list) for key in ("loss", "val_clean", "val_robust")}
     for record in run.done:
         for line in record.log():
             for key, by_epoch in seen.items():
                 value = line.get(key)
                 if value is not None and math.isfinite(value):
                     by_epoch[line["epoch"]].append(value)
-    log = {
-        key: [(e, math.fsum(v) / len(v)) for e, v in sorted(by_epoch.items())]
-        for key, by_epoch in seen.items()
-    }
+    log = {key: [(e, math.fsum(v) / len(v)) for e, v in sorted(by_epoch.items())] for key, by_epoch in seen.items()}
     return log if any(log.values()) else {}

@@ -84,14 +84,10 @@ def ranked(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Row, ...]:
     marked: list[Row] = []
     for _, group in groupby(rows, key=lambda row: row.block):
         block = list(group)
-        medals = [
-            _medals([row.cells[i] for row in block]) if c.numeric else {} for i, c in enumerate(columns)
-        ]
+        medals = [_medals([row.cells[i] for row in block]) if c.numeric else {} for i, c in enumerate(columns)]
         for row in block:
             cells = (
-                replace(cell, mark=medal.get(number, cell.mark))
-                if (number := _number(cell)) is not None
-                else cell
+                replace(cell, mark=medal.get(number, cell.mark)) if (number := _number(cell)) is not None else cell
                 for cell, medal in zip(row.cells, medals, strict=True)
             )
             marked.append(replace(row, cells=tuple(cells)))

@@ -58,22 +58,15 @@ def overview(records: Sequence[Record], results: Path) -> Overview:
         for kind in ("student", "teacher", "checkpoint")
         if (n := sum(r["kind"] == kind for r in records))
     ]
-    summary = (
-        f"{whole(len(records))} cells ({listed(kinds)}): {whole(done)} done, {whole(len(failed))} failed."
-    )
+    summary = f"{whole(len(records))} cells ({listed(kinds)}): {whole(done)} done, {whole(len(failed))} failed."
     provenance = [r["provenance"] for r in records]
     commits = {
-        p["git_commit"][:10] + (" with local changes" if p["git_dirty"] else "")
-        for p in provenance
-        if p["git_commit"]
+        p["git_commit"][:10] + (" with local changes" if p["git_dirty"] else "") for p in provenance if p["git_commit"]
     }
     facts = (
         ("Data sets", listed(datasets)),
         ("Seeds", listed(seeds) or "none"),
-        *(
-            (name, listed(sorted({p[name] for p in provenance})))
-            for name in ("adbench", "torch", "pyautoattack")
-        ),
+        *((name, listed(sorted({p[name] for p in provenance}))) for name in ("adbench", "torch", "pyautoattack")),
         ("Python", listed(sorted({p["python"] for p in provenance}))),
         ("Commit", listed(sorted(commits)) or "unknown"),
         ("Ran on", listed(sorted({f"{p['device']} ({p['platform']})" for p in provenance}))),
@@ -102,11 +95,7 @@ def markdown(head: Overview, sections: Sequence[Section], cells: Table) -> str:
 
 def latex(head: Overview, sections: Sequence[Section], cells: Table) -> str:
     """A document that inputs every table fragment and figure; compile it where it lies."""
-    return (
-        render.environment()
-        .get_template("document.tex.j2")
-        .render(overview=head, sections=sections, cells=cells)
-    )
+    return render.environment().get_template("document.tex.j2").render(overview=head, sections=sections, cells=cells)
 
 
 def _failures(records: Sequence[Record], results: Path) -> tuple[Failure, ...]:

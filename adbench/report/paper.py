@@ -58,11 +58,7 @@ _Match = tuple[Run, str, dict[str, str]]
 
 def _teachers(runs: Sequence[Run], dataset: str) -> list[_Match]:
     lines = {line["teacher"]: line for line in published("table2_teachers") if line["dataset"] == dataset}
-    return [
-        (run, "Teachers", lines[run.student])
-        for run in runs
-        if run.dataset == dataset and run.student in lines
-    ]
+    return [(run, "Teachers", lines[run.student]) for run in runs if run.dataset == dataset and run.student in lines]
 
 
 def _students(runs: Sequence[Run], dataset: str) -> list[_Match]:
@@ -75,9 +71,7 @@ def _students(runs: Sequence[Run], dataset: str) -> list[_Match]:
         student, method = STUDENTS.get(run.student, ""), METHODS.get(run.method or "", "")
         line = lines.get((student, method, _architecture(run)))
         if run.dataset == dataset and line:
-            matches.append(
-                (run, f"Student {run.student}" + (f" taught by {run.teacher}" if run.teacher else ""), line)
-            )
+            matches.append((run, f"Student {run.student}" + (f" taught by {run.teacher}" if run.teacher else ""), line))
     return sorted(matches, key=lambda match: (list(STUDENTS).index(match[0].student), match[0].teacher or ""))
 
 

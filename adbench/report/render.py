@@ -143,9 +143,7 @@ def markdown(table: Table) -> str:
     titles = [md(f"{c.group}: {c.title}" if c.group else c.title) for c in table.columns]
     lines = [f"### {md(table.title)}", "", md(table.caption), ""]
     lines.append(_md_line([" ", *titles] if blocks else titles))
-    lines.append(
-        _md_line([*(["---"] if blocks else []), *("---:" if c.numeric else "---" for c in table.columns)])
-    )
+    lines.append(_md_line([*(["---"] if blocks else []), *("---:" if c.numeric else "---" for c in table.columns)]))
     for row in table.rows:
         lines.append(_md_line([*([md(row.block)] if blocks else []), *map(_md_cell, row.cells)]))
     for note in table.footnotes:

@@ -97,9 +97,7 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
     presets in one results folder, an ablation), each becomes a run of its own, its label followed by
     "#" and a digest of the settings. A seed found twice counts once: the one that finished last.
     """
-    groups: dict[tuple[str, str, str | None, str], dict[str, list[Record]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    groups: dict[tuple[str, str, str | None, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record["kind"] == kind:
             group = (record["dataset"], record["student"], record["teacher"], record["label"])
@@ -151,9 +149,7 @@ def slug(*names: str) -> str:
 
 def attacks_of(runs: Sequence[Run]) -> list[str]:
     """White-box metrics that any of `runs` has, the paper's first; the paper's five when none has any."""
-    found = {
-        name for run in runs for r in run.done for name in r["metrics"] if not name.startswith("transfer:")
-    }
+    found = {name for run in runs for r in run.done for name in r["metrics"] if not name.startswith("transfer:")}
     return [*(a for a in ATTACKS if a in found), *sorted(found - set(ATTACKS))] or list(ATTACKS)
 
 

@@ -37,9 +37,7 @@ def white_box(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Table]:
     tables = []
     for dataset, members in _by_dataset(runs):
         teachers = _teacher_names(members, teacher_runs)
-        pages = [teachers[i : i + TEACHERS_ABREAST] for i in range(0, len(teachers), TEACHERS_ABREAST)] or [
-            []
-        ]
+        pages = [teachers[i : i + TEACHERS_ABREAST] for i in range(0, len(teachers), TEACHERS_ABREAST)] or [[]]
         for number, names in enumerate(pages, start=1):
             page = [run for run in members if run.teacher is None or run.teacher in names]
             part = f", part {number} of {len(pages)}" if len(pages) > 1 else ""
@@ -51,20 +49,13 @@ def transfer(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Table]:
     """Table 5: accuracy on adversarial examples made on a proxy network that the attacker holds."""
     tables = []
     for dataset, members in _by_dataset(runs):
-        keys = {
-            key for run in members for r in run.done for key in r["metrics"] if key.startswith("transfer:")
-        }
-        pairs = sorted(
-            (_split(key) for key in keys), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1])
-        )
+        keys = {key for run in members for r in run.done for key in r["metrics"] if key.startswith("transfer:")}
+        pairs = sorted((_split(key) for key in keys), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1]))
         if not pairs:
             continue
         columns = [
             Column("Method", numeric=False),
-            *(
-                Column(heading(attack), _proxy_heading(dataset, proxy, teacher_runs))
-                for proxy, attack in pairs
-            ),
+            *(Column(heading(attack), _proxy_heading(dataset, proxy, teacher_runs)) for proxy, attack in pairs),
         ]
         metrics = [f"transfer:{proxy}:{attack}" for proxy, attack in pairs]
         attacked = [run for run in members if run.failed or any(run.metrics(m) for m in metrics)]
@@ -83,9 +74,7 @@ def transfer(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Table]:
         )
         notes = captions.warnings(attacked, metrics)
         title = f"Black-box transfer, {dataset}"
-        tables.append(
-            Table(slug("transfer", dataset), title, caption, tuple(columns), ranked(rows, columns), notes)
-        )
+        tables.append(Table(slug("transfer", dataset), title, caption, tuple(columns), ranked(rows, columns), notes))
     return tables
 
 
@@ -128,9 +117,7 @@ def costs(runs: Sequence[Run]) -> list[Table]:
             captions.versions(done),
         )
         notes = ("Times compare methods only where nothing else ran on the machine.",)
-        tables.append(
-            Table(slug("costs", dataset), f"Costs, {dataset}", caption, columns, tuple(rows), notes)
-        )
+        tables.append(Table(slug("costs", dataset), f"Costs, {dataset}", caption, columns, tuple(rows), notes))
     return tables
 
 
@@ -190,9 +177,7 @@ def _networks(runs: Sequence[Run], label: str, name: str, title: str, what: str)
 def _white_box_page(dataset: str, runs: Sequence[Run], names: Sequence[str], part: str, number: int) -> Table:
     metrics = attacks_of(runs)
     columns = [Column("Method", numeric=False)]
-    columns += [
-        Column(heading(m), f"Teacher {name}" if name else "") for name in names or [""] for m in metrics
-    ]
+    columns += [Column(heading(m), f"Teacher {name}" if name else "") for name in names or [""] for m in metrics]
     rows = []
     for student, of_student in groupby(runs, key=lambda run: run.student):
         for (_, label), same_row in groupby(of_student, key=lambda run: (run.order, run.label)):
@@ -209,9 +194,7 @@ def _white_box_page(dataset: str, runs: Sequence[Run], names: Sequence[str], par
     )
     label = slug("whitebox", dataset, *([str(number)] if number else []))
     title = f"White-box robustness, {dataset}{part}"
-    return Table(
-        label, title, caption, tuple(columns), ranked(rows, columns), captions.warnings(runs, metrics)
-    )
+    return Table(label, title, caption, tuple(columns), ranked(rows, columns), captions.warnings(runs, metrics))
 
 
 def _evidence(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
@@ -253,9 +236,7 @@ def _teacher_names(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[str
     """Teachers of `runs`, the most robust first where their own records tell, then by name."""
     own = {(t.dataset, t.label): estimate.mean for t in teacher_runs if (estimate := t.estimate("aa"))}
     names = {
-        (-own.get((run.dataset, run.teacher), -1.0), natural(run.teacher), run.teacher)
-        for run in runs
-        if run.teacher
+        (-own.get((run.dataset, run.teacher), -1.0), natural(run.teacher), run.teacher) for run in runs if run.teacher
     }
     return [name for *_, name in sorted(names)]
 

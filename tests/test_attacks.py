@@ -1,0 +1,261 @@
+"""The kernel, the named attacks on it, and the adapter to AutoAttack."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adbench.attacks import autoattack
+from adbench.attacks.linf import Start, ascend, attacking
+from adbench.attacks.named import gradient_attack
+from adbench.data import Split, Threat
+from adbench.errors import UserError
+from adbench.evaluate import Evaluator, evaluate
+from adbench.losses import cross_entropy
+from adbench.models import build
+
+EPS, STEP = Fraction(8, 255), Fraction(2, 255)
+
+
+class Linear(nn.Module):
+    """A linear classifier: the worst perturbation is known in closed form."""
+
+    def __init__(self, classes: int = 4, side: int = 3) -> None:
+        super().__init__()
+        self.flat = nn.Linear(side * side, classes, dtype=torch.float64)
+        with torch.no_grad():
+            self.flat.weight.copy_(torch.randn(classes, side * side, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flat(x.flatten(1))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(6, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("start", list(Start))
+def test_examples_stay_in_the_ball_and_in_the_image_range(x: Tensor, start: Start) -> None:
+    net = Linear()
+    x[0], x[1] = 0, 1
+    x_adv = ascend(
+        x, lambda z: net(z)[:, 0], eps=0.1, step=0.07, steps=3, start=start, generator=torch.Generator().manual_seed(5)
+    )
+    assert ((x_adv - x).abs() <= 0.1 + 1e-12).all()
+    assert (x_adv >= 0).all()
+    assert (x_adv <= 1).all()
+    assert not x_adv.requires_grad
+
+
+def test_the_ascent_finds_the_optimum_of_a_linear_objective(x: Tensor) -> None:
+    net = Linear()
+    x_adv = ascend(x, lambda z: net(z)[:, 0], eps=0.1, step=0.03, steps=10, start=Start.CLEAN)
+    sign = net.flat.weight[0].sign().reshape(1, 1, 3, 3)
+    torch.testing.assert_close(x_adv, (x + 0.1 * sign).clamp(0, 1))
+
+
+def test_examples_with_their_own_radius_step_and_count_move_as_if_they_were_alone(x: Tensor) -> None:
+    net = Linear()
+    eps, step = torch.linspace(0.02, 0.2, 6), torch.linspace(0.01, 0.06, 6)
+    steps = torch.tensor([0, 1, 2, 3, 5, 8])
+    start = (x + 0.01).clamp(0, 1)
+
+    def objective(z: Tensor) -> Tensor:
+        return net(z).square().sum(1)
+
+    together = ascend(x, objective, eps=eps, step=step, steps=steps, start=start)
+    for i in range(6):
+        alone = ascend(
+            x[i : i + 1], objective, eps=eps[i].item(), step=step[i].item(), steps=int(steps[i]), start=start[i : i + 1]
+        )
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-7)
+
+
+def test_images_outside_the_range_are_refused_and_not_clipped_silently(x: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        ascend(x + 1, lambda z: z.sum(), eps=0.1, step=0.1, steps=1)
+
+
+def test_the_gaussian_start_is_not_clamped_before_the_first_step() -> None:
+    seen: list[Tensor] = []
+
+    def objective(z: Tensor) -> Tensor:
+        seen.append(z.detach().clone())
+        return z.sum((1, 2, 3))
+
+    x = torch.zeros(2, 1, 3, 3)
+    for start, outside in ((Start.GAUSS, True), (Start.UNIFORM_UNCLAMPED, True), (Start.UNIFORM, False)):
+        ascend(x, objective, eps=0.1, step=0.1, steps=1, start=start, generator=torch.Generator().manual_seed(0))
+        assert bool((seen[-1] < 0).any()) is outside
+
+
+def test_modes_and_flags_are_restored_even_when_the_attack_fails() -> None:
+    net = build("cnn-4", classes=4, channels=1).train()
+
+    def fail() -> None:
+        with attacking(net):
+            assert not any(m.training for m in net.modules())
+            assert not any(p.requires_grad for p in net.parameters())
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    assert all(m.training for m in net.modules())
+    assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Split]:
+    """A small network that is right on most of 40 images and breakable on many of them."""
+    generator = torch.Generator().manual_seed(6)
+    torch.manual_seed(0)
+    centres = torch.rand(5, 1, 8, 8, generator=generator)
+    y = torch.arange(200) % 5
+    x = (centres[y] + 0.25 * torch.randn(200, 1, 8, 8, generator=generator)).clamp(0, 1)
+    net = build("cnn-8", classes=5, channels=1)
+    optimiser = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimiser.zero_grad()
+        cross_entropy(net(x), y).mean().backward()
+        optimiser.step()
+    return net.eval(), Split((255 * x[:40]).round().to(torch.uint8), y[:40])
+
+
+def outcomes(net: nn.Module, split: Split, batch_size: int, *attacks: str) -> dict[str, Tensor]:
+    evaluator = Evaluator(
+        net, split, Threat(Fraction(30, 255), Fraction(8, 255)),
+        seed=1, batch_size=batch_size, device=torch.device("cpu"),
+    )  # type: ignore[arg-type]  # fmt: skip
+    return {k: v.right for k, v in evaluate(evaluator, attacks).items()}
+
+
+def test_verdicts_do_not_depend_on_batch_size_or_order(trained) -> None:
+    net, split = trained
+    whole = outcomes(net, split, 64, "fgsm", "pgd20", "cw")
+    for size in (1, 7):
+        for name, right in outcomes(net, split, size, "fgsm", "pgd20", "cw").items():
+            assert torch.equal(right, whole[name]), (name, size)
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(7))
+    attack = gradient_attack("pgd20", Fraction(30, 255), Fraction(8, 255))
+    x = split.images.float() / 255
+    straight = attack(net, x, split.labels, torch.arange(40), 1)
+    shuffled = attack(net, x[order], split.labels[order], order, 1)
+    torch.testing.assert_close(shuffled, straight[order], rtol=0, atol=1e-6)
+
+
+def test_stronger_attacks_break_no_fewer_images_and_the_wrong_ones_count_as_broken(trained) -> None:
+    net, split = trained
+    found = outcomes(net, split, 64, "fgsm", "pgd20", "aa")
+    share = {k: v.float().mean().item() for k, v in found.items()}
+    assert 1 > share["clean"] >= share["fgsm"] >= share["pgd20"] >= share["aa"] > 0 or share["clean"] == 1
+    assert share["aa"] < share["clean"]
+    for right in found.values():
+        assert not (right & ~found["clean"]).any()
+
+
+def test_fgsm_is_one_full_step_from_the_image(trained) -> None:
+    net, split = trained
+    x = split.images.float() / 255
+    z = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(net(z), split.labels).sum(), z)
+    expected = (x + 8 / 255 * gradient.sign()).clamp(0, 1)
+    found = gradient_attack("fgsm", EPS, STEP)(net, x, split.labels, torch.arange(40), 0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_every_attack_states_its_exact_definition() -> None:
+    assert gradient_attack("pgd20", EPS, STEP).definition(3) == {
+        "name": "pgd20", "implementation": "adbench 0.1.0", "loss": "cross-entropy", "eps": "8/255", "step": "2/255",
+        "steps": 20, "start": "uniform", "restarts": 1, "seed": 3,
+    }  # fmt: skip
+    assert gradient_attack("cw", EPS, STEP).definition(0)["loss"] == "margin"
+    with pytest.raises(UserError, match="did you mean 'pgd20'"):
+        gradient_attack("pdg20", EPS, STEP)
+
+
+def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(trained) -> None:
+    import pyautoattack
+
+    net, split = trained
+    x, y = split.images[:12].float() / 255, split.labels[:12]
+    right = net(x).argmax(1) == y
+    x, y = x[right], y[right]
+    plain = pyautoattack.AutoAttack(net, norm="Linf", eps=32 / 255, seed=5, device="cpu")
+    plain.apgd_targeted.n_target_classes = plain.fab.n_target_classes = 4  # five classes have four targets
+    x_adv, _ = plain.run_standard_evaluation(x, y, batch_size=12)
+    expected = net(x_adv).argmax(1) == y
+    state = torch.random.get_rng_state()
+    found, _ = autoattack.survivors(net, x, y, Fraction(32, 255), seed=5, batch_size=12)
+    assert torch.equal(found, expected)
+    assert 0 < expected.sum() < len(expected)
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random stream moved"
+
+
+def test_autoattack_copes_with_no_image_and_with_one(trained) -> None:
+    net, split = trained
+    x, y = split.images[:1].float() / 255, split.labels[:1]
+    none, flags = autoattack.survivors(net, x[:0], y[:0], EPS, seed=0, batch_size=8)
+    assert none.shape == (0,)
+    assert flags == []
+    one, _ = autoattack.survivors(net, x, net(x).argmax(1), Fraction(0), seed=0, batch_size=8)
+    assert one.tolist() == [True]
+
+
+class Noisy(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + torch.randn(len(x), 1)
+
+
+def test_autoattacks_warnings_become_flags_and_do_not_leak_into_the_next_model(trained) -> None:
+    net, split = trained
+    x, y = split.images[:2].float() / 255, split.labels[:2]
+    _, flags = autoattack.survivors(Noisy(net), x, y, EPS, seed=0, batch_size=8)
+    assert any("randomized" in flag for flag in flags)
+    _, flags = autoattack.survivors(net, x, y, EPS, seed=0, batch_size=8)
+    assert not any("randomized" in flag or "dynamic" in flag for flag in flags)
+
+
+def test_autoattack_refuses_fewer_than_four_classes(trained) -> None:
+    net = build("cnn-4", classes=3, channels=1).eval()
+    x = trained[1].images[:2].float() / 255
+    with pytest.raises(UserError, match="at least 4 classes"):
+        autoattack.survivors(net, x, torch.zeros(2, dtype=torch.long), EPS, seed=0, batch_size=2)
+
+
+def test_transfer_attacks_are_crafted_on_the_proxy(trained) -> None:
+    net, split = trained
+    torch.manual_seed(1)
+    proxy = build("cnn-8", classes=5, channels=1).eval()
+    evaluator = Evaluator(
+        net, split, Threat(Fraction(30, 255), Fraction(8, 255)), seed=1, batch_size=64, device=torch.device("cpu")
+    )  # type: ignore[arg-type]  # fmt: skip
+    found = evaluate(evaluator, ("pgd20",), proxies={"other": proxy, "itself": net}, transfer_attacks=("pgd20",))  # type: ignore[dict-item]
+    assert torch.equal(found["transfer:itself:pgd20"].right, found["pgd20"].right)
+    assert found["transfer:other:pgd20"].right.sum() > found["pgd20"].right.sum()
+    assert found["transfer:other:pgd20"].definition["proxy"] == "other"
+
+
+@pytest.mark.cifar10
+@pytest.mark.slow
+def test_the_shared_teacher_has_its_published_accuracy(shared, cifar10_npz) -> None:
+    """500 test images: within three standard errors of the figures that its README gives for all 10,000."""
+    from adbench.checkpoint import load_into, read_state_dict
+    from adbench.data import load
+
+    data = load(str(cifar10_npz), cifar10_npz.parent, test_images=500)
+    net = build("wrn-10-2", classes=10)
+    path = shared / "data" / "teachers" / "wrn-10-2_cifar10_linf.pt"
+    load_into(net, read_state_dict(path), str(path))
+    evaluator = Evaluator(net, data.test, Threat(EPS, STEP), seed=0, batch_size=250, device=torch.device("cpu"))
+    found = evaluate(evaluator, ("fgsm", "pgd20", "cw"))
+    for name, published in {"clean": 0.6787, "fgsm": 0.3961, "pgd20": 0.3497, "cw": 0.3323}.items():
+        error = (published * (1 - published) / 500) ** 0.5
+        assert abs(found[name].metric()["value"] - published) < 3 * error, name

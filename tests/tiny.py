@@ -1,0 +1,68 @@
+"""The smallest real runs: digits, a CNN of width 4, one epoch on 64 images, two attacks on 16."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from adbench.cli import main
+
+SETTINGS = {
+    "train.epochs": "1",
+    "train.batch_size": "32",
+    "train.attack_steps": "2",
+    "train.val_steps": "2",
+    "data.train_images": "64",
+    "data.val_images": "16",
+    "eval.images": "16",
+    "eval.attacks": '["fgsm","pgd20"]',
+    "eval.proxies": "[]",
+}
+
+TEACHER = """
+summary = "trained for an epoch"
+dataset = "digits"
+architecture = "cnn-4"
+
+[source]
+kind = "train"
+method = "pgd-at"
+
+[source.train]
+epochs = 1
+batch_size = 32
+attack_steps = 2
+"""
+
+
+def cli(*args: str | Path) -> Result:
+    """One adbench command in this process."""
+    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="adbench")
+
+
+def options(**changed: str) -> list[str]:
+    """The options of a tiny run; `changed` settings are written with __ for the dot."""
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in changed.items()}
+    return ["--student", "cnn-4", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+
+
+def run(*args: str | Path, **changed: str) -> Result:
+    """A tiny `adbench run`."""
+    return cli("run", *options(**changed), *args)
+
+
+def records(results: Path) -> dict[str, dict[str, Any]]:
+    """The records below a folder by their path in it."""
+    return {
+        str(path.relative_to(results)): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(results.rglob("record.json"))
+    }
+
+
+def record_of(results: Path, method: str) -> dict[str, Any]:
+    """The one student's record of a method."""
+    (found,) = (r for r in records(results).values() if r["method"] == method and r["kind"] == "student")
+    return found
