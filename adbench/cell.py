@@ -180,8 +180,9 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any]:
     record.write(path, data)
     if data["status"] == "done":
         (path.parent / "traceback.txt").unlink(missing_ok=True)
-        for partial in path.parent.glob("partial-*.npz"):
-            partial.unlink()
+        # Partial outcomes, and what processes killed while writing left of their files.
+        for passing in (*path.parent.glob("partial-*.npz"), *cell.folder(place.results).rglob(".*.tmp")):
+            passing.unlink(missing_ok=True)
     return data
 
 
@@ -223,6 +224,7 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
             run.teachers[key] = _network_entry(teacher, needed[need], "best")
     done = train.finished(folder)
     if done:
+        (folder / train.RESUME).unlink(missing_ok=True)  # left by a process killed between its last two deeds
         return done
     method = configured(cell.method, cell.hyper)
     _check_source(cell)

@@ -22,6 +22,9 @@ def export(results: Path, wanted: dict[str, str], form: str, out: Path | None) -
     matches.
     """
     table = record.load(results)
+    if len(table):
+        # Networks from elsewhere have no seed; the others' are whole numbers all the same.
+        table["seed"] = table["seed"].astype("Int64")
     for column, value in wanted.items():
         table = table[table[column] == value] if len(table) else table
     if table.empty:
@@ -58,7 +61,8 @@ def _for_reading(table: pd.DataFrame) -> pd.DataFrame:
     """The columns a person compares: names, and accuracies in percent."""
     names = ["dataset", "label", "student", "teacher", "seed", "status"]
     metrics = [c.removesuffix(".n") for c in table.columns if c.endswith(".n")]
-    shown = table[names].fillna("-").astype(str)
+    chosen = table[names].astype(object)
+    shown = chosen.where(chosen.notna(), "-").astype(str)
     for metric in metrics:
         shown[metric] = [f"{100 * v:.2f}" if v == v else "-" for v in table[metric]]
     return shown

@@ -105,6 +105,8 @@ class Trainer:
         on_epoch gets each epoch's log entry; on_batch (epoch, batch, batches). Returns the summary, which is on
         disk too. Raises UserError for a loss that is not finite, naming method, epoch and iteration.
         """
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self._prepare_method()
         self._resume()
         while self.epoch < self.config.epochs:

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from click.testing import Result
 from tiny import TEACHER, cli, record_of, records, run
 
-from adbench import files, models
+from adbench import files, models, record, runner
 from adbench.checkpoint import save_weights
 from adbench.registry import METHODS
 
@@ -29,6 +30,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(METHODS, "_files", {})
     monkeypatch.setattr(METHODS, "_loaded", {})
+    monkeypatch.setattr(runner, "threads_per_job", lambda _: 1)
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
@@ -74,7 +76,10 @@ def sentence(result: Result) -> str:
         ("run --set threat.step=-0.1", "threat.step = -0.1: "),
         ("run --set data.train_images=99999", "digits: 99999 training images asked for; ask for 1 to "),
         ("run --methods mtard --set hyper.mtard.weight_natural=2", "hyper.mtard: weight_natural = 2: "),
-        ("run --methods mtard --set hyper.mtard.balanse=1", "hyper.mtard: unknown key 'balanse'; did you mean 'balance'?"),
+        (
+            "run --methods mtard --set hyper.mtard.balanse=1",
+            "hyper.mtard: unknown key 'balanse'; did you mean 'balance'?",
+        ),
         ("run --set hyper.rslda.alpha=1", "unknown method 'rslda'; did you mean 'rslad'? (in the table [hyper])"),
         # Seeds and devices
         ("run --seeds x", "'x' is neither a number of seeds nor a list like 0,1,2"),
@@ -110,7 +115,7 @@ def sentence(result: Result) -> str:
 )
 def test_what_is_wrong_is_said_in_one_sentence(command: str, said: str) -> None:
     assert said in sentence(cli(*command.split(" ")))
-    assert os.listdir() == [], "a refused command leaves nothing behind"
+    assert not list(Path().iterdir()), "a refused command leaves nothing behind"
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
@@ -188,9 +193,7 @@ def _teacher(text: str) -> Path:
 
 
 def test_a_checkpoint_with_another_hash_than_its_teacher_states_is_refused(checkpoint: Path) -> None:
-    path = _teacher(
-        f'architecture = "cnn-4"\n[source]\nkind = "file"\npath = "{checkpoint}"\nsha256 = "{"0" * 64}"\n'
-    )
+    path = _teacher(f'architecture = "cnn-4"\n[source]\nkind = "file"\npath = "{checkpoint}"\nsha256 = "{"0" * 64}"\n')
     said = sentence(run("--methods", "rslad", "--teacher", path))
     assert "the teacher states 000000000000..." in said
     assert files.sha256(checkpoint)[:12] in said
@@ -451,13 +454,9 @@ def test_a_plugin_that_broke_only_once_is_tried_again_and_its_traceback_goes() -
     assert not list(Path("results").rglob("traceback.txt"))
 
 
-def test_records_of_failed_cells_are_valid_and_reported(tmp_path: Path) -> None:
-    import jsonschema
-
-    from adbench.record import schema
-
+def test_records_of_failed_cells_are_valid_and_reported() -> None:
     assert run("--methods", "raises,pgd-at", "--plugin", _plugin("raises", METHOD.format(loss="1 / 0"))).exit_code == 1
     for data in records(Path("results")).values():
-        jsonschema.validate(data, schema())
+        jsonschema.validate(data, record.schema())
     listed = cli("results", "--status", "failed", "--format", "json")
     assert json.loads(listed.output)[0]["error"] == "ZeroDivisionError: division by zero"

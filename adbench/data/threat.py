@@ -41,12 +41,11 @@ def as_text(fraction: Fraction) -> str:
 class Threat:
     """An L-infinity ball around each image, and the training attack that searches it.
 
-    eps: radius, in [0, 1].  step: length of one attack step, in [0, 1].  steps: number of steps.
+    eps: radius, in [0, 1].  step: length of one attack step, in [0, 1].
     """
 
     eps: Fraction
     step: Fraction
-    steps: int = 10
 
     def __str__(self) -> str:
         return as_text(self.eps)

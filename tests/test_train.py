@@ -1,0 +1,169 @@
+"""The training loop: schedule, determinism, checkpoints, and what stops it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adbench import checkpoint
+from adbench.config import Train
+from adbench.data import load
+from adbench.errors import UserError
+from adbench.matrix import configured
+from adbench.method import Ball, Method, Step
+from adbench.models import build
+from adbench.seeding import derive
+from adbench.train import Trainer, finished
+
+CONFIG = {"epochs": 3, "batch_size": 32, "attack_steps": 1, "val_steps": 1}
+
+
+class Watching(Method):
+    """Natural training that remembers what it was shown."""
+
+    label = "watching"
+    seen: list[Any] = []  # noqa: RUF012 (pydantic copies it)
+
+    def attack(self, step: Step) -> Tensor:
+        self.seen.append((step.epoch, step.iteration, step.lr, step.x.clone(), step.y.clone()))
+        return step.x
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        step.log("half", 0.5)
+        return step.student(x_adv).logsumexp(1) - step.student(x_adv).gather(1, step.y[:, None])[:, 0]
+
+    def on_lr_change(self, factor: float) -> None:
+        self.seen.append(("drop", factor))
+
+
+def trainer(
+    folder: Path, method: Method | None = None, seed: int = 0, device: str = "cpu", images: int = 70, **config: Any
+) -> Trainer:
+    torch.manual_seed(derive(seed, "init"))
+    return Trainer(
+        method=method or configured("pgd-at", {}),
+        student=build("cnn-4", classes=10, channels=1),
+        teachers={},
+        dataset=load("digits", folder, train_images=images, val_images=20, test_images=10),
+        ball=Ball(0.1, 0.03, 1),
+        config=Train(**(CONFIG | config)),
+        seed=seed,
+        folder=folder,
+        device=torch.device(device),
+    )
+
+
+def run(it: Trainer) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    it.run(entries.append, lambda *_: None)
+    return entries
+
+
+def test_the_papers_schedule_drops_at_its_epochs_and_scales_with_shorter_runs() -> None:
+    assert Train().drops() == [115, 160, 185]
+    assert Train(epochs=400).drops() == [230, 320, 370]
+    assert Train(epochs=20).drops() == [12, 16, 18]
+
+
+def test_the_learning_rate_and_the_method_hear_of_every_drop(tmp_path: Path) -> None:
+    method = Watching()
+    entries = run(trainer(tmp_path, method, epochs=5, milestones=(0.4, 0.8)))
+    assert [round(e["lr"], 6) for e in entries] == [0.1, 0.1, 0.01, 0.01, 0.001]
+    assert [item for item in method.seen if item[0] == "drop"] == [("drop", 0.1), ("drop", 0.1)]
+    assert entries[0]["half"] == 0.5
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    method = Watching()
+    it = trainer(tmp_path, method)
+    it.pad = 0  # without augmentation the images can be told apart
+    run(it)
+    steps = [item for item in method.seen if item[0] != "drop"]
+    assert [s[1] for s in steps] == list(range(1, 10)), "70 images are three batches of at most 32"
+    epochs = [torch.cat([s[3] for s in steps if s[0] == e]).flatten(1) for e in range(3)]
+    assert not torch.equal(epochs[0], epochs[1])
+    for images in epochs:
+        assert torch.equal(images.sort(dim=0).values, epochs[0].sort(dim=0).values)
+
+
+def test_the_same_seed_ends_in_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+    hashes = []
+    for number, seed in enumerate((0, 0, 1)):
+        it = trainer(tmp_path / str(number), seed=seed)
+        run(it)
+        hashes.append(checkpoint.weights_sha256(it.student))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_best_is_the_epoch_of_the_highest_robust_accuracy_on_the_held_out_split(tmp_path: Path) -> None:
+    it = trainer(tmp_path, epochs=4)
+    scores = iter([(0.9, 0.2), (0.5, 0.6), (0.9, 0.6), (0.9, 0.1)])
+    it._validate = lambda: next(scores)  # type: ignore[method-assign]
+    after: list[str] = []
+    it.run(lambda _: after.append(checkpoint.weights_sha256(it.student)), lambda *_: None)
+    best = build("cnn-4", classes=10, channels=1)
+    checkpoint.load_into(best, checkpoint.read_state_dict(tmp_path / "best.safetensors"), "best")
+    assert checkpoint.weights_sha256(best) == after[1]
+    summary = finished(tmp_path)
+    assert summary is not None
+    assert (summary.best_epoch, summary.best_val_robust) == (2, 0.6)
+
+
+def test_natural_training_chooses_its_best_epoch_by_clean_accuracy(tmp_path: Path) -> None:
+    it = trainer(tmp_path, configured("natural", {}))
+    scores = iter([(0.5, 0.6), (0.9, 0.1), (0.8, 0.7)])
+    it._validate = lambda: next(scores)  # type: ignore[method-assign]
+    run(it)
+    summary = finished(tmp_path)
+    assert summary is not None
+    assert (summary.best_epoch, summary.best_val_robust) == (2, 0.1)
+
+
+def test_validation_happens_at_its_interval_and_at_the_end(tmp_path: Path) -> None:
+    entries = run(trainer(tmp_path, epochs=5, val_every=2))
+    assert [e["val_robust"] is not None for e in entries] == [False, True, False, True, True]
+
+
+class Broken(Method):
+    label = "broken"
+    how: str
+
+    def attack(self, step: Step) -> Tensor:
+        return step.x
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        loss = step.student(x_adv).square().sum(1)
+        return loss / 0 if self.how == "infinite" else loss.mean()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="loss is inf in epoch 1, iteration 1"):
+        run(trainer(tmp_path, Broken(how="infinite")))
+
+
+def test_a_loss_that_was_averaged_too_early_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one value an example"):
+        run(trainer(tmp_path, Broken(how="averaged")))
+
+
+def test_gradients_are_clipped_to_the_asked_norm(tmp_path: Path) -> None:
+    it = trainer(tmp_path, grad_clip=1e-6, weight_decay=0.0, epochs=1)
+    before = [p.detach().clone() for p in it.student.parameters()]
+    run(it)
+    moved = (
+        sum(float((p.detach() - q).norm() ** 2) for p, q in zip(it.student.parameters(), before, strict=True)) ** 0.5
+    )
+    assert 0 < moved < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["pgd-at", "trades", "las-at"])
+def test_a_run_on_a_gpu_learns(tmp_path: Path, name: str) -> None:
+    it = trainer(tmp_path, configured(name, {}), device="cuda", images=1000, epochs=5)
+    entries = run(it)
+    assert entries[-1]["val_clean"] > 0.5
