@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from adbench import checkpoint, files, record, robustbench, train
 from adbench.attacks.named import gradient_attack
+from adbench.config import Experiment
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, Outcome, evaluate
-from adbench.matrix import Cell, configured
+from adbench.matrix import Cell, Lookup, configured
 from adbench.method import Ball, Need
 from adbench.models import Network, build, count_parameters
 from adbench.provenance import now, provenance
@@ -63,25 +64,27 @@ def _dataset(name: str, data_dir: Path, train: int | None, val: int | None, test
     return load(name, data_dir, train_images=train, val_images=val, test_images=test)
 
 
+def lookup(data_dir: Path) -> Lookup:
+    """How a matrix gets at its datasets."""
+
+    def dataset_of(name: str, experiment: Experiment) -> Dataset:
+        data = experiment.data
+        return _dataset(name, data_dir, data.train_images, data.val_images, experiment.evaluation.images)
+
+    return dataset_of
+
+
 def cell_dataset(cell: Cell, place: Place) -> Dataset:
-    """The cell's data, with the threat model that the cell asks for."""
+    """The cell's data with the cell's threat model. Raises UserError where it is not the data that was planned with."""
     dataset = _dataset(
         cell.dataset, place.data_dir, cell.data.train_images, cell.data.val_images, cell.evaluation.images
     )
-    threat = threat_of(cell, dataset.threat)
+    if dataset.fingerprint != cell.fingerprint:
+        raise UserError(f"the content of dataset '{cell.dataset}' changed during the run; run the same command again")
+    assert cell.threat.eps is not None
+    assert cell.threat.step is not None
+    threat = Threat(eps=parse_fraction(cell.threat.eps), step=parse_fraction(cell.threat.step))
     return replace(dataset, threat=threat)
-
-
-def threat_of(cell: Cell, default: Threat) -> Threat:
-    """The dataset's threat model, with what the cell changes; a changed eps scales the step along."""
-    if cell.threat.eps is None and cell.threat.step is None:
-        return default
-    eps = default.eps if cell.threat.eps is None else parse_fraction(cell.threat.eps)
-    if cell.threat.step is not None:
-        step = parse_fraction(cell.threat.step)
-    else:
-        step = default.step * eps / default.eps if default.eps else Fraction(0)
-    return Threat(eps=eps, step=step)
 
 
 def network_for(cell: Cell, dataset: Dataset) -> Network:
@@ -165,9 +168,17 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any]:
     A failure becomes a record with status "failed" and the traceback beside it, never an exception; only
     interruption from outside, and a disk on which not even that can be written, get through.
     """
+    path = cell.record_path(place.results)
+    with files.locked(cell.folder(place.results)):
+        # Another run may have finished the cell while this one waited for its folder.
+        if path.is_file() and (found := record.read(path)).done:
+            return found.data
+        return _execute(cell, place, report, path)
+
+
+def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, Any]:
     started = now()
     run = _Run(cell, place, report)
-    path = cell.record_path(place.results)
     try:
         outcomes = _finish(run, path.parent)
     except Exception as error:
@@ -193,12 +204,22 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
     if cell.method is not None:
         with run.during("train"):
             run.summary = _train(run, dataset)
+        # All sessions of a training that was interrupted, not this one's alone.
+        run.timing["train"] = run.summary.seconds
     with run.during("evaluate"):
         which = cell.evaluation.checkpoint
         network = weights_of(cell, place, dataset, which)
         run.model = _network_entry(cell, network, which)
-        outcomes = _evaluate(run, dataset, network, folder)
-        _write_outcomes(folder / record.OUTCOMES, dataset, outcomes)
+        evaluator = Evaluator(
+            network,
+            dataset.test,
+            dataset.threat,
+            seed=cell.evaluation.seed,
+            batch_size=cell.evaluation.batch_size,
+            device=place.torch_device,
+        )
+        outcomes = _evaluate(run, dataset, evaluator, folder)
+        _write_outcomes(folder / record.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
     return outcomes
 
 
@@ -253,13 +274,9 @@ def _check_source(cell: Cell) -> None:
         raise UserError(f"the source of method '{cell.method}' changed during the run; run the same command again")
 
 
-def _evaluate(run: _Run, dataset: Dataset, network: Network, folder: Path) -> dict[str, Outcome]:
+def _evaluate(run: _Run, dataset: Dataset, evaluator: Evaluator, folder: Path) -> dict[str, Outcome]:
     cell, place = run.cell, run.place
     settings = cell.evaluation
-    evaluator = Evaluator(
-        network, dataset.test, dataset.threat,
-        seed=settings.seed, batch_size=settings.batch_size, device=place.torch_device,
-    )  # fmt: skip
     proxies = {proxy.name: teacher_network(proxy, place, dataset) for proxy in cell.proxies}
 
     def keep(name: str, outcome: Outcome) -> None:
@@ -301,10 +318,14 @@ def _partial(folder: Path, weights: str) -> dict[str, Outcome]:
     return found
 
 
-def _write_outcomes(path: Path, dataset: Dataset, outcomes: dict[str, Outcome]) -> None:
+def _write_outcomes(path: Path, dataset: Dataset, predicted: Tensor, outcomes: dict[str, Outcome]) -> None:
     """One row a test image; a column an attack, empty for the images that this attack was not run on."""
     n = len(dataset.test)
-    columns: dict[str, Any] = {"index": np.arange(n), "label": dataset.test.labels.numpy()}
+    columns: dict[str, Any] = {
+        "index": np.arange(n),
+        "label": dataset.test.labels.numpy(),
+        "prediction": predicted.numpy(),
+    }
     for name, outcome in outcomes.items():
         column = pd.array([None] * n, dtype="boolean")
         column[: len(outcome.right)] = outcome.right.numpy()

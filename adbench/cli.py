@@ -86,6 +86,16 @@ def _seeds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     return numbers
 
 
+def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """A comma list of numbers, one a channel."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"'{value}' is not a list of numbers like 0.49,0.48,0.45") from error
+
+
 def _plugins(_: click.Context, __: click.Parameter, paths: Sequence[Path]) -> tuple[str, ...]:
     from adbench.registry import METHODS
 
@@ -233,22 +243,25 @@ def _carry_out(
     console = Console()
     with console.status("reading data and teachers"):
         from adbench import runner
-        from adbench.cell import check
+        from adbench.cell import check, lookup
         from adbench.display import Display, duration, plan_table, summary_table
         from adbench.estimate import Estimator
         from adbench.matrix import expand
 
         place = _place(results, data_dir, device)
-        matrix = expand(experiment)
+        matrix = expand(experiment, lookup(place.data_dir))
         for cell in matrix.cells:
             check(cell, place)
         if not dry_run:
             _make_writable(results)
         plan = runner.plan(matrix, results)
+        runner.prepare_torch(place, runner.threads_per_job(jobs))
         estimator = Estimator(place)
         seconds = {cell.id: estimator.seconds(cell, plan.states[cell.id]) for cell in matrix.cells}
     console.print(plan_table(plan, seconds))
-    total = sum(seconds.values()) / min(jobs, max(1, len(plan.open)))
+    # Jobs share a GPU; each has cores of its own.
+    shares = 1 if place.torch_device.type == "cuda" else min(jobs, max(1, len(plan.open)))
+    total = sum(seconds.values()) / shares
     console.print(
         f"\n{len(plan.open)} of {len(matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
         f" with {jobs} at a time\n",
@@ -396,12 +409,15 @@ def teachers(
 @click.option("--aa-images", type=click.IntRange(min=1), metavar="N", help="Of these, images for AutoAttack.")
 @click.option("--eps", metavar="FRACTION", help="Radius, as in 8/255. [default: the dataset's]")
 @click.option("--step", metavar="FRACTION", help="Step of PGD and C&W. [default: the dataset's, scaled with eps]")
+@click.option("--mean", callback=_numbers, metavar="M,M,M", help="Normalisation that the checkpoint was trained with.")
+@click.option("--std", callback=_numbers, metavar="S,S,S", help="The same: standard deviation by channel.")
 @device_option
 @data_dir_option
 @results_option
 def eval_(
     checkpoint: Path, arch: str, dataset: str, attacks: tuple[str, ...], images: int | None, aa_images: int | None,
-    eps: str | None, step: str | None, device: str | None, data_dir: Path, results: Path,
+    eps: str | None, step: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Evaluate any checkpoint of a supported architecture and record it.
 
@@ -414,14 +430,15 @@ def eval_(
     from rich.console import Console
 
     from adbench import config, record, runner, teacher
-    from adbench.cell import check
+    from adbench.cell import check, lookup
     from adbench.display import Display, percent
     from adbench.matrix import Matrix, teacher_cell
 
     judging = {"images": images, "aa_images": aa_images, **({"attacks": attacks} if attacks else {})}
     experiment = config.experiment({"threat": {"eps": eps, "step": step}, "eval": judging})
     place = _place(results, data_dir, device)
-    cell = replace(teacher_cell(experiment, dataset, teacher.find(f"{arch}@{checkpoint}")), kind="checkpoint")
+    spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})
+    cell = replace(teacher_cell(experiment, dataset, spec, lookup(place.data_dir)), kind="checkpoint")
     check(cell, place)
     _make_writable(results)
     with Display(Console(), 1) as display:

@@ -52,7 +52,7 @@ class Train(Section):
 class Data(Section):
     """How much of the dataset is used; none means all of it (and the dataset's own held-out split)."""
 
-    train_images: int | None = Field(None, ge=1)
+    train_images: int | None = Field(None, ge=2)
     val_images: int | None = Field(None, ge=1)
 
 

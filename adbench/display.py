@@ -40,6 +40,7 @@ class Display:
         self.done = 0
         self._began: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._accuracy: dict[str, str] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -70,11 +71,12 @@ class Display:
         self._progress.update(self._tasks[cell.id], completed=event["epoch"] + event["batch"] / event["of"])
 
     def _on_epoch(self, cell: Cell, event: dict[str, Any]) -> None:
-        left = event["seconds"] * (cell.train.epochs - event["epoch"])
-        figures = f"loss {event['loss']:.3f}"
         if event["val_robust"] is not None:
-            figures += f"  natural {percent(event['val_clean'])}  robust {percent(event['val_robust'])}"
-        figures += f"  {event['images_per_second']:.0f} images/s  {duration(left)} left"
+            shown = f"natural {percent(event['val_clean'])}  robust {percent(event['val_robust'])}  "
+            self._accuracy[cell.id] = shown
+        left = event["seconds"] * (cell.train.epochs - event["epoch"])
+        figures = f"loss {event['loss']:.3f}  {self._accuracy.get(cell.id, '')}"
+        figures += f"{event['images_per_second']:.0f} images/s  {duration(left)} left"
         self._progress.update(self._tasks[cell.id], completed=event["epoch"], figures=figures)
 
     def _on_attack(self, cell: Cell, event: dict[str, Any]) -> None:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 
+from adbench.attacks.named import gradient_attack
 from adbench.cell import Place, cell_dataset, network_for, weights_of
+from adbench.errors import UserError
 from adbench.losses import cross_entropy
 from adbench.matrix import Cell, configured
 from adbench.method import Passes
+from adbench.train import LOG
 
 # Standard AutoAttack on an image that survives: 100 + 9 x 100 APGD steps, 9 x 100 FAB steps of about one and a half
 # passes each, 5,000 queries of Square. An image that falls costs a small part of it.
 AA_PASSES, AA_QUERIES, AA_SURVIVING = 100 + 900 + 1350, 5000, 0.5
+
+
+def steps(attack: str) -> int:
+    """How many passes forward and back an attack takes an image."""
+    return gradient_attack(attack, Fraction(0), Fraction(0)).steps
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,19 @@ class Estimator:
         if state == "done":
             return 0.0
         evaluation = self._evaluation(cell)
-        return evaluation if state == "evaluate" else self._training(cell) + evaluation
+        if state == "evaluate":
+            return evaluation
+        log = cell.folder(self.place.results) / LOG
+        begun = log.read_text(encoding="utf-8").count("\n") if state == "continue" and log.is_file() else 0
+        return self._training(cell) * (1 - begun / cell.train.epochs) + evaluation
 
     def _training(self, cell: Cell) -> float:
         assert cell.method is not None
         dataset = cell_dataset(cell, self.place)
-        passes: Passes = configured(cell.method, cell.hyper).passes(cell.train.attack_steps)
+        try:
+            passes: Passes = configured(cell.method, cell.hyper).passes(cell.train.attack_steps)
+        except Exception as error:
+            raise UserError(f"method '{cell.method}': passes() raised {type(error).__name__}: {error}") from error
         student = self.of(cell)
         image = passes.student * student.both + passes.student_forward * student.forward
         if cell.teacher:
@@ -100,7 +116,7 @@ class Estimator:
                 images = min(n, cell.evaluation.aa_images or n) * AA_SURVIVING
                 total += images * (AA_PASSES * speed.both + AA_QUERIES * speed.forward)
             else:
-                total += n * {"fgsm": 1}.get(name, 20) * speed.both
+                total += n * steps(name) * speed.both
         for proxy in cell.proxies:
-            total += len(cell.evaluation.transfer_attacks) * n * 20 * self.of(proxy).both
+            total += sum(map(steps, cell.evaluation.transfer_attacks)) * n * self.of(proxy).both
         return total

@@ -82,7 +82,7 @@ class Evaluator:
             definition = autoattack.definition(self.threat.eps, classes, self.seed)
             right[index], flags = autoattack.survivors(
                 self.network, self.x[index], self.y[index], self.threat.eps,
-                seed=self.seed, batch_size=self.batch_size,
+                seed=self.seed,
             )  # fmt: skip
         else:
             attack = gradient_attack(name, self.threat.eps, self.threat.step)

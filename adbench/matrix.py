@@ -8,9 +8,10 @@ the content of its configuration, in two parts: what decides its weights (`train
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from adbench.config import (
     Train,
     validated,
 )
-from adbench.data.identity import fingerprint_of_path, is_path
+from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
 from adbench.errors import UserError, unknown
 from adbench.files import content_id
 from adbench.models.names import canonical
@@ -34,6 +35,12 @@ from adbench.teacher import TeacherSpec, Trained
 if TYPE_CHECKING:
     from adbench.method import Method
 
+# Raised with every change to adbench after which the same configuration gives other numbers.
+REVISION = 1
+
+# Gives an experiment's dataset by name, with the experiment's share of it.
+Lookup = Callable[[str, Experiment], Dataset]
+
 # The ten methods of the paper's tables, in their order: what `--methods all` means.
 PAPER_METHODS = (
     "pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp",
@@ -42,10 +49,14 @@ PAPER_METHODS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One network to be had, and how it is to be judged. `method` is None for weights from elsewhere."""
+    """One network to be had, and how it is to be judged. `method` is None for weights from elsewhere.
+
+    fingerprint: of the dataset's content. threat: complete, the dataset's own where the experiment asks for no other.
+    """
 
     kind: str
     dataset: str
+    fingerprint: str
     data: Data
     threat: ThreatModel
     architecture: str
@@ -62,16 +73,19 @@ class Cell:
     @cached_property
     def training(self) -> dict[str, Any]:
         """All that decides the weights, JSON-able."""
-        data: dict[str, Any] = {"name": self.dataset, **self.data.model_dump(mode="json")}
-        if self.dataset not in DATASETS:
-            data = {**data, "name": Path(self.dataset).name, "content": fingerprint_of_path(Path(self.dataset))}
-        base = {"architecture": self.architecture, "data": data, "threat": self.threat.model_dump(mode="json")}
+        name = self.dataset if self.dataset in DATASETS else Path(self.dataset).name
+        base = {
+            "revision": REVISION,
+            "architecture": self.architecture,
+            "data": {"name": name, "content": self.fingerprint, **self.data.model_dump(mode="json")},
+            "threat": self.threat.model_dump(mode="json"),
+        }
         if self.method is None:
             assert self.spec is not None
             return {**base, "source": self.spec.identity()}
         return base | {
             "method": self.method,
-            # Whoever edits a method of their own means a new cell; adbench's are pinned by its version and tests.
+            # Whoever edits a method of their own means a new cell; adbench's own have the revision.
             "source": None if METHODS.built_in(self.method) else METHODS.source_hash(self.method),
             "hyper": self.hyper,
             "seed": self.seed,
@@ -87,6 +101,9 @@ class Cell:
         settings = self.evaluation.model_dump(mode="json")
         # How many images go through the network at once changes the time it takes, not the verdict.
         settings.pop("batch_size")
+        settings["revision"] = REVISION
+        if "aa" in settings["attacks"]:
+            settings["pyautoattack"] = version("pyautoattack")
         settings["proxies"] = {cell.name: cell.train_id for cell in self.proxies}
         return settings
 
@@ -120,8 +137,8 @@ class Cell:
     def folder(self, results: Path) -> Path:
         """Where its weights and training log lie."""
         dataset = safe(self.dataset if self.dataset in DATASETS else Path(self.dataset).stem)
-        if self.kind == "teacher":
-            return results / dataset / "teachers" / f"{safe(self.name)}-{self.train_id[:8]}"
+        if self.kind != "student":
+            return results / dataset / f"{self.kind}s" / f"{safe(self.name)}-{self.train_id[:8]}"
         pair = f"{safe(self.teacher_name or 'none')}__{safe(self.architecture)}"
         return results / dataset / safe(self.name) / pair / f"s{self.seed}-{self.train_id[:8]}"
 
@@ -172,7 +189,7 @@ def configured(name: str, hyper: dict[str, Any]) -> Method:
     return validated(cls, hyper, f"hyper.{name}")
 
 
-def expand(experiment: Experiment) -> Matrix:
+def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
     """The experiment's cells; what several cells share (teachers, methods without one) is there once."""
     from adbench.method import Need
 
@@ -185,9 +202,9 @@ def expand(experiment: Experiment) -> Matrix:
 
     guided = any(method.needed() for method in methods.values())
     for dataset in experiment.datasets:
-        _check_dataset(dataset)
-        known = _Teachers(experiment, dataset, found)
-        proxies = tuple(known.get(teachers.find(name)) for name in experiment.evaluation.proxies)
+        data = _data(experiment, dataset, lookup)
+        known = _Teachers(experiment, dataset, lookup, found)
+        proxies = known.proxies()
         for spec in known.asked(guided):
             for architecture in experiment.students:
                 for name, method in methods.items():
@@ -195,9 +212,7 @@ def expand(experiment: Experiment) -> Matrix:
                     for seed in experiment.seeds:
                         cell = Cell(
                             kind="student",
-                            dataset=dataset,
-                            data=experiment.data,
-                            threat=experiment.threat,
+                            **data,
                             architecture=canonical(architecture),
                             train=experiment.train,
                             evaluation=experiment.evaluation,
@@ -214,41 +229,77 @@ def expand(experiment: Experiment) -> Matrix:
     return Matrix(tuple(found.values()), tuple(students.values()))
 
 
-def _check_dataset(name: str) -> None:
+def _data(experiment: Experiment, name: str, lookup: Lookup) -> dict[str, Any]:
+    """What a cell knows of its data."""
     if not is_path(name) and name not in DATASETS:
         raise unknown("dataset", name, DATASETS.names(), "adbench list datasets; a path has a '/' or ends in .npz")
+    dataset = lookup(name, experiment)
+    return {
+        "dataset": name,
+        "fingerprint": dataset.fingerprint,
+        "data": experiment.data,
+        "threat": complete(experiment.threat, dataset.threat),
+    }
+
+
+def complete(asked: ThreatModel, default: Threat) -> ThreatModel:
+    """The threat model that is asked for, the dataset's own where nothing is; a changed eps scales the step along."""
+    eps = default.eps if asked.eps is None else parse_fraction(asked.eps)
+    step = default.step * eps / default.eps if asked.step is None else parse_fraction(asked.step)
+    return ThreatModel(eps=as_text(eps), step=as_text(step))
 
 
 class _Teachers:
     """The teachers of one dataset as cells; each is asked for by its spec and made once."""
 
-    def __init__(self, experiment: Experiment, dataset: str, found: dict[str, Cell]) -> None:
+    def __init__(self, experiment: Experiment, dataset: str, lookup: Lookup, found: dict[str, Cell]) -> None:
         self.experiment = experiment
         self.dataset = dataset
+        self.lookup = lookup
         self.found = found
 
     def asked(self, guided: bool) -> Sequence[TeacherSpec | None]:
-        """The teachers of the experiment, or the dataset's own where it names none and a method needs one."""
+        """The experiment's teachers for this dataset, or the dataset's own where none is named but one is needed."""
         if self.experiment.teachers:
-            return [teachers.find(name) for name in self.experiment.teachers]
+            return self._fitting(self.experiment.teachers) if guided else [None]
         if not guided:
             return [None]
         if self.dataset not in DEFAULT_TEACHERS:
             raise UserError(f"dataset '{self.dataset}' has no teacher of its own; name one with --teacher")
         return [teachers.find(DEFAULT_TEACHERS[self.dataset])]
 
+    def _fitting(self, names: Sequence[str]) -> list[TeacherSpec]:
+        """Those of the named teachers that are for this dataset or for any; one at least."""
+        specs = [teachers.find(name) for name in names]
+        fitting = [spec for spec in specs if spec.dataset in (None, self.dataset)]
+        if not fitting:
+            others = ", ".join(f"teacher '{spec.name}' is for '{spec.dataset}'" for spec in specs)
+            raise UserError(f"{others}, not for '{self.dataset}'; name another with --teacher")
+        return fitting
+
+    def proxies(self) -> tuple[Cell, ...]:
+        """The proxies of the transfer attacks that are for this dataset or for any. Names must differ."""
+        specs = [teachers.find(name) for name in self.experiment.evaluation.proxies]
+        cells = tuple(self.get(spec) for spec in specs if spec.dataset in (None, self.dataset))
+        names = [cell.name for cell in cells]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"eval.proxies: two of {', '.join(names)} have the same name; give one a TOML file of its own"
+            )
+        return cells
+
     def get(self, spec: TeacherSpec) -> Cell:
         if spec.dataset not in (None, self.dataset):
-            raise UserError(
-                f"teacher '{spec.name}' is for '{spec.dataset}', not for '{self.dataset}'; name another with --teacher"
-            )
-        cell = teacher_cell(self.experiment, self.dataset, spec)
+            raise UserError(f"teacher '{spec.name}' is for '{spec.dataset}', not for '{self.dataset}'")
+        cell = teacher_cell(self.experiment, self.dataset, spec, self.lookup)
         return self.found.setdefault(cell.id, cell)
 
 
-def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec) -> Cell:
-    """The cell that trains or fetches a teacher and evaluates it as students are evaluated (not by transfer)."""
-    _check_dataset(dataset)
+def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup: Lookup) -> Cell:
+    """The cell that trains or fetches a teacher and evaluates it as students are evaluated, but not by transfer.
+
+    It is judged as it teaches: with the weights of its best epoch.
+    """
     trained = spec.source if isinstance(spec.source, Trained) else None
     hyper: dict[str, Any] = {}
     if trained:
@@ -260,12 +311,10 @@ def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec) -> Cel
         hyper = method.model_dump(mode="json")
     return Cell(
         kind="teacher",
-        dataset=dataset,
-        data=experiment.data,
-        threat=experiment.threat,
+        **_data(experiment, dataset, lookup),
         architecture=spec.architecture,
         train=(trained and trained.train) or experiment.train,
-        evaluation=experiment.evaluation.model_copy(update={"proxies": ()}),
+        evaluation=experiment.evaluation.model_copy(update={"proxies": (), "checkpoint": "best"}),
         seed=trained.seed if trained else 0,
         method=trained.method if trained else None,
         hyper=hyper,

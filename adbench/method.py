@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from adbench.attacks.linf import Objective, Start, ascend, attacking
+from adbench.errors import UserError
 from adbench.losses import Classes
 from adbench.models import Network
 
@@ -156,12 +157,19 @@ class Step:
     @property
     def teacher(self) -> Teacher:
         """The robust teacher."""
-        return self.teachers[Need.TEACHER]
+        return self._needed(Need.TEACHER)
 
     @property
     def natural_teacher(self) -> Teacher:
         """The naturally trained teacher."""
-        return self.teachers[Need.NATURAL_TEACHER]
+        return self._needed(Need.NATURAL_TEACHER)
+
+    def _needed(self, need: Need) -> Teacher:
+        if need not in self.teachers:
+            raise UserError(
+                f"the method asks for {need.value} that it does not declare; add Need.{need.name} to `needs`"
+            )
+        return self.teachers[need]
 
     @contextmanager
     def still(self, bn: Mode = Mode.EVAL) -> Iterator[None]:
@@ -238,7 +246,10 @@ class Method(BaseModel):
         )
 
     def setup(self, step: Step) -> None:
-        """Called once with the first batch before training; for methods with networks or state of their own."""
+        """Called before training starts or goes on, with a step like those to come (two images of the training set).
+
+        For methods with networks or state of their own; `load_state_dict` follows where training goes on.
+        """
 
     def on_lr_change(self, factor: float) -> None:
         """Called when the schedule multiplies the learning rate by `factor`."""

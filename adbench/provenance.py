@@ -34,6 +34,15 @@ def _git() -> tuple[str | None, bool | None]:
         return None, None
 
 
+def _processor() -> str:
+    """The model of the CPU, '' where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def provenance(device: str, threads: int, method_source: str | None, started: str) -> dict[str, Any]:
     """The provenance of a record that is finished now.
 
@@ -46,6 +55,7 @@ def provenance(device: str, threads: int, method_source: str | None, started: st
         "python": platform.python_version(),
         "pyautoattack": version("pyautoattack"),
         "platform": platform.platform(),
+        "processor": _processor(),
         "device": device,
         "threads": threads,
         "git_commit": commit,

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,21 +68,12 @@ def run(todo: Plan, place: Place, jobs: int, on_event: OnEvent) -> dict[str, dic
     between job counts. on_event hears of {"what": "start"}, "batch", "epoch", "attack" and "end".
     """
     place.results.mkdir(parents=True, exist_ok=True)
-    finished: dict[str, dict[str, Any]] = {}
-    waves = (todo.matrix.teachers, todo.matrix.students)
-    for wave in waves:
-        cells = [cell for cell in wave if todo.states[cell.id] != "done"]
-        # Teachers are few, and a natural partner may be needed by none of the others: one wave is enough.
-        carry_out = _in_process if min(jobs, len(cells)) <= 1 else _in_processes
-        finished |= carry_out(cells, place, jobs, on_event)
-    return finished
+    carry_out = _in_process if min(jobs, len(todo.open)) <= 1 else _in_processes
+    return carry_out(todo.open, place, jobs, on_event)
 
 
 def _in_process(cells: Sequence[Cell], place: Place, jobs: int, on_event: OnEvent) -> dict[str, dict[str, Any]]:
-    import torch
-
-    torch.set_num_threads(threads_per_job(jobs))
-    torch.use_deterministic_algorithms(place.torch_device.type == "cpu")
+    prepare_torch(place, threads_per_job(jobs))
     finished = {}
     for cell in cells:
         on_event(cell, {"what": "start"})
@@ -93,32 +84,51 @@ def _in_process(cells: Sequence[Cell], place: Place, jobs: int, on_event: OnEven
 
 def _in_processes(cells: Sequence[Cell], place: Place, jobs: int, on_event: OnEvent) -> dict[str, dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
-    by_id = {cell.id: cell for cell in cells}
-    finished = {}
+    waiting = {cell.id: cell for cell in cells}
     with context.Manager() as manager:
         events = _queue(manager)
-        listener = threading.Thread(target=_listen, args=(events, by_id, on_event))
+        listener = threading.Thread(target=_listen, args=(events, dict(waiting), on_event))
         listener.start()
+        others = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(
+            min(jobs, len(cells)),
+            mp_context=context,
+            initializer=_begin_worker,
+            initargs=(os.getpid(), place, threads_per_job(jobs), METHODS.files()),
+        )
         try:
-            with ProcessPoolExecutor(
-                min(jobs, len(cells)),
-                mp_context=context,
-                initializer=_begin_worker,
-                initargs=(os.getpid(), threads_per_job(jobs), METHODS.files()),
-            ) as pool:
-                futures = {pool.submit(_work, cell, place, events): cell for cell in cells}
-                for future in as_completed(futures):
-                    cell = futures[future]
-                    finished[cell.id] = future.result()
-                    events.put((cell.id, {"what": "end", "record": finished[cell.id]}))
+            return _all(waiting, lambda cell: pool.submit(_work, cell, place, events), events)
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process died (out of memory, or a crash in a library); finished cells are kept, "
                 "and the same command goes on from there, more gently with --jobs 1"
             ) from error
+        except BaseException:
+            # Whoever interrupts a run does not want to wait for the cells that are under way.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
             events.put(None)
             listener.join()
+
+
+def _all(
+    waiting: dict[str, Cell], submit: Callable[[Cell], Future[dict[str, Any]]], events: Queue[Any]
+) -> dict[str, dict[str, Any]]:
+    """Submit every cell as soon as those it needs have ended; the records by cell id."""
+    finished: dict[str, dict[str, Any]] = {}
+    running: dict[Future[dict[str, Any]], Cell] = {}
+    while waiting or running:
+        unfinished = {*waiting, *(cell.id for cell in running.values())}
+        for cell in list(waiting.values()):
+            if not any(needed.id in unfinished for needed in cell.required()):
+                running[submit(cell)] = waiting.pop(cell.id)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            cell = running.pop(future)
+            finished[cell.id] = future.result()
+            events.put((cell.id, {"what": "end", "record": finished[cell.id]}))
     return finished
 
 
@@ -131,10 +141,8 @@ def _listen(events: Queue[Any], cells: dict[str, Cell], on_event: OnEvent) -> No
         on_event(cells[item[0]], item[1])
 
 
-def _begin_worker(parent: int, threads: int, plugins: list[Path]) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
+def _begin_worker(parent: int, place: Place, threads: int, plugins: list[Path]) -> None:
+    prepare_torch(place, threads)
     for path in plugins:
         METHODS.add_file(path)
 
@@ -148,9 +156,6 @@ def _begin_worker(parent: int, threads: int, plugins: list[Path]) -> None:
 
 
 def _work(cell: Cell, place: Place, events: Queue[Any]) -> dict[str, Any]:
-    import torch
-
-    torch.use_deterministic_algorithms(place.torch_device.type == "cpu")
     events.put((cell.id, {"what": "start"}))
     last = 0.0
 
@@ -162,6 +167,16 @@ def _work(cell: Cell, place: Place, events: Queue[Any]) -> dict[str, Any]:
             events.put((cell.id, event))
 
     return execute(cell, place, report)
+
+
+def prepare_torch(place: Place, threads: int) -> None:
+    """What a process does before it runs cells: its share of the cores, float32 that is float32, determinism."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(place.torch_device.type == "cpu")
 
 
 def threads_per_job(jobs: int) -> int:

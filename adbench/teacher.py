@@ -5,7 +5,7 @@ A teacher is named in one of four ways, wherever a teacher is asked for:
     path/to/mine.toml           a file of the same form
     wrn-34-10@path/to/file.pt   an architecture and a local checkpoint
     robustbench:MODEL_ID        a model of RobustBench (extra `adbench[robustbench]`)
-Nothing here imports torch; `adbench.runner` turns a teacher into a network.
+Nothing here imports torch; `adbench.cell.weights_of` turns a teacher into a network.
 """
 
 from __future__ import annotations
@@ -73,13 +73,9 @@ class TeacherSpec(Section):
     expected: Expected = Expected()
 
     def identity(self) -> dict[str, Any]:
-        """What the weights depend on, apart from data and threat model."""
-        if isinstance(self.source, Trained):
-            # Which configuration trained it is part of the cell that trains it.
-            return {"trained": self.source.model_dump(mode="json"), "architecture": self.architecture}
-        if isinstance(self.source, LocalFile):
-            return {"sha256": self.source.sha256, "architecture": self.architecture, "mean": self.mean, "std": self.std}
-        return {"robustbench": self.source.id}
+        """What weights that come from elsewhere depend on (those trained here: their cell's configuration)."""
+        source = self.source.model_dump(mode="json", exclude={"path"})
+        return {"source": source, "architecture": self.architecture, "mean": self.mean, "std": self.std}
 
 
 def names() -> list[str]:
@@ -113,6 +109,8 @@ def find(text: str) -> TeacherSpec:
 def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSpec:
     spec = validated(TeacherSpec, {"name": name, **settings}, f"teacher '{name}'")
     changes: dict[str, Any] = {"architecture": canonical(spec.architecture)}
+    if file and spec.natural and spec.natural.endswith(".toml"):
+        changes["natural"] = str(file.parent / spec.natural)
     if isinstance(spec.source, LocalFile):
         base = file.parent if file else Path()
         path = (base / spec.source.path).expanduser()

@@ -7,6 +7,7 @@ is a function of (seed, name, epoch), and everything else is in the state that e
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import resource
@@ -97,6 +98,7 @@ class Trainer:
         self.epoch = 0
         self.iteration = 0
         self.seconds = 0.0
+        self.peak = 0
         self.best: tuple[float, float, int] = (-1.0, 0.0, 0)  # score, robust accuracy, epoch
 
     def run(self, on_epoch: OnEpoch, on_batch: OnBatch) -> Summary:
@@ -105,8 +107,7 @@ class Trainer:
         on_epoch gets each epoch's log entry; on_batch (epoch, batch, batches). Returns the summary, which is on
         disk too. Raises UserError for a loss that is not finite, naming method, epoch and iteration.
         """
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        reset_peak_memory(self.device)
         self._prepare_method()
         self._resume()
         while self.epoch < self.config.epochs:
@@ -119,7 +120,7 @@ class Trainer:
             best_val_robust=self.best[1],
             seconds=self.seconds,
             images_per_second=self.epoch * len(self.labels) / max(self.seconds, 1e-9),
-            peak_memory_bytes=peak_memory(self.device),
+            peak_memory_bytes=self.peak,
         )
         checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch)})
         files.write_json(self.folder / SUMMARY, summary.__dict__)
@@ -157,6 +158,7 @@ class Trainer:
         due = self.epoch % self.config.val_every == 0 or self.epoch == self.config.epochs
         clean, robust = self._validate() if due else (None, None)
         self.seconds += time.perf_counter() - begun
+        self.peak = max(self.peak, peak_memory(self.device))
         return entry | {
             "seconds": trained,
             "images_per_second": len(self.labels) / trained,
@@ -258,6 +260,7 @@ class Trainer:
             "epoch": self.epoch,
             "iteration": self.iteration,
             "seconds": self.seconds,
+            "peak": self.peak,
             "best": list(self.best),
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -282,6 +285,7 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.method.load_state_dict(state["method"])
             self.epoch, self.iteration = state["epoch"], state["iteration"]
+            self.peak = state["peak"]
             self.seconds, self.best = state["seconds"], (state["best"][0], state["best"][1], state["best"][2])
         except Exception as error:
             raise UserError(
@@ -301,8 +305,21 @@ def _correct(network: Network, x: Tensor, y: Tensor) -> int:
     return int((network(x).argmax(dim=1) == y).sum())
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # only Linux can; elsewhere the peak is the process's
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Largest memory so far, in bytes: of tensors on a CUDA device, of the process on a CPU."""
+    """Largest memory since `reset_peak_memory`, in bytes: of tensors on a CUDA device, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

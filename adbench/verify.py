@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adbench import runner, teacher
-from adbench.cell import Place, cell_dataset, check, weights_of
+from adbench.cell import Place, cell_dataset, check, lookup, weights_of
 from adbench.config import DEFAULT_PRESETS, experiment, merged, read_preset
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator
@@ -26,10 +26,13 @@ def verify_teacher(name: str, dataset: str | None, images: int | None, place: Pl
         raise UserError(f"teacher '{spec.name}' claims no clean or pgd20 accuracy; add [expected] to its file")
     preset = read_preset(DEFAULT_PRESETS.get(where, "paper"))
     settings = merged(preset, {"eval": {"images": images, "attacks": ["pgd20"], "proxies": []}})
-    cell = teacher_cell(experiment(settings), where, spec)
+    cell = teacher_cell(experiment(settings), where, spec, lookup(place.data_dir))
     check(cell, place)
     if cell.method is not None:
-        runner.run(runner.plan(Matrix((cell,), ()), place.results), place, 1, lambda *_: None)
+        done = runner.run(runner.plan(Matrix((cell,), ()), place.results), place, 1, lambda *_: None)
+        failure = done[cell.id]["error"] if cell.id in done else None
+        if failure:
+            raise UserError(f"teacher '{spec.name}' failed in {failure['phase']}: {failure['message']}")
     data = cell_dataset(cell, place)
     evaluator = Evaluator(
         weights_of(cell, place, data, "best"), data.test, data.threat,

@@ -1,5 +1,6 @@
-from typing import Literal
+from typing import Literal, Self
 
+from pydantic import model_validator
 from torch import Tensor
 
 from adbench.attacks.linf import Start
@@ -34,6 +35,12 @@ class IAD(Method):
     teacher_weighting: bool = hyper(False, doc="I: weight the teacher term by a (the paper's Table 1)")
     start: Start = hyper(Start.UNIFORM_UNCLAMPED, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
+
+    @model_validator(mode="after")
+    def _weights_leave_room(self) -> Self:
+        if self.alpha1 + self.alpha2 > 1:
+            raise ValueError("alpha1 + alpha2 must be at most 1; the rest is the weight of the cross-entropy")
+        return self
 
     def needed(self) -> frozenset[Need]:
         return self.needs if self.variant == "I" else self.needs | {Need.NATURAL_TEACHER}

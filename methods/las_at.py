@@ -1,14 +1,16 @@
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
 from adbench.attacks.linf import Start, ascend, start_point
 from adbench.losses import cross_entropy
 from adbench.method import Method, Passes, Step, hyper
-from adbench.models import build
+from adbench.models import build, canonical
+
+Choices = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class Policy(nn.Module):
@@ -47,17 +49,24 @@ class LASAT(Method):
 
     label = "LAS-AT"
     true_mass: float | None = hyper(None, gt=0, le=1, doc="label mass on y (authors: 0.7, 0.6 over 10 classes)")
-    eps_choices: tuple[int, ...] = hyper(tuple(range(3, 16)), doc="radii in eps/8 (authors' README)")
-    steps_choices: tuple[int, ...] | None = hyper(None, doc="numbers of steps (authors: 3-14, 3-12 over 10 classes)")
-    step_choices: tuple[int, ...] = hyper(tuple(range(1, 6)), doc="step sizes in eps/8 (authors' README)")
+    eps_choices: Choices = hyper(tuple(range(3, 16)), doc="radii in eps/8 (authors' README)")
+    steps_choices: Choices | None = hyper(None, doc="numbers of steps (authors: 3-14, 3-12 over 10 classes)")
+    step_choices: Choices = hyper(tuple(range(1, 6)), doc="step sizes in eps/8 (authors' README)")
     cap_eps: int | None = hyper(None, ge=1, doc="largest radius in eps/8; 8 keeps to the threat model")
     policy: str = hyper("rn18", doc="architecture of the policy network (authors' code)")
     policy_lr: float = hyper(1e-4, gt=0, doc="learning rate of the policy's SGD (authors' code)")
+    policy_momentum: float = hyper(0.0, ge=0, lt=1, doc="its momentum (authors' CIFAR-100 script: 0.9)")
+    policy_weight_decay: float = hyper(0.0, ge=0, doc="its weight decay (authors' CIFAR-100 script: 5e-4)")
     interval: int = hyper(20, ge=1, doc="iterations between policy updates (authors' code)")
     copy_momentum: float = hyper(0.9, ge=0, lt=1, doc="momentum of the copy's one update (authors' code)")
     copy_weight_decay: float = hyper(5e-4, ge=0, doc="weight decay of the copy's one update (authors' code)")
     robust_reward: float = hyper(4.0, ge=0, doc="weight of the copy's robust accuracy (authors' code)")
     clean_reward: float = hyper(2.0, ge=0, doc="weight of the copy's clean accuracy (authors' code)")
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return canonical(name)
 
     _policy: Policy = PrivateAttr()
     _optimiser: torch.optim.SGD = PrivateAttr()
@@ -70,7 +79,12 @@ class LASAT(Method):
         self._choices = {"eps": radii, "steps": counts, "step": self.step_choices}
         sizes = {name: len(values) for name, values in self._choices.items()}
         self._policy = Policy(self.policy, step.x.shape[1], sizes).to(step.x.device)
-        self._optimiser = torch.optim.SGD(self._policy.parameters(), lr=self.policy_lr)
+        self._optimiser = torch.optim.SGD(
+            self._policy.parameters(),
+            lr=self.policy_lr,
+            momentum=self.policy_momentum,
+            weight_decay=self.policy_weight_decay,
+        )
 
     def attack(self, step: Step) -> Tensor:
         if step.iteration % self.interval == 0:

@@ -51,6 +51,8 @@ def add(
     checkpoint: str = "best",
     epochs: int = 6,
     settings: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    weights: str | None = None,
     error: str | None = None,
     outcomes: bool = True,
     finished: str = "2026-01-01T00:00:00+00:00",
@@ -58,12 +60,16 @@ def add(
     """Write one record with its outcomes and log; returns the path of its `record.json`.
 
     metrics: accuracy as a fraction by metric name, rounded to whole images of n. error: the cell failed so.
-    settings: further configuration; seeds are averaged only where it is equal. outcomes: write
-    outcomes.parquet too, which takes time.
+    settings: further configuration; seeds are averaged only where it is equal. evaluation: its settings.
+    weights: whose weights the network has, its label's where not given; a student's teacher has those of its
+    name, so `add(kind="teacher", label="robust")` is the teacher of every student with `teacher="robust"`.
+    outcomes: write outcomes.parquet too, which takes time.
     """
     label = label if label is not None else LABELS.get(method or "", method or "network")
-    config = {"train": {"epochs": epochs, "seed": seed, "teacher": teacher}, **(settings or {})}
-    identity = content_id([kind, dataset, label, teacher, student, config])[:16]
+    weights = weights if weights is not None else label
+    training = {"train": {"epochs": epochs, "seed": seed, "teacher": teacher}, **(settings or {})}
+    config = {"training": training, "evaluation": {"images": None, "proxies": {}, **(evaluation or {})}}
+    identity = content_id([kind, dataset, label, teacher, student, weights, config])[:16]
     path = results / dataset / f"{identity}-{seed}" / record.FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     failed = error is not None
@@ -75,8 +81,8 @@ def add(
         "schema_version": record.SCHEMA_VERSION,
         "kind": kind,
         "id": identity,
-        "train_id": content_id(config)[:16],
-        "eval_id": content_id("evaluation")[:16],
+        "train_id": content_id([kind, dataset, label, teacher, student, weights, training])[:16],
+        "eval_id": content_id(config["evaluation"])[:16],
         "status": "failed" if failed else "done",
         "error": {"phase": "train", "type": "RuntimeError", "message": error} if failed else None,
         "dataset": dataset,
@@ -96,9 +102,9 @@ def add(
             "fingerprint": content_id(dataset), "classes": 10, "image_shape": [3, 32, 32],
             "train_images": 49000, "val_images": 1000, "test_images": 10000,
         },
-        "model": None if failed else _network(label, student, checkpoint),
+        "model": None if failed else _network(label, student, checkpoint, weights),
         "teachers": {
-            "robust": _network(teacher, teacher_architecture, "file") if teacher else None,
+            "robust": _network(teacher, teacher_architecture, "file", teacher) if teacher else None,
             "natural": None,
         },
         "training": {
@@ -108,17 +114,18 @@ def add(
         } if trained else None,
         "metrics": found,
         "outcomes": _write_outcomes(path.parent / record.OUTCOMES, found) if found and outcomes else None,
-        "timing": {} if failed else {"train": 100.0 + len(label), "evaluate": 12.5},
+        # The last session's training alone: a resumed one took `seconds` in all.
+        "timing": {} if failed else {"train": 1.5, "evaluate": 12.5},
     }  # fmt: skip
     jsonschema.validate(data, record.schema())
     record.write(path, data)
     return path
 
 
-def _network(name: str, architecture: str, checkpoint: str) -> dict[str, Any]:
+def _network(name: str, architecture: str, checkpoint: str, weights: str) -> dict[str, Any]:
     return {
         "name": name, "architecture": architecture, "parameters": 11_173_962,
-        "weights_sha256": content_id(name), "checkpoint": checkpoint,
+        "weights_sha256": content_id(weights), "checkpoint": checkpoint,
     }  # fmt: skip
 
 

@@ -186,10 +186,19 @@ def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(traine
     x, y = x[right], y[right]
     plain = pyautoattack.AutoAttack(net, norm="Linf", eps=32 / 255, seed=5, device="cpu")
     plain.apgd_targeted.n_target_classes = plain.fab.n_target_classes = 4  # five classes have four targets
-    x_adv, _ = plain.run_standard_evaluation(x, y, batch_size=12)
+    x_adv, _ = plain.run_standard_evaluation(
+        x,
+        y,
+    )
     expected = net(x_adv).argmax(1) == y
     state = torch.random.get_rng_state()
-    found, _ = autoattack.survivors(net, x, y, Fraction(32, 255), seed=5, batch_size=12)
+    found, _ = autoattack.survivors(
+        net,
+        x,
+        y,
+        Fraction(32, 255),
+        seed=5,
+    )
     assert torch.equal(found, expected)
     assert 0 < expected.sum() < len(expected)
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random stream moved"
@@ -198,10 +207,10 @@ def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(traine
 def test_autoattack_copes_with_no_image_and_with_one(trained) -> None:
     net, split = trained
     x, y = split.images[:1].float() / 255, split.labels[:1]
-    none, flags = autoattack.survivors(net, x[:0], y[:0], EPS, seed=0, batch_size=8)
+    none, flags = autoattack.survivors(net, x[:0], y[:0], EPS, seed=0)
     assert none.shape == (0,)
     assert flags == []
-    one, _ = autoattack.survivors(net, x, net(x).argmax(1), Fraction(0), seed=0, batch_size=8)
+    one, _ = autoattack.survivors(net, x, net(x).argmax(1), Fraction(0), seed=0)
     assert one.tolist() == [True]
 
 
@@ -217,9 +226,9 @@ class Noisy(nn.Module):
 def test_autoattacks_warnings_become_flags_and_do_not_leak_into_the_next_model(trained) -> None:
     net, split = trained
     x, y = split.images[:2].float() / 255, split.labels[:2]
-    _, flags = autoattack.survivors(Noisy(net), x, y, EPS, seed=0, batch_size=8)
+    _, flags = autoattack.survivors(Noisy(net), x, y, EPS, seed=0)
     assert any("randomized" in flag for flag in flags)
-    _, flags = autoattack.survivors(net, x, y, EPS, seed=0, batch_size=8)
+    _, flags = autoattack.survivors(net, x, y, EPS, seed=0)
     assert not any("randomized" in flag or "dynamic" in flag for flag in flags)
 
 
@@ -227,7 +236,7 @@ def test_autoattack_refuses_fewer_than_four_classes(trained) -> None:
     net = build("cnn-4", classes=3, channels=1).eval()
     x = trained[1].images[:2].float() / 255
     with pytest.raises(UserError, match="at least 4 classes"):
-        autoattack.survivors(net, x, torch.zeros(2, dtype=torch.long), EPS, seed=0, batch_size=2)
+        autoattack.survivors(net, x, torch.zeros(2, dtype=torch.long), EPS, seed=0)
 
 
 def test_transfer_attacks_are_crafted_on_the_proxy(trained) -> None:

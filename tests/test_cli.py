@@ -20,6 +20,7 @@ from rich.console import Console
 from tiny import SETTINGS, TEACHER, cli, options, record_of, records, run
 
 from adbench import record, runner
+from adbench.cell import lookup
 from adbench.cli import main
 from adbench.config import experiment, merged, parse_setting, read_preset
 from adbench.display import Display
@@ -443,7 +444,8 @@ def test_a_third_party_package_needs_no_edit_here(tmp_path: Path) -> None:
 @pytest.fixture
 def cells() -> tuple[Cell, ...]:
     settings = merged(*(parse_setting(f"{key}={value}") for key, value in SETTINGS.items()))
-    return expand(experiment({**settings, "methods": ["pgd-at", "natural"], "students": ["cnn-4"]})).students
+    asked = experiment({**settings, "methods": ["pgd-at", "natural"], "students": ["cnn-4"]})
+    return expand(asked, lookup(Path())).students
 
 
 def _show(cells: tuple[Cell, ...], *, terminal: bool) -> str:

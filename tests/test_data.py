@@ -22,7 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from adbench.data import Dataset, Split, Threat, as_text, fingerprint_of_path, load, parse_fraction
+from adbench.data import Dataset, Split, Threat, as_text, load, parse_fraction
 from adbench.data.arrays import stratified_order
 from adbench.data.batches import augment, batches, epoch_order, to_float
 from adbench.errors import UserError
@@ -454,21 +454,6 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
     assert "no images" in error_of(lambda: own(tmp_path))
-
-
-def test_a_paths_fingerprint_follows_content_not_place(folder: Make, npz: Make, tmp_path: Path) -> None:
-    path = folder()
-    before = fingerprint_of_path(path)
-    (path / "README.txt").write_text("not data")
-    (path / "train" / "dog" / ".hidden.png").write_text("not data")
-    moved = path.rename(tmp_path / "moved")
-    assert fingerprint_of_path(moved) == before
-    (moved / "train" / "dog" / "0.png").rename(moved / "train" / "cat" / "9.png")
-    renamed = fingerprint_of_path(moved)
-    assert renamed != before
-    Image.new("RGB", (12, 10)).save(moved / "test" / "dog" / "0.png")
-    assert fingerprint_of_path(moved) not in (before, renamed)
-    assert fingerprint_of_path(npz()) == hashlib.sha256(npz().read_bytes()).hexdigest()
 
 
 # --- CIFAR in torchvision's layout ---

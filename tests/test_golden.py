@@ -185,7 +185,6 @@ def test_mtards_six_stateful_steps_equal_the_authors(golden, name: str) -> None:
     assert "grad_student_adv" in entry["steps"][0]
 
 
-
 ATTACKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "ce_pgd_uniform": ("pgd-at", {}, "uniform"),
     "ce_pgd_uniform_bn_eval": ("pgd-at", {}, "uniform"),

@@ -19,8 +19,8 @@ from synthetic import LABELS, TEACHERLESS, add
 
 from adbench import report
 from adbench.errors import UserError
-from adbench.record import read_all
-from adbench.report import captions, figures, page, paper, render, tables
+from adbench.record import Record, read_all
+from adbench.report import captions, figures, page, paper, render, tables, teachers
 from adbench.report.model import Cell, Column, Mark, Row, Table, ranked
 from adbench.report.runs import ATTACKS, STUDENTS, collect, slug
 
@@ -65,7 +65,7 @@ class Page(html.parser.HTMLParser):
 
 def white_box(results: Path) -> list[Table]:
     records = list(read_all(results))
-    return tables.white_box(collect(records, "student"), collect(records, "teacher"))
+    return tables.white_box(collect(records, "student"), records)
 
 
 def texts(table: Table) -> dict[tuple[str, str], list[str]]:
@@ -200,7 +200,7 @@ def test_missing_and_failed_cells_are_told_apart_and_never_numbers(
     small: tuple[Path, Path, list[Path]],
 ) -> None:
     (table,) = white_box(small[0])
-    assert texts(table)["Student cnn-16", "ARD"] == ["–", "–", "failed", "failed"]  # noqa: RUF001
+    assert texts(table)["Student cnn-16", "ARD"] == ["–", "–", "failed", "failed"]
     lines = list(csv.DictReader(render.csv(table).splitlines()))
     ard = next(line for line in lines if line["Method"] == "ARD")
     assert (ard["Teacher strong: AA"], ard["Teacher robust: AA"]) == ("", "failed")
@@ -335,8 +335,8 @@ def test_the_papers_winners_are_bold(published: Path) -> None:
 
 def test_transfer_columns_are_grouped_by_proxy_with_its_own_strength(published: Path, tmp_path: Path) -> None:
     records = list(read_all(published))
-    students, teachers = collect(records, "student"), collect(records, "teacher")
-    (table,) = tables.transfer(students, teachers)
+    students = collect(records, "student")
+    (table,) = tables.transfer(students, records)
     assert table.groups == [("", 1), ("Proxy resnet18", 2), ("Proxy wrn-34-20", 2)]
     for line in paper.published("table5_blackbox"):
         start = 0 if line["proxy"] == "resnet18" else 2
@@ -347,12 +347,11 @@ def test_transfer_columns_are_grouped_by_proxy_with_its_own_strength(published: 
         tmp_path,
         kind="teacher",
         dataset="cifar10",
-        label="big",
-        student="wrn-34-20",
+        label="wrn-34-20",
         metrics={"pgd20": 0.7064},
         n=10000,
     )
-    (table,) = tables.transfer(students, collect(read_all(tmp_path), "teacher"))
+    (table,) = tables.transfer(students, list(read_all(tmp_path)))
     assert table.groups[2][0] == "Proxy wrn-34-20 (its PGD-20: 70.64)"
 
 
@@ -379,7 +378,7 @@ def test_the_paper_is_not_compared_where_nothing_matches(tmp_path: Path) -> None
 
 def test_costs_are_means_over_seeds(small: tuple[Path, Path, list[Path]]) -> None:
     (table,) = tables.costs(collect(read_all(small[0]), "student"))
-    assert texts(table)["Student cnn-16", "PGD-AT"] == ["–", "11.2", "106.0", "1940", "300", "12.5"]  # noqa: RUF001
+    assert texts(table)["Student cnn-16", "PGD-AT"] == ["–", "11.2", "106.0", "1940", "300", "12.5"]
     assert texts(table)["Student cnn-16", "ARD"] == ["robust", *["failed"] * 5]
 
 
@@ -398,9 +397,60 @@ def test_the_overview_counts_cells_and_gives_reasons(small: tuple[Path, Path, li
 
 def test_figure_1_pairs_students_with_their_teachers(small: tuple[Path, Path, list[Path]]) -> None:
     records = list(read_all(small[0]))
-    (plot,) = figures.teacher_student(collect(records, "student"), collect(records, "teacher"))
+    (plot,) = figures.teacher_student(collect(records, "student"), records)
     assert "RSLAD: 41.6 at teacher 55.0, 44.0 at teacher 65.0" in plot.alt
     assert "PGD-AT without a teacher: 40.2" in plot.alt
+
+
+@pytest.fixture
+def twice(tmp_path: Path) -> list[Record]:
+    """A student and its teacher, which was evaluated in full, on fewer images, and by `--verify`."""
+    few, quick = {"images": 100}, {"images": 100, "attacks": ["pgd20"]}
+    teacher = {"kind": "teacher", "label": "robust", "student": "wrn-10-2"}
+    add(tmp_path, **teacher, metrics={"clean": 0.9, "pgd20": 0.62, "aa": 0.55})
+    add(tmp_path, **teacher, metrics={"clean": 0.9, "pgd20": 0.66, "aa": 0.59}, n=100, evaluation=few)
+    add(tmp_path, **teacher, metrics={"clean": 0.9, "pgd20": 0.71}, n=100, evaluation=quick)
+    add(tmp_path, **teacher | {"student": "wrn-16-2"}, metrics={"aa": 0.1}, weights="another network of its name")
+    metrics = {"aa": 0.4, "transfer:robust:pgd20": 0.7}
+    add(tmp_path, teacher="robust", metrics=metrics, evaluation={"proxies": {"robust": _train_id(tmp_path)}})
+    return list(read_all(tmp_path))
+
+
+def _train_id(results: Path) -> str:
+    return next(r["train_id"] for r in read_all(results) if r["student"] == "wrn-10-2")
+
+
+def test_a_teacher_evaluated_again_keeps_figure_1_and_the_proxy_heading(twice: list[Record]) -> None:
+    students = collect(twice, "student")
+    (plot,) = figures.teacher_student(students, twice)
+    assert "RSLAD: 40.0 at teacher 55.0." in plot.alt
+    (table,) = tables.transfer(students, twice)
+    assert table.groups[1][0] == "Proxy robust (its PGD-20: 62.00)"
+
+
+def test_a_teacher_is_read_from_the_record_evaluated_as_the_student_was(twice: list[Record], tmp_path: Path) -> None:
+    add(tmp_path, method="ard", teacher="robust", metrics={"aa": 0.3}, n=100, evaluation={"images": 100})
+    add(tmp_path, method="iad", teacher="robust", metrics={"aa": 0.3}, n=50, evaluation={"images": 50})
+    ard, iad, rslad = collect(read_all(tmp_path), "student")
+    assert [teachers.teacher_accuracy(run, twice, "aa") for run in (ard, iad, rslad)] == pytest.approx([59, 55, 55])
+
+
+@pytest.mark.usefixtures("twice")
+def test_teachers_are_listed_once_a_network_by_their_fullest_evaluation(tmp_path: Path) -> None:
+    add(tmp_path, kind="teacher", label="robust", student="wrn-10-2", error="interrupted", evaluation={"images": 5})
+    add(tmp_path, kind="teacher", label="broken", error="out of memory")
+    out = tmp_path / "out"
+    report.write(tmp_path, out)
+    with (out / "tables/teachers.csv").open() as file:
+        found = [(line["Teacher"], line["Architecture"], line["AA"]) for line in csv.DictReader(file)]
+    assert found == [
+        ("broken", "cnn-16", "failed"),
+        ("robust", "wrn-10-2", "55.00"),
+        ("robust", "wrn-16-2", "10.00"),
+    ]
+    with (out / "tables/cells.csv").open() as file:
+        states = [line["State"] for line in csv.DictReader(file) if line["Student"] == "wrn-10-2"]
+    assert sorted(states) == ["done", "failed", "further evaluation", "further evaluation"]
 
 
 def test_error_bars_span_seeds_where_there_are_several_and_images_where_not(tmp_path: Path) -> None:
@@ -423,9 +473,9 @@ def test_every_method_of_the_paper_has_a_look_of_its_own() -> None:
 @pytest.mark.parametrize(("what", "form"), [("1", "png"), ("1", "pdf"), ("1", "svg"), ("curves", "svg")])
 def test_figures_have_the_same_bytes_every_time(small: tuple[Path, Path, list[Path]], what: str, form: str) -> None:
     records = list(read_all(small[0]))
-    runs, teachers = collect(records, "student"), collect(records, "teacher")
+    runs = collect(records, "student")
     first, second = (
-        (figures.teacher_student(runs, teachers) if what == "1" else figures.curves(runs))[0].render(form)
+        (figures.teacher_student(runs, records) if what == "1" else figures.curves(runs))[0].render(form)
         for _ in range(2)
     )
     assert first == second

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from adbench import data, evaluate, files, record
-from adbench.cell import Place, execute
+from adbench.cell import Place, execute, lookup
 from adbench.config import Train, experiment
 from adbench.matrix import Cell, configured, expand
 from adbench.method import Ball, Need
@@ -187,7 +187,7 @@ def small_cell(**changed: Any) -> Cell:
         "eval": {"images": 16, "attacks": ["fgsm", "pgd5"]},
         "hyper": {"las-at": STATEFUL["las-at"] | {"steps_choices": [2, 3]}},
     }
-    (cell,) = expand(experiment(settings | changed)).students
+    (cell,) = expand(experiment(settings | changed), lookup(Path())).students
     return cell
 
 

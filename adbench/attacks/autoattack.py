@@ -20,6 +20,9 @@ from adbench.errors import UserError
 # pyautoattack keeps counters and log handlers at module level: one evaluation at a time in a process.
 _LOCK = threading.Lock()
 
+# The package draws its random numbers a batch at a time, so the batch is part of what the attack is.
+BATCH = 200
+
 
 def definition(eps: Fraction, classes: int, seed: int) -> dict[str, Any]:
     """What `survivors` runs, for the record."""
@@ -31,6 +34,7 @@ def definition(eps: Fraction, classes: int, seed: int) -> dict[str, Any]:
         "eps": as_text(eps),
         "target_classes": min(9, classes - 1),
         "square_queries": 5000,
+        "batch_size": BATCH,
         "seed": seed,
     }
 
@@ -73,9 +77,7 @@ class _Logits(nn.Module):
         return logits.float()
 
 
-def survivors(
-    network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, *, seed: int, batch_size: int
-) -> tuple[Tensor, list[str]]:
+def survivors(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, *, seed: int) -> tuple[Tensor, list[str]]:
     """Which images AutoAttack standard does not break.
 
     x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,). Returns a (N,) boolean
@@ -107,9 +109,9 @@ def survivors(
         attack.fab.n_target_classes = min(9, classes - 1)
         # The package seeds torch's global generator; the caller's stream goes on as if it had not.
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+            x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=BATCH)
         with torch.no_grad():
-            predicted = torch.cat([model(part).argmax(1) for part in x_adv.split(batch_size)])
+            predicted = torch.cat([model(part).argmax(1) for part in torch.split(x_adv, BATCH)])
     inside = (x_adv - x).abs().flatten(1).amax(1) <= float(eps) + 1e-6
     inside &= (x_adv.flatten(1).amin(1) >= 0) & (x_adv.flatten(1).amax(1) <= 1)
     return ~(inside & (predicted != y)), list(flags.messages)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adbench.data.arrays import Arrays, checked, fingerprint, stratified_order
-from adbench.data.identity import fingerprint_of_path, is_path
+from adbench.data.identity import is_path
 from adbench.data.own import read_own
 from adbench.data.threat import Threat, as_text, parse_fraction
 from adbench.errors import UserError, unknown
@@ -31,7 +31,6 @@ __all__ = [
     "Split",
     "Threat",
     "as_text",
-    "fingerprint_of_path",
     "is_path",
     "load",
     "parse_fraction",

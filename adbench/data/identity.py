@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.files import sha256
 
 PARTS = ("train", "test")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
@@ -61,20 +59,3 @@ def _images_in(folder: Path) -> list[Path]:
         for file in folder.iterdir()
         if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     )
-
-
-def fingerprint_of_path(path: Path) -> str:
-    """SHA-256 (hex) that identifies a user's own dataset: two paths agree when their data agree.
-
-    Of a `.npz`, the file's bytes; of an image folder, the sorted relative names and contents of its images,
-    so that neither the folder's place nor other files in it count.
-    Raises UserError where `path` is no dataset.
-    """
-    if not is_image_folder(path):
-        return sha256(path)
-    digest = hashlib.sha256()
-    for classes in image_files(path).values():
-        for files in classes.values():
-            for file in files:
-                digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
-    return digest.hexdigest()

@@ -59,7 +59,7 @@ def cnn_width(name: str) -> int | None:
 def _cnn_name(key: str, name: str) -> str:
     width = cnn_width(key)
     if width is None:
-        raise unknown("model", name, MODELS.names(), "adbench list models")
+        raise unknown("model", name, MODELS.names(), "adbench list students")
     if width < 1:
         raise UserError(f"there is no CNN of width {width} ({name}); it is at least 1: cnn-16, cnn-32, ...")
     return f"cnn-{width}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from adbench.errors import UserError
 from adbench.files import write_atomic, write_text
 from adbench.record import Record, read_all
-from adbench.report import figures, page, paper, render, tables
+from adbench.report import figures, page, paper, render, tables, teachers
 from adbench.report.model import Table
 from adbench.report.page import Section
 from adbench.report.runs import collect
@@ -57,19 +57,20 @@ def write(results: Path, out: Path) -> list[Path]:
 
 
 def _contents(records: list[Record], results: Path) -> tuple[list[Section], Table]:
-    students, teachers, others = (collect(records, kind) for kind in ("student", "teacher", "checkpoint"))
-    used = {r.path for run in (*students, *teachers, *others) for r in (*run.done, *run.failed)}
+    students, others = collect(records, "student"), collect(records, "checkpoint")
+    networks = collect(teachers.shown(records), "teacher")
+    used = {r.path for run in (*students, *networks, *others) for r in (*run.done, *run.failed)}
     sections = [
-        Section("white-box", "White-box robustness", tuple(tables.white_box(students, teachers))),
-        Section("black-box", "Black-box transfer", tuple(tables.transfer(students, teachers))),
+        Section("white-box", "White-box robustness", tuple(tables.white_box(students, records))),
+        Section("black-box", "Black-box transfer", tuple(tables.transfer(students, records))),
         Section(
             "teachers",
             "Teachers",
-            tuple(tables.teachers(teachers)),
-            tuple(figures.teacher_student(students, teachers)),
+            tuple(tables.teachers(networks)),
+            tuple(figures.teacher_student(students, records)),
         ),
         Section("checkpoints", "Other networks", tuple(tables.checkpoints(others))),
-        Section("paper", "Against the paper", tuple(paper.comparison(students, teachers))),
+        Section("paper", "Against the paper", tuple(paper.comparison(students, networks))),
         Section("training", "Training", tuple(tables.costs(students)), tuple(figures.curves(students))),
     ]
     return [s for s in sections if s.tables or s.plots], tables.cells(records, results, used)

@@ -21,7 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from adbench.record import Record
 from adbench.report.runs import METHODS, Run, natural, slug
+from adbench.report.teachers import teacher_accuracy
 
 _MARKERS = "osD^vP*Xph<>"
 _DASHES: tuple[Any, ...] = (
@@ -100,20 +102,19 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     return [*METHODS.values(), *dict.fromkeys(label for *_, label in others)]
 
 
-def teacher_student(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Plot]:
+def teacher_student(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot]:
     """Figure 1: AutoAttack accuracy of students against their teachers', one a data set and student."""
-    strength = {(t.dataset, t.label): estimate.mean for t in teacher_runs if (estimate := t.estimate("aa"))}
     labels = labels_of(runs)
     plots = []
     for (dataset, student), members in groupby(runs, key=lambda run: (run.dataset, run.student)):
         group = [run for run in members if run.estimate("aa")]
-        taught = [run for run in group if (dataset, run.teacher) in strength]
+        taught = [(x, run) for run in group if (x := teacher_accuracy(run, records, "aa")) is not None]
         if not taught:
             continue
         alone = [run for run in group if run.teacher is None]
         lines: dict[str, list[tuple[float, Run]]] = defaultdict(list)
-        for run in taught:
-            lines[run.label].append((strength[dataset, str(run.teacher)], run))
+        for x, run in taught:
+            lines[run.label].append((x, run))
         for points in lines.values():
             points.sort(key=lambda point: point[0])
         seeds = any(len(run.done) > 1 for run in group)
@@ -190,7 +191,7 @@ def _teacher_student(
         xs = [x for points in lines.values() for x, _ in points]
         span = max(xs) - min(xs)
         # Wide enough that a method's neighbours at the same teacher do not hide its bar.
-        nudge = (0.012 * span if span else 0.12) * 8 / max(8, len(lines))
+        nudge = 0.012 * span * 8 / max(8, len(lines)) if span else 1.0
         ends: list[tuple[float, Any, str]] = []
         for number, (label, points) in enumerate(lines.items()):
             shift = nudge * (number - (len(lines) - 1) / 2)
@@ -206,7 +207,7 @@ def _teacher_student(
             ends.append((ys[-1], artist, label))
         low, high = axes.get_ylim()
         reach = max(high - low, 5.0)
-        for run in alone:
+        for place, run in enumerate(alone):
             if not low - reach < _aa(run) < high + reach:
                 # One weak baseline must not flatten what the figure is about.
                 off = Line2D([], [], linestyle="")
@@ -214,13 +215,19 @@ def _teacher_student(
                 continue
             style = look(run.label, labels) | {"marker": "", "linestyle": (0, (7, 3)), "linewidth": 1.1}
             axes.axhline(_aa(run), zorder=1, **style)
-            # The marker sits on the line's left end, so that black-and-white prints still tell lines apart.
+            # A marker near the line's left end, so that black-and-white prints still tell lines apart; each a
+            # little further right, so that close lines do not hide each other's.
             mark = look(run.label, labels) | {"linestyle": ""}
-            axes.plot([0.012], [_aa(run)], transform=axes.get_yaxis_transform(), clip_on=False, **mark)
+            axes.plot(
+                [0.012 + 0.03 * (place % 4)], [_aa(run)], transform=axes.get_yaxis_transform(), clip_on=False, **mark
+            )
             key = Line2D([], [], **{**mark, "linestyle": (0, (7, 3)), "linewidth": 1.1})
             ends.append((_aa(run), key, f"{run.label} (no teacher)"))
         if not span:
-            axes.set_xlim(xs[0] - 1, xs[0] + 1)
+            # One teacher: the axis has no scale, methods stand side by side above its one accuracy.
+            half = len(lines) / 2 + 1
+            axes.set_xlim(xs[0] - half, xs[0] + half)
+            axes.set_xticks([xs[0]], [f"{xs[0]:.2f}"])
         axes.set_xlabel("Teacher: AutoAttack accuracy (%)")
         axes.set_ylabel("Student: AutoAttack accuracy (%)")
         axes.grid(axis="y", linewidth=0.5)

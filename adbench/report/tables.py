@@ -11,6 +11,7 @@ from adbench.record import Record
 from adbench.report import captions
 from adbench.report.model import FAILED, MISSING, Cell, Column, Row, Table, ranked
 from adbench.report.runs import Estimate, Run, attacks_of, heading, natural, slug
+from adbench.report.teachers import proxy_accuracy, teacher_accuracy
 
 TEACHERS_ABREAST = 2
 """Further teachers go into a further table: the paper prints two side by side, and a page holds no more."""
@@ -32,11 +33,11 @@ def checkpoints(runs: Sequence[Run]) -> list[Table]:
     )
 
 
-def white_box(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Table]:
+def white_box(runs: Sequence[Run], records: Sequence[Record]) -> list[Table]:
     """Tables 3 and 4: one table a data set; methods by student, teachers side by side."""
     tables = []
     for dataset, members in _by_dataset(runs):
-        teachers = _teacher_names(members, teacher_runs)
+        teachers = _teacher_names(members, records)
         pages = [teachers[i : i + TEACHERS_ABREAST] for i in range(0, len(teachers), TEACHERS_ABREAST)] or [[]]
         for number, names in enumerate(pages, start=1):
             page = [run for run in members if run.teacher is None or run.teacher in names]
@@ -45,7 +46,7 @@ def white_box(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Table]:
     return tables
 
 
-def transfer(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Table]:
+def transfer(runs: Sequence[Run], records: Sequence[Record]) -> list[Table]:
     """Table 5: accuracy on adversarial examples made on a proxy network that the attacker holds."""
     tables = []
     for dataset, members in _by_dataset(runs):
@@ -55,14 +56,14 @@ def transfer(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[Table]:
             continue
         columns = [
             Column("Method", numeric=False),
-            *(Column(heading(attack), _proxy_heading(dataset, proxy, teacher_runs)) for proxy, attack in pairs),
+            *(Column(heading(attack), _proxy_heading(proxy, members, records)) for proxy, attack in pairs),
         ]
         metrics = [f"transfer:{proxy}:{attack}" for proxy, attack in pairs]
         attacked = [run for run in members if run.failed or any(run.metrics(m) for m in metrics)]
         rows = []
         for student, of_student in groupby(attacked, key=lambda run: run.student):
             group = list(of_student)
-            for teacher in _teacher_names(group, teacher_runs) or [""]:
+            for teacher in _teacher_names(group, records) or [""]:
                 block = f"Student {student}" + (f" taught by {teacher}" if teacher else "")
                 for run in group:
                     if (run.teacher or teacher) == teacher:
@@ -100,7 +101,7 @@ def costs(runs: Sequence[Run]) -> list[Table]:
                     Cell(run.label),
                     Cell(run.teacher) if run.teacher else MISSING,
                     _mean(run, lambda r: r["model"] and r["model"]["parameters"] / 1e6, ".3g"),
-                    _mean(run, lambda r: r["timing"].get("train"), ".1f"),
+                    _mean(run, lambda r: r["training"] and r["training"]["seconds"], ".1f"),
                     _mean(run, lambda r: r["training"] and r["training"]["images_per_second"], ".0f"),
                     _mean(run, lambda r: r["training"] and r["training"]["peak_memory_bytes"] / 2**20, ".0f"),
                     _mean(run, lambda r: r["timing"].get("evaluate"), ".1f"),
@@ -127,6 +128,7 @@ def cells(records: Sequence[Record], results: Path, used: set[Path]) -> Table:
         Column(title, numeric=False)
         for title in ("Data set", "Network", "Teacher", "Student", "Seed", "State", "Record")
     )
+    unused = {"teacher": "further evaluation"}
     rows = [
         Row(
             (
@@ -135,7 +137,7 @@ def cells(records: Sequence[Record], results: Path, used: set[Path]) -> Table:
                 Cell(r["teacher"]) if r["teacher"] else MISSING,
                 Cell(r["student"]),
                 MISSING if r["seed"] is None else Cell(str(r["seed"])),
-                FAILED if not r.done else Cell("done" if r.path in used else "repeated"),
+                FAILED if not r.done else Cell("done" if r.path in used else unused.get(r["kind"], "repeated")),
                 Cell(r.path.relative_to(results).as_posix()),
             )
         )
@@ -143,7 +145,7 @@ def cells(records: Sequence[Record], results: Path, used: set[Path]) -> Table:
     ]
     caption = (
         "Every record behind this report. Paths are relative to the results folder; a repeated cell gave way "
-        "to an equal one that finished later."
+        "to an equal one that finished later, and a further evaluation of a teacher to its fullest one."
     )
     return Table("cells", "Cells", caption, columns, tuple(rows))
 
@@ -232,13 +234,14 @@ def _by_dataset(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     return [(dataset, list(members)) for dataset, members in groupby(runs, key=lambda run: run.dataset)]
 
 
-def _teacher_names(runs: Sequence[Run], teacher_runs: Sequence[Run]) -> list[str]:
+def _teacher_names(runs: Sequence[Run], records: Sequence[Record]) -> list[str]:
     """Teachers of `runs`, the most robust first where their own records tell, then by name."""
-    own = {(t.dataset, t.label): estimate.mean for t in teacher_runs if (estimate := t.estimate("aa"))}
-    names = {
-        (-own.get((run.dataset, run.teacher), -1.0), natural(run.teacher), run.teacher) for run in runs if run.teacher
-    }
-    return [name for *_, name in sorted(names)]
+    own: dict[str, float] = {}
+    for run in runs:
+        if run.teacher:
+            accuracy = teacher_accuracy(run, records, "aa")
+            own[run.teacher] = max(own.get(run.teacher, -1.0), -1.0 if accuracy is None else accuracy)
+    return sorted(own, key=lambda name: (-own[name], natural(name)))
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -247,12 +250,10 @@ def _split(key: str) -> tuple[str, str]:
     return proxy, attack
 
 
-def _proxy_heading(dataset: str, proxy: str, teacher_runs: Sequence[Run]) -> str:
-    """The proxy, with its own PGD-20 accuracy when there is exactly one record of it."""
-    here = [t for t in teacher_runs if t.dataset == dataset]
-    found = [t for t in here if t.label == proxy] or [t for t in here if t.student == proxy]
-    own = found[0].estimate("pgd20") if len(found) == 1 else None
-    return f"Proxy {proxy}" + (f" (its PGD-20: {own.mean:.2f})" if own else "")
+def _proxy_heading(proxy: str, runs: Sequence[Run], records: Sequence[Record]) -> str:
+    """The proxy, with its own PGD-20 accuracy where a record tells."""
+    own = proxy_accuracy(proxy, runs, records, "pgd20")
+    return f"Proxy {proxy}" + ("" if own is None else f" (its PGD-20: {own:.2f})")
 
 
 def _join(*sentences: str) -> str:

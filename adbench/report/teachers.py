@@ -1,0 +1,79 @@
+"""Which record tells how robust a student's teacher, or a proxy, is itself.
+
+A network may have several records: the full evaluation beside one from `adbench teachers NAME --verify`, two
+presets in one folder. Students name their teacher by its weights, so lookups go by these, never by a row's label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from adbench.record import Record
+from adbench.report.runs import Run
+
+
+def shown(records: Iterable[Record]) -> list[Record]:
+    """Teachers' records to print, one a network: its fullest evaluation, or a failure where it has none."""
+    teachers = [r for r in records if r["kind"] == "teacher"]
+    finished = {r["train_id"] for r in teachers if r.done}
+    found: dict[tuple[str, ...], Record] = {}
+    for record in sorted(teachers, key=_fullness):
+        if record.done:
+            found[record["dataset"], record["label"], _weights(record)] = record
+        elif record["train_id"] not in finished:
+            found[record["dataset"], record["label"], record["train_id"]] = record
+    return list(found.values())
+
+
+def teacher_accuracy(run: Run, records: Iterable[Record], metric: str) -> float | None:
+    """Accuracy (%) under `metric` of the network that taught `run`; None where no record has it."""
+    taught = {r["teachers"]["robust"]["weights_sha256"] for r in run.done if r["teachers"]["robust"]}
+    return _accuracy([r for r in _finished(records, run.dataset) if _weights(r) in taught], metric, run.done)
+
+
+def proxy_accuracy(name: str, runs: Sequence[Run], records: Iterable[Record], metric: str) -> float | None:
+    """Accuracy (%) under `metric` of the proxy `name` of `runs`; None where no record, or no single network, has it."""
+    students = [record for run in runs for record in run.done]
+    # The train_id that students recorded tells the proxy from another network of its name.
+    used = {proxies[name] for r in students if name in (proxies := _evaluation(r).get("proxies", {}))}
+    found = [
+        r
+        for r in _finished(records, runs[0].dataset)
+        if r["label"] == name and (not used or r["train_id"] in used) and metric in r["metrics"]
+    ]
+    return _accuracy(found, metric, students) if len(set(map(_weights, found))) == 1 else None
+
+
+def _accuracy(found: Sequence[Record], metric: str, students: Sequence[Record]) -> float | None:
+    """From the record evaluated as the students were, else from the fullest that has `metric`."""
+    alike = [_judged(record) for record in students]
+    having = [record for record in found if metric in record["metrics"]]
+    if not having:
+        return None
+    best = max(having, key=lambda record: (_judged(record) in alike, _fullness(record)))
+    return 100 * float(best["metrics"][metric]["value"])
+
+
+def _finished(records: Iterable[Record], dataset: str) -> list[Record]:
+    return [r for r in records if r["kind"] == "teacher" and r.done and r["dataset"] == dataset]
+
+
+def _weights(record: Record) -> str:
+    return str(record["model"]["weights_sha256"])
+
+
+def _fullness(record: Record) -> tuple[int, int, str, str]:
+    """More metrics first, then more test images; the rest only makes the order total."""
+    metrics = record["metrics"].values()
+    return len(metrics), sum(m["n"] for m in metrics), record["provenance"]["finished"], str(record.path)
+
+
+def _evaluation(record: Record) -> dict[str, Any]:
+    settings: dict[str, Any] = record["config"].get("evaluation", {})
+    return settings
+
+
+def _judged(record: Record) -> dict[str, Any]:
+    # Teachers have no proxies and are always judged by their best epoch; neither changes the attacks themselves.
+    return {key: value for key, value in _evaluation(record).items() if key not in ("proxies", "checkpoint")}
