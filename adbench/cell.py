@@ -172,8 +172,18 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any]:
     with files.locked(cell.folder(place.results)):
         # Another run may have finished the cell while this one waited for its folder.
         if path.is_file() and (found := record.read(path)).done:
-            return found.data
-        return _execute(cell, place, report, path)
+            data = found.data
+        else:
+            data = _execute(cell, place, report, path)
+        if data["status"] == "done":
+            _tidy(cell.folder(place.results), path.parent)
+    return data
+
+
+def _tidy(folder: Path, judged: Path) -> None:
+    """Remove a finished cell's partial outcomes, and what processes killed while writing left of their files."""
+    for passing in (judged / "traceback.txt", *judged.glob("partial-*.npz"), *folder.rglob(".*.tmp")):
+        passing.unlink(missing_ok=True)
 
 
 def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, Any]:
@@ -189,11 +199,6 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
     else:
         data = _record(run, started, outcomes, path.parent / record.OUTCOMES, None)
     record.write(path, data)
-    if data["status"] == "done":
-        (path.parent / "traceback.txt").unlink(missing_ok=True)
-        # Partial outcomes, and what processes killed while writing left of their files.
-        for passing in (*path.parent.glob("partial-*.npz"), *cell.folder(place.results).rglob(".*.tmp")):
-            passing.unlink(missing_ok=True)
     return data
 
 

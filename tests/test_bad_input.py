@@ -262,7 +262,9 @@ def test_a_method_without_a_teacher_runs_on_a_dataset_without_one() -> None:
     path = _npz(Path("data.npz"), 3)
     small = {"data__train_images": "8", "data__val_images": "8", "train__batch_size": "4"}
     assert run("--methods", "pgd-at", "--dataset", path, **small).exit_code == 0
-    assert "dataset 'data.npz' has no teacher of its own" in sentence(run("--methods", "rslad", "--dataset", path))
+    assert "dataset 'data.npz' has no teacher of its own" in sentence(
+        run("--methods", "rslad", "--dataset", path, **small)
+    )
 
 
 # The results folder and the disk

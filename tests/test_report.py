@@ -410,7 +410,12 @@ def twice(tmp_path: Path) -> list[Record]:
     add(tmp_path, **teacher, metrics={"clean": 0.9, "pgd20": 0.62, "aa": 0.55})
     add(tmp_path, **teacher, metrics={"clean": 0.9, "pgd20": 0.66, "aa": 0.59}, n=100, evaluation=few)
     add(tmp_path, **teacher, metrics={"clean": 0.9, "pgd20": 0.71}, n=100, evaluation=quick)
-    add(tmp_path, **teacher | {"student": "wrn-16-2"}, metrics={"aa": 0.1}, weights="another network of its name")
+    add(
+        tmp_path,
+        **teacher | {"student": "wrn-16-2"},
+        metrics={"pgd20": 0.2, "aa": 0.1},
+        weights="another network of its name",
+    )
     metrics = {"aa": 0.4, "transfer:robust:pgd20": 0.7}
     add(tmp_path, teacher="robust", metrics=metrics, evaluation={"proxies": {"robust": _train_id(tmp_path)}})
     return list(read_all(tmp_path))
