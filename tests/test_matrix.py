@@ -1,0 +1,168 @@
+"""From an experiment to cells: what is shared, what makes a cell another cell, and what is refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adbench import files
+from adbench.config import Experiment, experiment, merged
+from adbench.data import Threat
+from adbench.errors import UserError
+from adbench.estimate import steps
+from adbench.matrix import PAPER_METHODS, Cell, Matrix, expand
+from adbench.registry import METHODS
+
+THREATS = {"digits": Threat(Fraction(28, 255), Fraction(7, 255)), "cifar10": Threat(Fraction(8, 255), Fraction(2, 255))}
+
+
+def cells(content: str = "a" * 64, **settings: Any) -> Matrix:
+    """The matrix of an experiment on data that is not there."""
+
+    def lookup(name: str, _: Experiment) -> Any:
+        return SimpleNamespace(fingerprint=content, threat=THREATS.get(name, THREATS["cifar10"]))
+
+    return expand(experiment(merged({"methods": ["rslad"], "eval": {"proxies": []}}, settings)), lookup)
+
+
+def one(content: str = "a" * 64, **settings: Any) -> Cell:
+    (cell,) = cells(content, **settings).students
+    return cell
+
+
+def test_all_is_the_ten_methods_of_the_paper_and_each_is_registered() -> None:
+    assert [cell.method for cell in cells(methods=["all"]).students] == list(PAPER_METHODS)
+    assert set(PAPER_METHODS) <= set(METHODS.names())
+
+
+def test_a_matrix_is_every_combination_but_methods_without_a_teacher_run_once() -> None:
+    matrix = cells(
+        methods=["trades", "rslad"],
+        students=["cnn-4", "cnn-8"],
+        seeds=[0, 1],
+        teachers=["digits-robust", "digits-natural"],
+    )
+    assert len([c for c in matrix.students if c.method == "rslad"]) == 2 * 2 * 2
+    assert len([c for c in matrix.students if c.method == "trades"]) == 2 * 2
+    assert sorted(c.name for c in matrix.teachers) == ["digits-natural", "digits-robust"]
+
+
+def test_only_what_needs_the_natural_teacher_brings_it() -> None:
+    assert [c.name for c in cells().teachers] == ["digits-robust"]
+    assert [c.name for c in cells(methods=["mtard"]).teachers] == ["digits-robust", "digits-natural"]
+    assert one(methods=["mtard"]).natural is not None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"train": {"lr": 0.05}},
+        {"seeds": [1]},
+        {"students": ["cnn-4"]},
+        {"hyper": {"rslad": {"alpha": 0.5}}},
+        {"threat": {"eps": "1/10"}},
+        {"data": {"train_images": 100}},
+        {"teachers": ["digits-natural"]},
+    ],
+)
+def test_every_setting_that_changes_the_weights_makes_another_cell(changed: dict[str, Any]) -> None:
+    assert one(**changed).train_id != one().train_id
+
+
+def test_other_data_under_the_same_name_is_another_cell() -> None:
+    assert one("b" * 64).train_id != one().train_id
+
+
+@pytest.mark.parametrize("changed", [{"images": 10}, {"attacks": ["fgsm"]}, {"seed": 1}, {"checkpoint": "last"}])
+def test_another_evaluation_is_another_record_of_the_same_weights(changed: dict[str, Any]) -> None:
+    assert one(eval=changed).train_id == one().train_id
+    assert one(eval=changed).id != one().id
+
+
+@pytest.mark.parametrize("eps", ["28/255", "56/510"])
+def test_the_datasets_own_threat_model_spelt_out_is_no_other_cell(eps: str) -> None:
+    assert one(threat={"eps": eps}).id == one().id
+
+
+def test_equal_numbers_spelt_differently_are_one_cell_and_scale_the_step() -> None:
+    assert len({one(threat={"eps": eps}).id for eps in ("0.1", "1/10", 0.1)}) == 1
+    assert (
+        one(threat={"eps": "14/255"}).threat.step == "7/510" or one(threat={"eps": "14/255"}).threat.step == "3.5/255"
+    )
+
+
+def test_the_batch_size_of_the_evaluation_changes_no_identity() -> None:
+    assert one(eval={"batch_size": 7}).id == one().id
+
+
+def test_each_dataset_takes_the_teachers_that_are_for_it() -> None:
+    matrix = cells(datasets=["digits", "cifar10"], teachers=["digits-robust", "cifar10-wrn-34-10"])
+    assert {(c.dataset, c.teacher_name) for c in matrix.students} == {
+        ("digits", "digits-robust"),
+        ("cifar10", "cifar10-wrn-34-10"),
+    }
+    with pytest.raises(UserError, match="is for 'digits', not for 'cifar10'"):
+        cells(datasets=["cifar10"], teachers=["digits-robust"])
+
+
+def test_a_proxy_is_left_out_where_it_does_not_fit() -> None:
+    (cell,) = cells(datasets=["cifar10"], methods=["pgd-at"], eval={"proxies": ["digits-robust"]}).students
+    assert cell.proxies == ()
+
+
+def test_two_proxies_of_one_name_are_refused(tmp_path: Path) -> None:
+    names = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "best.pt").write_text(folder)
+        names.append(f"cnn-4@{tmp_path / folder / 'best.pt'}")
+    with pytest.raises(UserError, match="two of best, best have the same name"):
+        cells(eval={"proxies": names})
+
+
+def test_a_teacher_is_judged_with_the_weights_it_teaches_with() -> None:
+    matrix = cells(eval={"checkpoint": "last"})
+    assert matrix.teachers[0].evaluation.checkpoint == "best"
+    assert matrix.students[0].evaluation.checkpoint == "last"
+
+
+def test_a_students_recipe_does_not_change_a_teacher_that_has_its_own() -> None:
+    for dataset in ("digits", "cifar10"):
+        plain, changed = cells(datasets=[dataset]), cells(datasets=[dataset], train={"lr": 0.05, "epochs": 3})
+        assert plain.teachers[0].train_id == changed.teachers[0].train_id
+
+
+def test_a_records_folder_follows_from_names_and_cannot_leave_the_results_folder() -> None:
+    cell = one(datasets=["../../etc/data.npz"], teachers=["digits-robust"], methods=["pgd-at"])
+    path = cell.record_path(Path("results"))
+    assert ".." not in path.parts
+    assert path.parts[:2] == ("results", "data")
+
+
+def test_the_plan_counts_an_attacks_steps() -> None:
+    assert [steps(name) for name in ("fgsm", "pgd7", "pgd200", "cw")] == [1, 7, 200, 20]
+
+
+def _hold(folder: Path, marker: Path, seconds: float) -> None:
+    with files.locked(folder):
+        marker.touch()
+        time.sleep(seconds)
+
+
+def test_a_folder_in_use_by_another_process_is_waited_for(tmp_path: Path) -> None:
+    marker = tmp_path / "held"
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path / "cell", marker, 1.0))
+    process.start()
+    while not marker.exists():
+        time.sleep(0.01)
+    begun = time.monotonic()
+    with files.locked(tmp_path / "cell"):
+        waited = time.monotonic() - begun
+    process.join()
+    assert waited > 0.5
