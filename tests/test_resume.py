@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -308,3 +312,33 @@ def test_partial_outcomes_of_other_weights_are_not_taken(tmp_path: Path) -> None
     found = finish(cell, tmp_path)
     expected = finish(cell, tmp_path / "undisturbed")
     assert without_times(found["metrics"]) == without_times(expected["metrics"])
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_a_run_of_several_jobs_at_once_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    """Eight cells of which two are under way: Ctrl-C waits for none of them."""
+    tiny = ["--set", "train.epochs=400", "--set", "data.train_images=64", "--set", "data.val_images=16"]
+    tiny += ["--set", 'eval.attacks=["fgsm"]', "--set", "eval.proxies=[]", "--set", "eval.images=16"]
+    words = ["run", "--methods", "pgd-at,trades", "--student", "cnn-4", "--seeds", "4", "--jobs", "2", *tiny]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adbench", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob(RESUME)):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 30
+    assert process.returncode == 130
+    assert "adbench: interrupted; the same command goes on" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.rglob(RESUME)), "the interrupted cells can go on"
+    assert not list(tmp_path.rglob("record.json")), "and none of them was called finished or failed"
