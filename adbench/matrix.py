@@ -186,6 +186,9 @@ def configured(name: str, hyper: dict[str, Any]) -> Method:
         raise UserError(f"method '{name}' ({METHODS.source(name)}) is not a subclass of adbench.method.Method")
     if not isinstance(getattr(cls, "label", None), str):
         raise UserError(f"method '{name}' ({METHODS.source(name)}) has no `label`, the name that tables print")
+    for part in ("attack", "loss"):
+        if getattr(cls, part) is getattr(Method, part):
+            raise UserError(f"method '{name}' ({METHODS.source(name)}) does not implement `{part}`")
     return validated(cls, hyper, f"hyper.{name}")
 
 

@@ -166,3 +166,19 @@ def test_a_folder_in_use_by_another_process_is_waited_for(tmp_path: Path) -> Non
         waited = time.monotonic() - begun
     process.join()
     assert waited > 0.5
+
+
+def test_a_plugin_without_a_loss_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    from adbench.registry import Registry
+
+    path = tmp_path / "half_done.py"
+    path.write_text(
+        "from adbench.method import Method\n\n\nclass HalfDone(Method):\n"
+        '    label = "half"\n\n    def attack(self, step):\n        return step.x\n'
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        registry = Registry("method", "adbench.methods")
+        registry.add_file(path)
+        patch.setattr("adbench.matrix.METHODS", registry)
+        with pytest.raises(UserError, match="does not implement `loss`"):
+            cells(methods=["half-done"])
