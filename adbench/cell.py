@@ -25,7 +25,7 @@ from torch import Tensor
 
 from adbench import checkpoint, files, record, robustbench, train
 from adbench.attacks.named import gradient_attack
-from adbench.config import Experiment
+from adbench.config import Experiment, Train
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, Outcome, evaluate
@@ -260,7 +260,8 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
         student=network_for(cell, dataset),
         teachers=needed,
         dataset=dataset,
-        ball=Ball(float(dataset.threat.eps), float(dataset.threat.step), cell.train.attack_steps),
+        attack=_training_attack(cell.train, dataset.threat),
+        validation=Ball(float(dataset.threat.eps), float(dataset.threat.step), cell.train.val_steps),
         config=cell.train,
         seed=cell.seed,
         folder=folder,
@@ -270,6 +271,13 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
         on_epoch=lambda entry: run.report({"what": "epoch", **entry}),
         on_batch=lambda epoch, batch, of: run.report({"what": "batch", "epoch": epoch, "batch": batch, "of": of}),
     )
+
+
+def _training_attack(config: Train, threat: Threat) -> Ball:
+    """The ball that training attacks in: the threat model's, unless the recipe has one of its own."""
+    eps = threat.eps if config.attack_eps is None else parse_fraction(config.attack_eps)
+    step = threat.step * eps / threat.eps if config.attack_step is None else parse_fraction(config.attack_step)
+    return Ball(float(eps), float(step), config.attack_steps)
 
 
 def _check_source(cell: Cell) -> None:

@@ -27,6 +27,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _fraction_text(value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        parse_fraction(value)
+    except UserError as error:
+        # The form in which pydantic collects a problem with the others.
+        raise ValueError(str(error)) from error
+    return str(value)
+
+
+FractionText = Annotated[str | None, BeforeValidator(_fraction_text)]
+
+
 class Train(Section):
     """How a network is trained. The defaults are the SmaraAD paper's recipe (Sec. 4.2), common to all methods."""
 
@@ -41,6 +55,8 @@ class Train(Section):
     lr_factor: float = Field(0.1, gt=0, le=1)
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; none by default")
     attack_steps: int = Field(10, ge=1, description="steps of the inner maximisation")
+    attack_eps: FractionText = Field(None, description="its radius; none means the threat model's")
+    attack_step: FractionText = Field(None, description="its step size; none means the threat model's, to scale")
     val_every: int = Field(1, ge=1, description="epochs between evaluations on the held-out split")
     val_steps: int = Field(10, ge=1, description="PGD steps of that evaluation")
 
@@ -54,20 +70,6 @@ class Data(Section):
 
     train_images: int | None = Field(None, ge=2)
     val_images: int | None = Field(None, ge=1)
-
-
-def _fraction_text(value: Any) -> Any:
-    if value is None:
-        return None
-    try:
-        parse_fraction(value)
-    except UserError as error:
-        # The form in which pydantic collects a problem with the others.
-        raise ValueError(str(error)) from error
-    return str(value)
-
-
-FractionText = Annotated[str | None, BeforeValidator(_fraction_text)]
 
 
 class ThreatModel(Section):

@@ -202,6 +202,11 @@ class Step:
                 generator=self.generator,
             )
 
+    def term(self, name: str, values: Tensor) -> Tensor:
+        """Log a term of the loss, (B,), and return it; a term that is not finite is named when training stops."""
+        self.log(name, values)
+        return values
+
     def log(self, name: str, value: Tensor | float) -> None:
         """Note a number; the epoch's mean of it goes into the run's log under `name`."""
         self.logged.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float64).detach().mean())

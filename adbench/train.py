@@ -75,7 +75,8 @@ class Trainer:
         student: Network,
         teachers: dict[Need, Network],
         dataset: Dataset,
-        ball: Ball,
+        attack: Ball,
+        validation: Ball,
         config: Train,
         seed: int,
         folder: Path,
@@ -88,7 +89,8 @@ class Trainer:
         self.labels = dataset.train.labels.to(device)
         self.pad, self.flip = dataset.pad, dataset.flip
         self.val = dataset.val.to(device)
-        self.ball, self.config, self.seed, self.folder, self.device = ball, config, seed, folder, device
+        self.attack, self.validation = attack, validation
+        self.config, self.seed, self.folder, self.device = config, seed, folder, device
         self.optimiser = torch.optim.SGD(
             self.student.parameters(),
             config.lr,
@@ -189,7 +191,7 @@ class Trainer:
             epochs=self.config.epochs,
             iteration=self.iteration,
             lr=self.lr,
-            threat=self.ball,
+            threat=self.attack,
             generator=noise,
             teachers=self.teachers,
             logged=logged,
@@ -231,9 +233,9 @@ class Trainer:
                 x_adv = ascend(
                     x,
                     lambda z, labels=labels: cross_entropy(self.student(z), labels),  # type: ignore[misc]
-                    eps=self.ball.eps,
-                    step=self.ball.step,
-                    steps=self.config.val_steps,
+                    eps=self.validation.eps,
+                    step=self.validation.step,
+                    steps=self.validation.steps,
                     start=Start.UNIFORM,
                     generator=noise,
                 )

@@ -10,8 +10,10 @@ class AdaAD(Method):
 
     attack:  max  KL(S(x'), T(x')),   gradient through student and teacher
     loss:    alpha KL(S(x'), T(x')) + (1 - alpha) KL(S(x), T(x)),   alpha = 1
-    The authors' code averages the KL over classes on CIFAR-10 but sums it on CIFAR-100, runs the clean batch
-    through the student at alpha = 1 too, and has 16/255 as its script's default eps (8/255 in its README).
+
+    differs: the authors' code averages the KL over classes on CIFAR-10 but sums it on CIFAR-100 (both kept), runs
+    the clean batch through the student at alpha = 1 too (kept: batch-norm statistics), and its script's default
+    eps is 16/255, step 4/255 (its README's main command has 8/255, 2/255).
     """
 
     label = "AdaAD"
@@ -27,11 +29,12 @@ class AdaAD(Method):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         target = step.teacher(x_adv)
         reduction = reduction_for(self.kl_reduction, target, many=Classes.SUM)
-        robust = self.alpha * kl(step.student(x_adv), target, reduction)
+        robust = self.alpha * step.term("kl_adversarial", kl(step.student(x_adv), target, reduction))
         if self.alpha == 1:
             step.student.observe(step.x)
             return robust
-        return robust + (1 - self.alpha) * kl(step.student(step.x), step.teacher(step.x), reduction)
+        clean = kl(step.student(step.x), step.teacher(step.x), reduction)
+        return robust + (1 - self.alpha) * step.term("kl_clean", clean)
 
     def passes(self, steps: int) -> Passes:
         clean_loss = self.alpha < 1

@@ -10,8 +10,10 @@ class ARD(Method):
 
     attack:  max  CE(S(x'), y)
     loss:    alpha tau^2 KL_tau(S(x'), T(x)) + (1 - alpha) CE(S(x), y)
-    The SmaraAD paper's Table 1 puts tau on the CE term too; the authors' code does not. The code averages the
-    KL over classes and runs the clean batch through the student even at alpha = 1 (batch-norm statistics).
+
+    differs: SmaraAD's Table 1 puts tau on the CE term too; the authors' code does not. The code averages the KL
+    over classes and runs the clean batch through the student even at alpha = 1 (batch-norm statistics); both are
+    kept. It crafts x' in batch-norm training mode (`attack_bn`), and its second learning-rate drop has no effect.
     """
 
     label = "ARD"
@@ -27,11 +29,12 @@ class ARD(Method):
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         distance = kl(step.student(x_adv), step.teacher(step.x), self.kl_reduction, self.tau)
-        distilled = self.alpha * self.tau**2 * distance
+        distilled = self.alpha * self.tau**2 * step.term("kl", distance)
         if self.alpha == 1:
             step.student.observe(step.x)
             return distilled
-        return distilled + (1 - self.alpha) * cross_entropy(step.student(step.x), step.y)
+        hard = step.term("cross_entropy", cross_entropy(step.student(step.x), step.y))
+        return distilled + (1 - self.alpha) * hard
 
     def passes(self, steps: int) -> Passes:
         clean_loss = self.alpha < 1

@@ -13,12 +13,14 @@ class IAD(Method):
 
     attack:  max  CE(S(x'), y)
     loss I:  alpha tau^2 KL_tau(S(x'), T(x)) + (1 - alpha) CE(S(x), y), and after the warm-up
-             + alpha (1 - a) KL(S(x'), S(x)),   a = T(x')[y]^beta
+             + alpha (1 - a) KL(S(x'), S(x))
     loss II: alpha_1 tau^2 KL_tau(S(x'), T(x')) + alpha_2 tau^2 KL_tau(S(x'), T_nat(x'))
              + (1 - alpha_1 - alpha_2) CE(S(x'), y); after the warm-up the first KL is weighted by a, and
              alpha_1 tau^2 (1 - a) KL(S(x'), S(x)) joins
-    The paper's form weights the teacher term of I by a as well (`teacher_weighting`); the code does not. The
-    code's two superfluous student passes are not repeated here.
+    with     a = T(x')[y]^beta
+
+    differs: the paper's form weights the teacher term of I by a as well (`teacher_weighting`); the code does not.
+    The code crafts x' in batch-norm training mode (`attack_bn`) and makes two more student passes, not repeated.
     """
 
     label = "IAD"
@@ -58,22 +60,23 @@ class IAD(Method):
 
     def _loss_1(self, step: Step, x_adv: Tensor, reliability: Tensor, introspective: bool) -> Tensor:
         adversarial, clean = step.student(x_adv), step.student(step.x)
-        guidance = self.tau**2 * kl(adversarial, step.teacher(step.x), tau=self.tau)
+        guidance = self.tau**2 * step.term("kl", kl(adversarial, step.teacher(step.x), tau=self.tau))
         if introspective and self.teacher_weighting:
             guidance = reliability * guidance
-        loss = self.alpha * guidance + (1 - self.alpha) * cross_entropy(clean, step.y)
+        loss = self.alpha * guidance + (1 - self.alpha) * step.term("cross_entropy", cross_entropy(clean, step.y))
         if introspective:
-            loss = loss + self.alpha * (1 - reliability) * kl(adversarial, clean)  # S(x) not detached
+            itself = step.term("kl_self", kl(adversarial, clean))  # S(x) not detached
+            loss = loss + self.alpha * (1 - reliability) * itself
         return loss
 
     def _loss_2(self, step: Step, x_adv: Tensor, reliability: Tensor, introspective: bool) -> Tensor:
         adversarial = step.student(x_adv)
-        robust = kl(adversarial, step.teacher(x_adv), tau=self.tau)
+        robust = step.term("kl", kl(adversarial, step.teacher(x_adv), tau=self.tau))
         if introspective:
             clean = step.student(step.x)
-            robust = reliability * robust + (1 - reliability) * kl(adversarial, clean)
-        natural = kl(adversarial, step.natural_teacher(x_adv), tau=self.tau)
-        hard = cross_entropy(adversarial, step.y)
+            robust = reliability * robust + (1 - reliability) * step.term("kl_self", kl(adversarial, clean))
+        natural = step.term("kl_natural", kl(adversarial, step.natural_teacher(x_adv), tau=self.tau))
+        hard = step.term("cross_entropy", cross_entropy(adversarial, step.y))
         soft = self.alpha1 * robust + self.alpha2 * natural
         return (1 - self.alpha1 - self.alpha2) * hard + self.tau**2 * soft
 

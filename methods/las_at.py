@@ -40,11 +40,15 @@ class LASAT(Method):
 
     attack:  max  CE(S(x'), y) with radius, steps and step size drawn for each image by a policy network
     loss:    label-smoothed CE(S(x'), y)
+    policy:  min  -log pi(action) (clamp(CE(S(x'), y), 0, 10) + 4 robust + 2 clean accuracy of an updated copy of S)
     Every `interval` iterations the policy takes a REINFORCE step on one reward for the batch: the loss it caused,
     plus the robust and the clean accuracy of a copy of the student after one update on its examples. Radii and
     step sizes are in eighths of the threat model's eps: 1/255 each at eps 8/255. They go up to 15/8 of eps, so
-    the method trains outside the threat model unless `cap_eps` is set. The code's learning-rate schedule for the
-    policy never takes effect; here it is constant.
+    the method trains outside the threat model unless `cap_eps` is set.
+
+    differs: the code's learning-rate schedule for the policy never takes effect (milestones in the target's
+    iterations, steps in the policy's), so here the rate is constant. The copy is updated with the optimiser's
+    rate; the code asks its scheduler, which is wrong at a milestone.
     """
 
     label = "LAS-AT"
@@ -94,7 +98,7 @@ class LASAT(Method):
             return self.craft(step, self.sample(self._policy(step.x), step))
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        return self.smoothed(step.student(x_adv), step.y)
+        return step.term("cross_entropy", self.smoothed(step.student(x_adv), step.y))
 
     def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
         """The target's label-smoothed cross-entropy, (B,)."""
@@ -159,7 +163,10 @@ class LASAT(Method):
         with torch.no_grad():
             robust = (trained(examples).argmax(1) == step.y).double().mean()
             clean = (trained(step.x).argmax(1) == step.y).double().mean()
-        return float(caused + self.robust_reward * robust + self.clean_reward * clean)
+        parts = {"caused": caused, "robust": self.robust_reward * robust, "clean": self.clean_reward * clean}
+        for name, part in parts.items():
+            step.log(f"reward_{name}", part)
+        return float(sum(parts.values()))
 
     def _strongest(self, step: Step, net: nn.Module, starts: tuple[Start | Tensor, ...]) -> Tensor:
         """PGD on `net` (in training mode) from each start; per image the restart of the largest loss."""

@@ -16,8 +16,11 @@ class MTARD(Method):
     attack:  max  CE(S(x'), y)
     loss:    w_a L_a + w_n L_n,   L_a = KL(S(x'), T(x')),   L_n = KL(S(x), T_nat(x)),   w_a = 1 - w_n
     Each iteration moves w_n towards r_n / (r_a + r_n), r = (L / L at the first iteration)^b, by the rate rho,
-    which drops with the learning rate. SmaraAD's Table 1 writes static weights (`dynamic = false`). The code
-    averages the KL over classes (times 10 on CIFAR-100) and has no temperature: that is the later B-MTARD.
+    which drops with the learning rate.
+
+    differs: SmaraAD's Table 1 writes static weights (`dynamic = false`). The code averages the KL over classes
+    (times 10 on CIFAR-100; kept) and has no temperature: that is the later B-MTARD, which is not offered. The
+    authors' natural teacher differs from script to script; here it has the robust teacher's architecture.
     """
 
     label = "MTARD"
@@ -46,6 +49,8 @@ class MTARD(Method):
         reduction = reduction_for(self.kl_reduction, robust_target, many=Classes.MEAN_X10)
         robust = kl(step.student(x_adv), robust_target, reduction, floor=FLOOR)
         natural = kl(step.student(step.x), natural_target, reduction, floor=FLOOR)
+        step.term("kl_adversarial", robust)
+        step.term("kl_natural", natural)
         if self.dynamic:
             self._rebalance(robust.mean().item(), natural.mean().item())
         step.log("weight_natural", self._w_n)

@@ -7,6 +7,7 @@ from adbench.method import Method, Passes, Step
 class Natural(Method):
     """Natural training: no attack. The teacher that MTARD needs, and an undefended reference.
 
+    attack:  none
     loss:    CE(S(x), y)
     """
 
@@ -17,7 +18,7 @@ class Natural(Method):
         return step.x
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        return cross_entropy(step.student(x_adv), step.y)
+        return step.term("cross_entropy", cross_entropy(step.student(x_adv), step.y))
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=1)

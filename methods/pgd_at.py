@@ -10,7 +10,8 @@ class PGDAT(Method):
 
     attack:  max  CE(S(x'), y)
     loss:    CE(S(x'), y)
-    The authors' TensorFlow code crafts x' in batch-norm training mode with weight decay 2e-4; Pang et al.
+
+    differs: the authors' TensorFlow code crafts x' in batch-norm training mode with weight decay 2e-4; Pang et al.
     (ICLR 2021) recommend evaluation mode and 5e-4, as the common recipe here does.
     """
 
@@ -22,7 +23,7 @@ class PGDAT(Method):
         return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        return cross_entropy(step.student(x_adv), step.y)
+        return step.term("cross_entropy", cross_entropy(step.student(x_adv), step.y))
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 1)

@@ -10,10 +10,12 @@ from methods.smaraad import SmaraAD
 class SmaraADPlusPlus(SmaraAD):
     """SmaraAD that trusts its teacher only as far as the teacher is right (Yin et al., CVPR 2024), Eq. 10.
 
-    attack:  SmaraAD's
-    loss:    g w (SmaraAD's loss) + (1 - g) (-rho(S(x), S(x')) + CE(S(x), y)),   g = T(x')[y]^lambda
-    w is one minus the normalised entropy of the teacher's prediction at x'. The printed formula has +rho, which
-    would push the two rankings apart; `self_rho_sign = 1` is that literal reading.
+    attack:  max  KL(S(x'), T(x')) + L_align(x'),   gradient through student and teacher
+    loss:    g w (SmaraAD's loss) + (1 - g) (-rho(S(x), S(x')) + CE(S(x), y))
+    with     g = T(x')[y]^lambda,   w = 1 - H(T(x')) / log C,   both without gradient
+
+    differs: no training code was published. The printed formula has +rho, which would push the rankings of the
+    clean and the adversarial example apart, against the text; `self_rho_sign = 1` is that literal reading.
     """
 
     label = "SmaraAD++"
@@ -30,9 +32,10 @@ class SmaraADPlusPlus(SmaraAD):
         if step.epoch < round(self.begin_frac * step.epochs):
             return super().loss(step, x_adv)
         adversarial, clean = step.student.features(x_adv), step.student.features(step.x)
-        guidance = self.c + self.alpha * self.match(step, adversarial, x_adv)
+        guidance = self.guidance(step, adversarial, step.teacher.features(x_adv))
         if self.alpha < 1:
-            guidance = guidance + (1 - self.alpha) * self.match(step, clean, step.x)
+            at_clean = self.guidance(step, clean, step.teacher.features(step.x))
+            guidance = self.alpha * guidance + (1 - self.alpha) * at_clean
 
         trust = true_class_probability(step.teacher(x_adv), step.y) ** self.reliability_exponent
         sources = {
@@ -48,8 +51,8 @@ class SmaraADPlusPlus(SmaraAD):
         step.log("certainty", certainty)
 
         anchor = clean[0].detach() if self.self_detach_clean else clean[0]
-        rho = spearman(self.ranks(anchor), self.ranks(adversarial[0]))
-        self_learning = self.self_rho_sign * rho + cross_entropy(clean[0], step.y)
+        rho = step.term("self_rho", spearman(self.ranks(anchor), self.ranks(adversarial[0])))
+        self_learning = self.self_rho_sign * rho + step.term("cross_entropy", cross_entropy(clean[0], step.y))
         return trust * certainty * guidance + (1 - trust) * self_learning
 
     def passes(self, steps: int) -> Passes:

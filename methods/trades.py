@@ -10,8 +10,9 @@ class TRADES(Method):
 
     attack:  max  KL(S(x'), S(x))
     loss:    CE(S(x), y) + beta KL(S(x'), S(x)),   gradient through both arguments
-    The authors' code has eps 0.031 and step 0.007, and runs the clean batch through the student once more than
-    needed (one more update of the batch-norm statistics); neither is kept.
+
+    differs: the authors' code has eps 0.031 and step 0.007, and runs the clean batch through the student once more
+    than needed (one more update of the batch-norm statistics); neither is kept. It trains at weight decay 2e-4.
     """
 
     label = "TRADES"
@@ -27,7 +28,8 @@ class TRADES(Method):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         clean = step.student(step.x)
         # S(x) keeps its gradient in the KL term: TRADES pulls both sides together.
-        return cross_entropy(clean, step.y) + self.beta * kl(step.student(x_adv), clean)
+        consistency = step.term("kl", kl(step.student(x_adv), clean))
+        return step.term("cross_entropy", cross_entropy(clean, step.y)) + self.beta * consistency
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 2, student_forward=1)

@@ -89,7 +89,7 @@ def train_cell(method: str, images: Path, folder: Path, marker: Path) -> None:
         student=networks[0],
         teachers={Need.TEACHER: networks[1], Need.NATURAL_TEACHER: networks[2]},
         dataset=data.load(str(images), Path(), train_images=256, val_images=32),
-        ball=Ball(0.15, 0.05, 3),
+        attack=Ball(0.15, 0.05, 3), validation=Ball(0.15, 0.05, 3),
         config=Train(epochs=EPOCHS, batch_size=32, attack_steps=3, val_steps=2, milestones=(0.3, 0.6)),
         seed=3,
         folder=folder,

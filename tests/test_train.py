@@ -49,7 +49,7 @@ def trainer(
         student=build("cnn-4", classes=10, channels=1),
         teachers={},
         dataset=load("digits", folder, train_images=images, val_images=20, test_images=10),
-        ball=Ball(0.1, 0.03, 1),
+        attack=Ball(0.1, 0.03, 1), validation=Ball(0.1, 0.03, 1),
         config=Train(**(CONFIG | config)),
         seed=seed,
         folder=folder,
