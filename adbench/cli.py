@@ -179,7 +179,14 @@ def main(context: click.Context) -> None:
 @click.option(
     "--seeds", callback=_seeds, metavar="N|LIST", help="How many seeds (3 means 0,1,2), or which. [default: 1]"
 )
-@click.option("--preset", metavar="NAME", help="Recipe: adbench list presets. [default: digits for digits, else paper]")
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    callback=_names,
+    metavar="NAMES",
+    help="Recipe: adbench list presets; of several, later ones win. [default: digits for digits, else paper]",
+)
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings; they win over the preset."
 )
@@ -204,7 +211,7 @@ def main(context: click.Context) -> None:
 @results_option
 def run(
     methods: tuple[str, ...], students: tuple[str, ...], teachers: tuple[str, ...], datasets: tuple[str, ...],
-    seeds: tuple[int, ...] | None, preset: str | None, config: Path | None, settings: tuple[str, ...],
+    seeds: tuple[int, ...] | None, presets: tuple[str, ...], config: Path | None, settings: tuple[str, ...],
     jobs: int, dry_run: bool, device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
@@ -219,19 +226,20 @@ def run(
       adbench run --methods rslad --set train.epochs=5 --set hyper.rslad.alpha=0.5 --dry-run
     """
     asked = {"methods": methods, "students": students, "teachers": teachers, "datasets": datasets, "seeds": seeds}
-    experiment = _experiment({k: v for k, v in asked.items() if v}, preset, config, settings)
+    experiment = _experiment({k: v for k, v in asked.items() if v}, presets, config, settings)
     failed = _carry_out(experiment, results, data_dir, device, jobs, dry_run)
     sys.exit(1 if failed else 0)
 
 
-def _experiment(asked: dict[str, Any], preset: str | None, config: Path | None, settings: Sequence[str]) -> Experiment:
-    """The experiment of the command line: preset, then file, then --set, then the named options."""
+def _experiment(
+    asked: dict[str, Any], presets: Sequence[str], config: Path | None, settings: Sequence[str]
+) -> Experiment:
+    """The experiment of the command line: presets, then file, then --set, then the named options."""
     from adbench import config as configuration
 
     own = configuration.read_toml(config) if config else {}
     own = configuration.merged(own, *(configuration.parse_setting(text) for text in settings), asked)
-    name = preset or configuration.default_preset(own)
-    return configuration.experiment(configuration.merged(configuration.read_preset(name), own))
+    return configuration.experiment(configuration.with_presets(presets or [configuration.default_preset(own)], own))
 
 
 def _carry_out(

@@ -92,6 +92,15 @@ class Evaluation(Section):
     seed: int = Field(0, ge=0)
 
 
+class Override(Section):
+    """What some methods have of their own in a recipe, on some datasets or on all."""
+
+    methods: tuple[str, ...] = Field(min_length=1)
+    datasets: tuple[str, ...] = Field((), description="none means all")
+    train: dict[str, Any] = Field({}, description="instead of the experiment's")
+    hyper: dict[str, Any] = Field({}, description="instead of the method's defaults")
+
+
 class Experiment(Section):
     """Everything that decides which cells there are and what each of them is."""
 
@@ -105,6 +114,10 @@ class Experiment(Section):
     threat: ThreatModel = ThreatModel()
     evaluation: Evaluation = Field(Evaluation(), alias="eval")
     hyper: dict[str, dict[str, Any]] = Field({}, description="hyperparameters by method")
+    overrides: tuple[Override, ...] = Field((), alias="override", description="later ones win")
+    budget: float | None = Field(
+        None, gt=0, description="forward and backward passes an image of the training set; decides the epochs"
+    )
 
     model_config = ConfigDict(validate_by_name=True)
 
@@ -176,6 +189,22 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
             both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
             result[key] = merged(result[key], value) if both else value
     return result
+
+
+def with_presets(names: Iterable[str], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's settings over those of the presets `names` (later ones win), of which they win every key.
+
+    So a preset's overrides for single methods yield where the user sets the same key for all.
+    """
+    preset = merged(*(read_preset(name) for name in names))
+    theirs = own.get("train")
+    fixed = set(theirs) if isinstance(theirs, Mapping) else set()
+    yielding = [
+        rule | {"train": {key: value for key, value in rule.get("train", {}).items() if key not in fixed}}
+        for rule in preset.pop("override", [])
+    ]
+    added = own.get("override", [])
+    return merged(preset, own) | {"override": [*yielding, *added] if isinstance(added, list) else added}
 
 
 def experiment(settings: Mapping[str, Any]) -> Experiment:

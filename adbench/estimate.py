@@ -11,10 +11,8 @@ import torch
 
 from adbench.attacks.named import gradient_attack
 from adbench.cell import Place, cell_dataset, network_for, weights_of
-from adbench.errors import UserError
 from adbench.losses import cross_entropy
-from adbench.matrix import Cell, configured
-from adbench.method import Passes
+from adbench.matrix import Cell, configured, passes
 from adbench.train import LOG
 
 # Standard AutoAttack on an image that survives: 100 + 9 x 100 APGD steps, 9 x 100 FAB steps of about one and a half
@@ -93,17 +91,14 @@ class Estimator:
     def _training(self, cell: Cell) -> float:
         assert cell.method is not None
         dataset = cell_dataset(cell, self.place)
-        try:
-            passes: Passes = configured(cell.method, cell.hyper).passes(cell.train.attack_steps)
-        except Exception as error:
-            raise UserError(f"method '{cell.method}': passes() raised {type(error).__name__}: {error}") from error
+        cost = passes(configured(cell.method, cell.hyper), cell.method, cell.train.attack_steps)
         student = self.of(cell)
-        image = passes.student * student.both + passes.student_forward * student.forward
+        image = cost.student * student.both + cost.student_forward * student.forward
         if cell.teacher:
             teacher = self.of(cell.teacher)
-            image += passes.teacher * teacher.both + passes.teacher_forward * teacher.forward
+            image += cost.teacher * teacher.both + cost.teacher_forward * teacher.forward
         if cell.natural:
-            image += passes.natural_forward * self.of(cell.natural).forward
+            image += cost.natural_forward * self.of(cell.natural).forward
         validation = (cell.train.val_steps * student.both + 2 * student.forward) * len(dataset.val)
         return cell.train.epochs * (image * len(dataset.train) + validation / cell.train.val_every)
 

@@ -11,7 +11,10 @@ from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
+
+RANKED_AT_ONCE = 100 * 100
 
 
 class Classes(StrEnum):
@@ -80,17 +83,31 @@ def soft_rank(u: Tensor, gamma: float) -> Tensor:
 
     u: (B, n), any real values. Returns (B, n): about 0.5 for the largest entry, n - 0.5 for the smallest;
     ties share their mean rank. Exact as gamma -> infinity. Computed in float32 or better.
+
+    The B n^2 pairs are held at once up to n = 100; beyond that in parts of B RANKED_AT_ONCE, and computed again for
+    the gradient.
     """
     u = u if u.dtype == torch.float64 else u.float()
-    # r_i = sum_j sigmoid(gamma (u_j - u_i)); torch.sigmoid stays finite in value and gradient at gamma 1000.
-    return torch.sigmoid(gamma * (u[:, None, :] - u[:, :, None])).sum(dim=2)
+
+    def ranks(some: Tensor) -> Tensor:
+        # r_i = sum_j sigmoid(gamma (u_j - u_i)); torch.sigmoid stays finite in value and gradient at gamma 1000.
+        return torch.sigmoid(gamma * (u[:, None, :] - some[:, :, None])).sum(dim=2)
+
+    n = u.shape[1]
+    if n * n <= RANKED_AT_ONCE:
+        return ranks(u)
+    parts = u.split(max(1, RANKED_AT_ONCE // n), dim=1)
+    return torch.cat([torch.utils.checkpoint.checkpoint(ranks, part, use_reentrant=False) for part in parts], dim=1)
 
 
 def hard_rank(u: Tensor) -> Tensor:
     """The limit of `soft_rank` as gamma -> infinity: exact descending ranks, (B, n) to (B, n); no gradient."""
-    ahead = u[:, None, :] - u[:, :, None]
-    counted = (ahead > 0) + 0.5 * (ahead == 0)
-    return counted.sum(dim=2, dtype=torch.float64 if u.dtype == torch.float64 else torch.float32)
+    ordered = u.sort(dim=1).values
+    # Entries at most as large, and strictly smaller; those that are equal (itself too) count one half each.
+    below_or_equal = torch.searchsorted(ordered, u.contiguous(), right=True)
+    below = torch.searchsorted(ordered, u.contiguous())
+    ranks = u.shape[1] - 0.5 * (below_or_equal + below)
+    return ranks.to(torch.float64 if u.dtype == torch.float64 else torch.float32)
 
 
 def spearman(ranks_u: Tensor, ranks_v: Tensor) -> Tensor:

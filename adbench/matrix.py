@@ -23,6 +23,7 @@ from adbench.config import (
     Experiment,
     ThreatModel,
     Train,
+    merged,
     validated,
 )
 from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
@@ -33,7 +34,7 @@ from adbench.registry import DATASETS, METHODS
 from adbench.teacher import TeacherSpec, Trained
 
 if TYPE_CHECKING:
-    from adbench.method import Method
+    from adbench.method import Method, Passes
 
 # Raised with every change to adbench after which the same configuration gives other numbers.
 REVISION = 1
@@ -196,28 +197,32 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
     """The experiment's cells; what several cells share (teachers, methods without one) is there once."""
     from adbench.method import Need
 
-    methods = {name: configured(name, experiment.hyper.get(name, {})) for name in method_names(experiment.methods)}
+    names = method_names(experiment.methods)
     for name in experiment.hyper:
         if name not in METHODS:
             raise unknown("method", name, METHODS.names(), "in the table [hyper]")
+    for name in (name for rule in experiment.overrides for name in rule.methods):
+        if name not in METHODS:
+            raise unknown("method", name, METHODS.names(), "in an [[override]]")
     students: dict[str, Cell] = {}
     found: dict[str, Cell] = {}
 
-    guided = any(method.needed() for method in methods.values())
     for dataset in experiment.datasets:
+        recipes = {name: recipe(experiment, name, dataset) for name in names}
+        guided = any(method.needed() for method, _ in recipes.values())
         data = _data(experiment, dataset, lookup)
         known = _Teachers(experiment, dataset, lookup, found)
         proxies = known.proxies()
         for spec in known.asked(guided):
             for architecture in experiment.students:
-                for name, method in methods.items():
+                for name, (method, train) in recipes.items():
                     needs = method.needed()
                     for seed in experiment.seeds:
                         cell = Cell(
                             kind="student",
                             **data,
                             architecture=canonical(architecture),
-                            train=experiment.train,
+                            train=train,
                             evaluation=experiment.evaluation,
                             seed=seed,
                             method=name,
@@ -230,6 +235,41 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
                         )
                         students.setdefault(cell.id, cell)
     return Matrix(tuple(found.values()), tuple(students.values()))
+
+
+def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Train]:
+    """The method `name` as the experiment has it on `dataset`, and how its students are trained.
+
+    Raises UserError for settings that are wrong, and where the budget does not pay for one epoch.
+    """
+    rules = [r for r in experiment.overrides if name in r.methods and (not r.datasets or dataset in r.datasets)]
+    method = configured(name, merged(*(rule.hyper for rule in rules), experiment.hyper.get(name, {})))
+    train = experiment.train
+    if any(rule.train for rule in rules):
+        own = merged(train.model_dump(mode="json"), *(rule.train for rule in rules))
+        train = validated(Train, own, f"override for {name}, train")
+    if experiment.budget is not None:
+        cost = passes(method, name, train.attack_steps).total
+        epochs = int(experiment.budget / cost)
+        if epochs < 1:
+            raise UserError(
+                f"budget = {experiment.budget:g}: one epoch of '{name}' takes {cost:g} passes an image; give more"
+            )
+        train = train.model_copy(update={"epochs": epochs})
+    return method, train
+
+
+def passes(method: Method, name: str, steps: int) -> Passes:
+    """The cost that the method declares. Raises UserError where a plugin's declaration fails."""
+    from adbench.method import Passes
+
+    try:
+        declared = method.passes(steps)
+    except Exception as error:
+        raise UserError(f"method '{name}': passes() raised {type(error).__name__}: {error}") from error
+    if not isinstance(declared, Passes) or declared.total <= 0:
+        raise UserError(f"method '{name}': passes() gave {declared!r}, expected Passes with something to count")
+    return declared
 
 
 def _data(experiment: Experiment, name: str, lookup: Lookup) -> dict[str, Any]:

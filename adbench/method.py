@@ -49,13 +49,18 @@ ATTACK_BN = hyper(Mode.EVAL, doc="batch-norm mode of the student under attack (r
 
 @dataclass(frozen=True)
 class Passes:
-    """What one training iteration costs, in passes over the batch ("pass" is forward and backward)."""
+    """What one training iteration costs, in runs of a network over the batch: forward and backward, or forward only."""
 
     student: float = 0
     student_forward: float = 0
     teacher: float = 0
     teacher_forward: float = 0
     natural_forward: float = 0
+
+    @property
+    def total(self) -> float:
+        """Forward and backward passes together, each counting one, of whatever network."""
+        return 2 * (self.student + self.teacher) + self.student_forward + self.teacher_forward + self.natural_forward
 
 
 class Net:
