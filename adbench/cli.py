@@ -497,6 +497,31 @@ def results_(
     export.export(results, {k: v for k, v in wanted.items() if v}, form, out)
 
 
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def golden(file: Path) -> None:
+    """Replay reference values of the authors' own code through the methods' losses and attacks.
+
+    One line an entry with its largest absolute and relative error; exit code 1 if any differs. Losses and gradients
+    must agree to 1e-9 (relative to |value| + 0.001), adversarial examples to 1e-12.
+
+    \b
+    Example:
+      adbench golden golden.json
+    """
+    from adbench import golden as reference
+
+    content = reference.read(file)
+    passed = total = 0
+    for result in reference.replay(content):
+        click.echo(str(result))
+        total, passed = total + 1, passed + result.passed
+    if not total:
+        raise UserError(f"reference '{file}' has no entry to replay")
+    click.echo(f"{passed} of {total} entries agree")
+    sys.exit(0 if passed == total else 1)
+
+
 @main.command("new-method")
 @click.argument("name")
 @click.option(

@@ -54,7 +54,8 @@ class IAD(Method):
         share = self.begin_frac if self.begin_frac is not None else 0.3 if self.variant == "I" else 0.2
         introspective = step.epoch >= round(share * step.epochs)
         reliability = true_class_probability(step.teacher(x_adv), step.y) ** self.beta
-        step.log("teacher_reliability", reliability)
+        if introspective:
+            step.log("teacher_reliability", reliability)
         form = self._loss_1 if self.variant == "I" else self._loss_2
         return form(step, x_adv, reliability, introspective)
 

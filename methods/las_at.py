@@ -29,12 +29,6 @@ class Policy(nn.Module):
         return {name: head(pooled) for name, head in self.heads.items()}
 
 
-def policy_loss(logits: dict[str, Tensor], actions: dict[str, Tensor], reward: float) -> Tensor:
-    """REINFORCE without a baseline: -log pi(action) times the reward, mean over the batch, sum over heads."""
-    terms = [cross_entropy(logits[name], actions[name]).mean() for name in logits]
-    return reward * torch.stack(terms).sum()
-
-
 class LASAT(Method):
     """Learnable attack strategy (Jia et al., CVPR 2022), the PGD variant that SmaraAD compares with.
 
@@ -128,6 +122,12 @@ class LASAT(Method):
             steps=chosen["steps"],
         )
 
+    @staticmethod
+    def policy_loss(logits: dict[str, Tensor], actions: dict[str, Tensor], reward: float) -> Tensor:
+        """REINFORCE without a baseline: -log pi(action) times the reward, mean over the batch, sum over heads."""
+        terms = [cross_entropy(logits[name], actions[name]).mean() for name in logits]
+        return reward * torch.stack(terms).sum()
+
     def _improve_policy(self, step: Step) -> None:
         self._policy.train()
         logits = self._policy(step.x)
@@ -135,7 +135,7 @@ class LASAT(Method):
         reward = self.reward(step, self.craft(step, actions))
         step.log("reward", reward)
         self._optimiser.zero_grad()
-        policy_loss(logits, actions, reward).backward()  # type: ignore[no-untyped-call]
+        self.policy_loss(logits, actions, reward).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._policy.parameters(), 1.0)
         self._optimiser.step()
 

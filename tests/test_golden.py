@@ -1,349 +1,353 @@
-"""The ten methods against values that their authors' own code produced (float64, on the CPU).
-
-Skipped where `../shared/golden/golden.json` is not at hand. Nothing is re-implemented here: the plugins' own
-`attack` and `loss` run on the reference's inputs.
-"""
+"""The ten methods against values that their authors' own code produced, and what that comparison would notice."""
 
 from __future__ import annotations
 
+import copy
+import importlib
+import inspect
 import json
+import math
+import types
+from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
+from adbench import golden as reference
 from adbench.attacks.linf import Start, ascend, attacking
-from adbench.losses import margin, soft_rank, spearman
-from adbench.matrix import configured
-from adbench.method import Ball, Method, Need, Net, Step, Teacher
-from adbench.models import Network
+from adbench.golden import Node, Result
+from adbench.registry import METHODS
+from tiny import cli
 
-TIGHT = {"rtol": 1e-9, "atol": 1e-12}
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "golden" / "golden.json"
+NAMES = [
+    f"{section}.{name}" for section, name, _ in reference.entries(Node(json.loads(SHARED.read_text()), ""))
+] if SHARED.is_file() else []  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def golden(shared) -> dict[str, Any]:
+def golden(shared: Path) -> dict[str, Any]:
     return json.loads((shared / "golden" / "golden.json").read_text())
 
 
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+def replayed(content: dict[str, Any], wanted: str) -> list[Result]:
+    """The outcomes of the entries whose name has `wanted` at its beginning or after a dot."""
+    content = copy.copy(content)
+    for section in ("outer", "attacks", "lasat"):
+        content[section] = {k: v for k, v in content[section].items() if f"{section}.{k}".startswith(wanted)}
+    content["smaraad"] = {
+        part: {k: v for k, v in inner.items() if f"smaraad.{part}.{k}".startswith(wanted)}
+        for part, inner in content["smaraad"].items()
+        if part in ("slack_matching", "outer")
+    }
+    if "smaraad.outer" in wanted:
+        content["attacks"] = {"smaraad_minmax": golden_attack(content)}
+    return list(reference.replay(Node(content, "")))
 
 
-class Table(Network):
-    """A network that looks its logits up: image i of an input filled with the number k gives row i of table k."""
-
-    def __init__(self, **tables: Tensor) -> None:
-        super().__init__(channels=1)
-        self.tables = nn.ParameterDict({k: nn.Parameter(v.clone()) for k, v in tables.items()})
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.tables["adv" if x[0, 0, 0, 0] > 0.5 else "clean"] + 0.0 * x.sum()
-
-    @property
-    def classifier(self) -> nn.Linear:
-        return nn.Linear(1, self.tables["adv"].shape[1])
+def golden_attack(content: dict[str, Any]) -> Any:
+    return json.loads(SHARED.read_text())["attacks"]["smaraad_minmax"]
 
 
-class Toy(Network):
-    """The reference's small networks: two convolutions, ReLU, mean pool, linear; batch-norm where it has some."""
-
-    def __init__(self, entry: dict[str, Any]) -> None:
-        super().__init__(channels=3)
-        state = {k: tensor(v) for k, v in entry["state"].items()}
-        width = state["conv2.weight"].shape[0]
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
-        self.conv2 = nn.Conv2d(4, width, 3, padding=1, stride=2 if "s=2" in entry["arch"] else 1)
-        if "bn1.weight" in state:
-            self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(width)
-        self.fc = nn.Linear(width, 10)
-        self.double()
-        self.load_state_dict(state, strict=False)
-
-    @property
-    def classifier(self) -> nn.Linear:
-        return self.fc
-
-    def features(self, x: Tensor) -> Tensor:
-        if hasattr(self, "bn1"):
-            return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
-        return self.conv2(self.conv1(x).relu()).relu()
+def test_every_entry_of_the_reference_agrees(golden) -> None:
+    results = list(reference.replay(Node(golden, "")))
+    assert len(results) == 60
+    assert [str(r) for r in results if not r.passed] == []
 
 
-def step_for(student: Network, x: Tensor, y: Tensor, teachers: dict[Need, Network], **changes: Any) -> Step:
-    settings: dict[str, Any] = {
-        "epoch": 0, "epochs": 200, "iteration": 1, "lr": 0.1, "threat": Ball(8 / 255, 2 / 255, 10),
-        "generator": torch.Generator().manual_seed(0),
+@pytest.mark.usefixtures("golden")
+def test_the_command_prints_a_line_an_entry_and_fails_for_a_wrong_value(tmp_path: Path) -> None:
+    content = json.loads(SHARED.read_text())
+    content = {k: content[k] for k in ("logit_sets", "outer")}
+    content["outer"] = {k: content["outer"][k] for k in ("pgd_at", "trades_beta6")}
+    path = tmp_path / "golden.json"
+    path.write_text(json.dumps(content))
+    result = cli("golden", path)
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-1] == "2 of 2 entries agree"
+    content["outer"]["trades_beta6"]["loss"] *= 1 + 1e-8
+    path.write_text(json.dumps(content))
+    result = cli("golden", path)
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert lines[0].startswith("pass  outer.pgd_at")
+    assert lines[1].startswith("FAIL  outer.trades_beta6")
+    assert lines[1].endswith("loss")
+    assert lines[2] == "1 of 2 entries agree"
+
+
+# --- mutations: where, what is changed into what, and an entry that must notice ---
+
+LOSSES, LINF, METHOD = "adbench.losses", "adbench.attacks.linf", "adbench.method"
+GUIDED, PLUS, LAS, IAD, MTARD = (f"methods.{n}" for n in ("guided", "smaraad_pp", "las_at", "iad", "mtard"))
+MUTATIONS = {
+    "KL the other way round": (LOSSES, "kl", "p_t * (entropy_term - log_s)", "log_s.exp() * (log_s - log_t)", "outer.trades"),
+    "mean over classes missing": (LOSSES, "kl", "/ student.shape[1])", ")", "outer.ard_official"),
+    "times 10 missing": (LOSSES, "kl", "(10 if", "(1 if", "outer.rslad_c100"),
+    "temperature on the student only": (LOSSES, "kl", "F.log_softmax(teacher / tau", "F.log_softmax(teacher", "outer.ard_iadrepo_tau30"),
+    "floor of the logarithm missing": (LOSSES, "kl", "if floor else", "if False else", "outer.rslad_c10"),
+    "smoothing over all classes": (LOSSES, "cross_entropy", "(logits.shape[1] - 1)", "logits.shape[1]", "outer.lasat_target"),
+    "margin includes the label": (LOSSES, "margin", "others.amax", "logits.amax", "outer.eval_cw"),
+    "ranks ascending": (LOSSES, "soft_rank", "u[:, None, :] - some[:, :, None]", "some[:, :, None] - u[:, None, :]", "smaraad.slack"),
+    "rho with n for n - 1": (LOSSES, "spearman", "n * n - 1", "n * n", "smaraad.slack"),
+    "corners aligned": (LOSSES, "normalise_map", "align_corners=False", "align_corners=True", "smaraad.outer.eq9_default"),
+    "map not moved to zero": (LOSSES, "normalise_map", "(maps - low)", "maps", "smaraad.outer.eq9_default"),
+    "entropy not normalised": (LOSSES, "entropy_weight", "/ math.log(logits.shape[1])", "", "smaraad.outer.eq10_default"),
+    "gradient for its sign": (LINF, "ascend", "gradient.sign()", "gradient", "attacks.ce_pgd_uniform"),
+    "a step less": (LINF, "ascend", "else steps):", "else steps - 1):", "attacks.ce_pgd_uniform"),
+    "not clipped to images": (LINF, "ascend", ".clamp(low, high).clamp(0, 1)\n        if", ".clamp(low, high)\n        if", "attacks.adaad_big"),
+    "every start clamped": (LINF, "start_point", "else begun", "else begun.clamp(0, 1)", "attacks.ce_pgd_ard_big"),
+    "attack in evaluation mode": (METHOD, "Step.still", "bn is Mode.TRAIN", "False", "attacks.ce_pgd_ard_bn_train"),
+    "attack in training mode": (METHOD, "Step.still", "bn is Mode.TRAIN", "True", "attacks.ce_pgd_uniform_bn_eval"),
+    "TRADES: S(x) detached": ("methods.trades", "TRADES.loss", "kl(step.student(x_adv), clean)", "kl(step.student(x_adv), clean.detach())", "outer.trades"),
+    "TRADES: attack on CE": ("methods.trades", "TRADES.attack", "kl(step.student(x), clean)", "cross_entropy(step.student(x), step.y)", "attacks.trades"),
+    "ARD: no tau squared": ("methods.ard", "ARD.loss", "self.tau**2", "1", "outer.ard_official_tau30"),
+    "ARD: T(x') for T(x)": ("methods.ard", "ARD.loss", "step.teacher(step.x)", "step.teacher(x_adv)", "outer.ard_official"),
+    "IAD: T(x') for T(x)": (IAD, "IAD._loss_1", "step.teacher(step.x)", "step.teacher(x_adv)", "outer.iad1"),
+    "IAD: weights swapped": (IAD, "IAD._loss_1", "(1 - reliability)", "reliability", "outer.iad1_after"),
+    "IAD: S(x) detached": (IAD, "IAD._loss_1", "kl(adversarial, clean)", "kl(adversarial, clean.detach())", "outer.iad1_after"),
+    "IAD: warm-up an epoch longer": (IAD, "IAD.loss", ">=", ">", "outer.iad1_after"),
+    "IAD: mean before weighting": (IAD, "IAD._loss_1", "* itself", "* itself.mean()", "outer.iad1_after"),
+    "IAD-II: natural teacher at x": (IAD, "IAD._loss_2", "natural_teacher(x_adv)", "natural_teacher(step.x)", "outer.iad2"),
+    "RSLAD: attack against T(x')": ("methods.rslad", "RSLAD.attack", "kl(step.student(x), target)", "kl(step.student(x), step.teacher(x))", "attacks.rslad_big"),
+    "RSLAD: weights swapped": ("methods.rslad", "RSLAD.loss", "self.alpha * robust + (1 - self.alpha) * clean", "self.alpha * clean + (1 - self.alpha) * robust", "outer.rslad"),
+    "MTARD: natural teacher at x'": (MTARD, "MTARD.loss", "natural_teacher(step.x)", "natural_teacher(x_adv)", "outer.mtard"),
+    "MTARD: weights the other way": (MTARD, "MTARD._rebalance", "r_natural / (r_robust", "r_robust / (r_robust", "outer.mtard"),
+    "MTARD: rate never drops": (MTARD, "MTARD.on_lr_change", "*= factor", "*= 1", "outer.mtard"),
+    "AdaAD: teacher detached": ("methods.adaad", "AdaAD.attack", "step.teacher(x)", "step.teacher(x.detach())", "attacks.adaad"),
+    "AdaAD: T(x) for T(x')": ("methods.adaad", "AdaAD.loss", "target = step.teacher(x_adv)", "target = step.teacher(step.x)", "outer.adaad"),
+    "SmaraAD: sign of rho": (GUIDED, "Slack.slack", "-spearman", "spearman", "smaraad.slack"),
+    "SmaraAD: CAM not attacked": (GUIDED, "Regions.difference", "self.inner_align_weight * region", "0 * region", "attacks.smaraad"),
+    "SmaraAD: teacher's map detached": (GUIDED, "Regions.difference", "not self.inner_teacher_grad", "True", "attacks.smaraad"),
+    "SmaraAD: alpha ignored": (GUIDED, "Guided.loss", "if self.alpha < 1:", "if False:", "smaraad.outer.eq9_alpha0.5"),
+    "SmaraAD++: mean before weighting": (PLUS, "SmaraADPlusPlus.loss", "trust * certainty * guidance", "trust * certainty * guidance.mean()", "smaraad.outer.eq10"),
+    "SmaraAD++: no entropy weight": (PLUS, "SmaraADPlusPlus.loss", "trust * certainty * guidance", "trust * guidance", "smaraad.outer.eq10"),
+    "SmaraAD++: exponent lost": (PLUS, "SmaraADPlusPlus.loss", " ** self.reliability_exponent", "", "smaraad.outer.eq10"),
+    "SmaraAD++: weights with gradient": (PLUS, "SmaraADPlusPlus.loss", "if self.detach_weights:", "if False:", "smaraad.outer.eq10_w_student"),
+    "SmaraAD++: sign of self-learning": (PLUS, "SmaraADPlusPlus.loss", "self.self_rho_sign * rho", "-self.self_rho_sign * rho", "smaraad.outer.eq10"),
+    "LAS-AT: start within the own radius": (LAS, "LASAT.craft", "start_point(step.x, start, step.threat.eps", "start_point(step.x, start, chosen['eps'].to(step.x) * unit", "attacks.lasat"),
+    "LAS-AT: everyone takes all steps": (LAS, "LASAT.craft", 'steps=chosen["steps"]', 'steps=int(chosen["steps"].max())', "attacks.lasat"),
+    "LAS-AT: policy loss summed": (LAS, "LASAT.policy_loss", ".mean()", ".sum()", "lasat.policy_loss"),
+    "LAS-AT: reward at the clean images": (LAS, "LASAT.reward", "cross_entropy(step.student(x_adv), step.y)", "cross_entropy(step.student(step.x), step.y)", "lasat.reward"),
+    "LAS-AT: copy attacked in evaluation mode": (LAS, "LASAT._strongest", "net.train()", "net.eval()", "lasat.reward"),
+}  # fmt: skip
+DEFAULTS = {
+    "TRADES: uniform start": ("trades", "start", "uniform", "attacks.trades"),
+    "PGD-AT: start not clamped": ("pgd-at", "start", "uniform-unclamped", "attacks.ce_pgd_uniform_big"),
+    "ARD: start clamped": ("ard", "start", "uniform", "attacks.ce_pgd_ard_big"),
+    "MTARD: uniform start": ("mtard", "start", "uniform", "attacks.ce_pgd_gauss"),
+    "RSLAD: batchmean": ("rslad", "kl_reduction", "sum", "outer.rslad_c10"),
+    "AdaAD: one reduction for all": ("adaad", "kl_reduction", "mean", "outer.adaad_c100"),
+    "SmaraAD: each network's own class": ("smaraad", "cam_class", "own_pred", "attacks.smaraad_minmax"),
+    "SmaraAD: KL(S || T) in the attack": ("smaraad", "inner_kl", "st", "attacks.smaraad"),
+    "SmaraAD: ranks of logits": ("smaraad", "rank_space", "logit", "smaraad.slack"),
+}
+
+
+def function(module: Any, qualified: str) -> Any:
+    found = module
+    for part in qualified.split("."):
+        found = inspect.getattr_static(found, part)
+    return inspect.unwrap(getattr(found, "__func__", found))
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutated_formula_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    module_name, qualified, old, new, wanted = MUTATIONS[name]
+    module = importlib.import_module(module_name)
+    original = function(module, qualified)
+    body = inspect.getsource(original)
+    assert body.count(old) == 1, f"{qualified} has {body.count(old)} times {old!r}"
+    twin = types.ModuleType(module_name)
+    exec(inspect.getsource(module).replace(body, body.replace(old, new)), twin.__dict__)
+    assert all(r.passed for r in replayed(golden, wanted))
+    monkeypatch.setattr(original, "__code__", function(twin, qualified).__code__)
+    results = replayed(golden, wanted)
+    assert results
+    assert not all(r.passed for r in results)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_changed_default_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    method, hyper, value, wanted = DEFAULTS[name]
+    load = METHODS.load
+
+    def changed(asked: str) -> Any:
+        cls = load(asked)
+        if asked != method:
+            return cls
+        mutant = pydantic.create_model(cls.__name__, __base__=cls, **{hyper: (cls.model_fields[hyper].annotation, value)})
+        mutant.model_config["validate_default"] = True
+        mutant.model_rebuild(force=True)
+        return mutant
+
+    monkeypatch.setattr(METHODS, "load", changed)
+    results = replayed(golden, wanted)
+    assert results
+    assert not all(r.passed for r in results)
+
+
+# --- the file is data: other inputs, computed here by other means ---
+
+
+def numbers(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def other_logits() -> dict[str, Any]:
+    """Five images of seven classes."""
+    sets: dict[str, Any] = {
+        key: numbers(5, 7, seed=i, scale=2.0).tolist()
+        for i, key in enumerate(f"{who}_{x}" for who in ("student", "teacher", "nat_teacher") for x in ("clean", "adv"))
+    }
+    return {"seven": sets | {"labels": [6, 0, 3, 3, 1]}}
+
+
+def with_gradients(loss: Any, sets: dict[str, Any]) -> dict[str, Any]:
+    adv, clean = (torch.tensor(sets[f"student_{x}"], dtype=torch.float64, requires_grad=True) for x in ("adv", "clean"))
+    value = loss(adv, clean)
+    gradients = torch.autograd.grad(value, (adv, clean), allow_unused=True)
+    return {
+        "logits": "seven",
+        "loss": value.item(),
+        "grad_student_adv": None if gradients[0] is None else gradients[0].tolist(),
+        "grad_student_clean": None if gradients[1] is None else gradients[1].tolist(),
+    }
+
+
+def test_other_logits_and_parameters_agree_with_pytorchs_own_losses() -> None:
+    sets = other_logits()["seven"]
+    y = torch.tensor(sets["labels"])
+    teacher = torch.tensor(sets["teacher_clean"], dtype=torch.float64)
+
+    def trades(adv: Tensor, clean: Tensor) -> Tensor:
+        return F.cross_entropy(clean, y) + 2.5 * F.kl_div(adv.log_softmax(1), clean.softmax(1), reduction="batchmean")
+
+    def ard(adv: Tensor, clean: Tensor) -> Tensor:
+        soft = F.kl_div((adv / 4).log_softmax(1), (teacher / 4).softmax(1), reduction="none").mean()
+        return 0.3 * 16 * soft + 0.7 * F.cross_entropy(clean, y)
+
+    def smoothed(adv: Tensor, _: Tensor) -> Tensor:
+        target = torch.full((5, 7), 0.2 / 6, dtype=torch.float64).scatter(1, y[:, None], 0.8)
+        return F.cross_entropy(adv, target)
+
+    outer = {
+        "trades_other": with_gradients(trades, sets) | {"params": {"beta": 2.5}},
+        "ard_official_other": with_gradients(ard, sets) | {"params": {"alpha": 0.3, "tau": 4.0}},
+        "lasat_target_other": with_gradients(smoothed, sets) | {"params": {"factor": 0.8}},
+    }
+    results = list(reference.replay(Node({"logit_sets": other_logits(), "outer": outer}, "")))
+    assert [r.name for r in results] == [f"outer.{name}" for name in outer]
+    assert [str(r) for r in results if not r.passed] == []
+    outer["trades_other"]["params"]["beta"] = 2.6
+    (wrong,) = [r for r in reference.replay(Node({"logit_sets": other_logits(), "outer": outer}, "")) if not r.passed]
+    assert wrong.name == "outer.trades_other"
+
+
+def test_other_networks_and_images_agree_with_an_attack_written_out() -> None:
+    state = {
+        "conv1.weight": numbers(5, 3, 3, 3, seed=1, scale=0.4), "conv1.bias": numbers(5, seed=2),
+        "bn1.weight": numbers(5, seed=3).abs() + 0.5, "bn1.bias": numbers(5, seed=4),
+        "bn1.running_mean": numbers(5, seed=5), "bn1.running_var": numbers(5, seed=6).abs() + 0.5,
+        "fc.weight": numbers(4, 5, seed=7, scale=3.0), "fc.bias": numbers(4, seed=8),
     }  # fmt: skip
-    return Step(
-        x=x, y=y, student=Net(student), teachers={n: Teacher(t) for n, t in teachers.items()}, **(settings | changes)
-    )
+    pixels = torch.randint(0, 256, (3, 3, 6, 6), generator=torch.Generator().manual_seed(9))
+    labels, noise = torch.tensor([0, 3, 2]), numbers(3, 3, 6, 6, seed=10).clamp(-1, 1)
+    x = pixels.double() / 255
 
+    def network(z: Tensor) -> Tensor:
+        z = F.conv2d(z, state["conv1.weight"], state["conv1.bias"], stride=2, padding=1)
+        z = F.batch_norm(z, state["bn1.running_mean"], state["bn1.running_var"], state["bn1.weight"], state["bn1.bias"])
+        return F.linear(z.relu().mean((2, 3)), state["fc.weight"], state["fc.bias"])
 
-OUTER = {
-    "pgd_at": ("pgd-at", {}),
-    "trades_beta1": ("trades", {"beta": 1.0}),
-    "trades_beta6": ("trades", {}),
-    "ard_official_tau30_alpha1": ("ard", {}),
-    "ard_official_tau30_alpha0.9": ("ard", {"alpha": 0.9}),
-    "ard_official_tau1_alpha1": ("ard", {"tau": 1.0}),
-    "ard_official_c100_tau5_alpha0.95": ("ard", {"tau": 5.0, "alpha": 0.95}),
-    "ard_iadrepo_tau1_alpha1": ("ard", {"tau": 1.0, "kl_reduction": "sum"}),
-    "ard_iadrepo_tau30_alpha1": ("ard", {"kl_reduction": "sum"}),
-    "iad1_warmup_tau1": ("iad", {}),
-    "iad1_warmup_tau2": ("iad", {"tau": 2.0}),
-    "iad1_after_tau1": ("iad", {}),
-    "iad1_after_tau2": ("iad", {"tau": 2.0}),
-    "iad1_after_tau1_alpha0.8": ("iad", {"alpha": 0.8}),
-    "iad2_warmup": ("iad", {"variant": "II"}),
-    "iad2_after": ("iad", {"variant": "II"}),
-    "iad1_table1_form_derived": ("iad", {"teacher_weighting": True, "begin_frac": 0.0}),
-    "rslad_c10": ("rslad", {}),
-    "rslad_c100": ("rslad", {}),
-    "adaad_c10_alpha1": ("adaad", {}),
-    "adaad_c10_alpha0.6": ("adaad", {"alpha": 0.6}),
-    "adaad_c100_alpha1": ("adaad", {}),
-    "adaad_c100_alpha0.6": ("adaad", {"alpha": 0.6}),
-    "lasat_target_c10": ("las-at", {}),
-    "lasat_target_c100": ("las-at", {}),
-}
-
-
-def tables(golden: dict[str, Any], which: str) -> tuple[dict[str, Tensor], Tensor]:
-    logits = golden["logit_sets"][which]
-    return {k: tensor(v) for k, v in logits.items() if k != "labels"}, torch.tensor(logits["labels"])
-
-
-def images(n: int) -> tuple[Tensor, Tensor]:
-    """A clean and an adversarial input of n images that `Table` can tell apart."""
-    return torch.zeros(n, 1, 2, 2, dtype=torch.float64), torch.ones(n, 1, 2, 2, dtype=torch.float64)
-
-
-def gradients(student: Table) -> tuple[Tensor, Tensor]:
-    found = [student.tables[k].grad for k in ("adv", "clean")]
-    return tuple(
-        torch.zeros_like(student.tables[k]) if g is None else g for k, g in zip(("adv", "clean"), found, strict=True)
-    )  # type: ignore[return-value]
-
-
-def check_gradients(student: Table, entry: dict[str, Any]) -> None:
-    for found, key in zip(gradients(student), ("grad_student_adv", "grad_student_clean"), strict=True):
-        expected = torch.zeros_like(found) if entry[key] is None else tensor(entry[key])
-        torch.testing.assert_close(found, expected, **TIGHT)
-
-
-@pytest.mark.parametrize("name", OUTER)
-def test_outer_losses_and_their_gradients_equal_the_authors(golden, name: str) -> None:
-    entry = golden["outer"][name]
-    z, y = tables(golden, entry["logits"])
-    method_name, hyper = OUTER[name]
-    method = configured(method_name, hyper)
-    student = Table(clean=z["student_clean"], adv=z["student_adv"]).double()
-    teachers = {
-        Need.TEACHER: Table(clean=z["teacher_clean"], adv=z["teacher_adv"]),
-        Need.NATURAL_TEACHER: Table(clean=z["nat_teacher_clean"], adv=z["nat_teacher_adv"]),
+    x_adv = (x + 16 / 255 * noise).clamp(0, 1)
+    for _ in range(4):
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(x_adv), labels), x_adv)
+        x_adv = (x_adv.detach() + 3 / 255 * gradient.sign()).clamp(x - 16 / 255, x + 16 / 255).clamp(0, 1)
+    entry = {
+        "model": "mine", "bn_mode": "eval", "eps": "16/255", "step": "3/255", "steps": 4,
+        "x_adv": x_adv.tolist(), "linf": (x_adv - x).abs().max().item(),
+        "running_mean_bn1": state["bn1.running_mean"].tolist(),
+        "final_ce": F.cross_entropy(network(x_adv), labels).item(),
+    }  # fmt: skip
+    net = {
+        "arch": "Conv2d(3,5,3,s=2,p=1) BN ReLU [feature map] mean over HxW, Linear(5,4)",
+        "state": {k: v.tolist() for k, v in state.items()},
     }
-    x, x_adv = images(len(y))
-    step = step_for(student, x, y, teachers, epoch=entry["params"].get("epoch", 0))
-    loss = method.loss(step, x_adv)
-    assert loss.shape == y.shape
-    loss.mean().backward()
-    torch.testing.assert_close(loss.mean().item(), entry["loss"], **TIGHT)
-    check_gradients(student, entry)
+    inputs = {
+        "x_uint8": pixels.tolist(), "labels": labels.tolist(), "noise_unit": noise.tolist(),
+        "noise_gauss": noise.tolist(), "eps": "8/255", "step": "2/255", "steps": 10,
+    }  # fmt: skip
+    content = {"nets": {"mine": net, "teacher": net}, "attack_inputs": inputs, "attacks": {"ce_pgd_uniform_x": entry}}
+    (result,) = reference.replay(Node(content, ""))
+    assert result.passed, str(result)
+    entry["x_adv"][0][0][0][0] += 1e-11
+    (result,) = reference.replay(Node(content, ""))
+    assert result.wrong == ("x_adv",)
 
 
-@pytest.mark.parametrize("name", ["mtard_c10", "mtard_c100"])
-def test_mtards_six_stateful_steps_equal_the_authors(golden, name: str) -> None:
-    entry = golden["outer"][name]
-    z, y = tables(golden, entry["logits"])
-    method = configured("mtard", {})
-    teachers = {
-        Need.TEACHER: Table(clean=z["teacher_clean"], adv=z["teacher_adv"]),
-        Need.NATURAL_TEACHER: Table(clean=z["nat_teacher_clean"], adv=z["nat_teacher_adv"]),
-    }
-    x, x_adv = images(len(y))
-    rate = entry["params"]["weight_learn_rate"]
-    for number, expected in enumerate(entry["steps"]):
-        student = Table(
-            clean=z["student_clean"] * expected["scale_student_clean"],
-            adv=z["student_adv"] * expected["scale_student_adv"],
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["outer"]["t"].pop("loss"), "outer.t has no 'loss'"),
+        (lambda c: c["outer"]["t"].update(params={"gamma": 3}), "unknown parameter 'gamma'; known are beta"),
+        (lambda c: c["outer"]["t"].update(params={"beta": -3}), "hyper.trades: beta"),
+        (lambda c: c["outer"]["t"].update(logits="eight"), "logit_sets has no 'eight'"),
+    ],
+)
+def test_a_file_that_is_not_of_the_format_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:
+    sets = other_logits()
+    entry = with_gradients(lambda adv, clean: F.cross_entropy(adv, torch.tensor(sets["seven"]["labels"])), sets["seven"])
+    content = {"logit_sets": sets, "outer": {"t": entry | {"params": {"beta": 1.0}}}}
+    content["outer"] = {"trades_t": content["outer"]["t"]}
+    change({"outer": {"t": content["outer"]["trades_t"]}})
+    path = tmp_path / "golden.json"
+    path.write_text(json.dumps(content))
+    result = cli("golden", path)
+    assert result.exit_code == 2
+    assert said.replace("outer.t", "outer.trades_t") in result.output
+
+
+def test_files_that_are_no_reference_are_refused(tmp_path: Path) -> None:
+    for text, said in (("[1]", "is not a JSON object"), ("{", "cannot be read"), ("{}", "has no entry to replay")):
+        path = tmp_path / "golden.json"
+        path.write_text(text)
+        result = cli("golden", path)
+        assert result.exit_code == 2
+        assert said in result.output
+    result = cli("golden", tmp_path / "none.json")
+    assert result.exit_code == 2
+
+
+def test_an_entry_of_an_unknown_method_and_a_nan_are_failures() -> None:
+    content = {"outer": {"new_method": {"loss": 1.0}}}
+    (result,) = reference.replay(Node(content, ""))
+    assert not result.passed
+    seen = reference.Comparison()
+    seen.values("loss", math.nan, 1.0)
+    assert seen.wrong == ["loss"]
+    assert seen.absolute == math.inf
+
+
+def test_an_attack_leaves_modes_flags_and_gradients_as_they_were() -> None:
+    net = reference.Toy(
+        Node(
+            {
+                "arch": "Conv2d(3,4,3,p=1) BN ReLU [feature map] mean over HxW, Linear(4,10)",
+                "state": {
+                    "conv1.weight": numbers(4, 3, 3, 3, seed=0).tolist(), "conv1.bias": [0.0] * 4,
+                    "bn1.weight": [1.0] * 4, "bn1.bias": [0.0] * 4, "bn1.running_mean": [0.0] * 4,
+                    "bn1.running_var": [1.0] * 4, "fc.weight": numbers(10, 4, seed=1).tolist(), "fc.bias": [0.0] * 10,
+                },
+            },
+            "net",
         )
-        step = step_for(student, x, y, teachers)
-        if number == 0:
-            method.setup(step)
-        if expected["weight_learn_rate"] != rate:
-            method.on_lr_change(expected["weight_learn_rate"] / rate)
-            rate = expected["weight_learn_rate"]
-        loss = method.loss(step, x_adv).mean()
-        loss.backward()
-        torch.testing.assert_close(method.state_dict()["w_n"], expected["weight_nat"], **TIGHT)
-        torch.testing.assert_close(loss.item(), expected["loss"], **TIGHT)
-        for found, key in zip(gradients(student), ("grad_student_adv", "grad_student_clean"), strict=True):
-            if key in expected:  # the reference holds them for some of its steps
-                torch.testing.assert_close(found, tensor(expected[key]), **TIGHT)
-    assert "grad_student_adv" in entry["steps"][0]
-
-
-ATTACKS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "ce_pgd_uniform": ("pgd-at", {}, "uniform"),
-    "ce_pgd_uniform_bn_eval": ("pgd-at", {}, "uniform"),
-    "ce_pgd_gauss_mtard": ("mtard", {}, "gauss"),
-    "ce_pgd_ard_bn_train": ("ard", {"attack_bn": "train"}, "uniform-unclamped"),
-    "ce_pgd_ard_nobn": ("ard", {}, "uniform-unclamped"),
-    "rslad": ("rslad", {}, "gauss"),
-    "adaad": ("adaad", {}, "gauss"),
-    "rslad_big": ("rslad", {}, "gauss"),
-    "adaad_big": ("adaad", {}, "gauss"),
-    "ce_pgd_uniform_big": ("pgd-at", {}, "uniform"),
-    "ce_pgd_ard_big": ("iad", {}, "uniform-unclamped"),
-    "trades": ("trades", {}, "gauss"),
-    "smaraad_minmax": ("smaraad", {}, "gauss"),
-    "smaraad_none": ("smaraad-pp", {"cam_norm": "none"}, "gauss"),
-}
-
-
-@pytest.fixture
-def noise(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference's noise instead of random noise; the kinds of start stay the code's own."""
-    inputs = golden["attack_inputs"]
-    monkeypatch.setattr(torch, "randn", lambda *_, **__: tensor(inputs["noise_gauss"]))
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: (tensor(inputs["noise_unit"]) + 1) / 2)
-
-
-def attack_step(golden: dict[str, Any], entry: dict[str, Any], **changes: Any) -> Step:
-    inputs = golden["attack_inputs"]
-    x = tensor(inputs["x_uint8"]) / 255
-    student = Toy(golden["nets"]["student_bn" if entry.get("model") == "student_bn" else "student"])
-    teacher = Toy(golden["nets"]["teacher"])
-    eps, size = (int(str(entry.get(key, inputs[key])).partition("/")[0]) / 255 for key in ("eps", "step"))
-    ball = Ball(eps, size, int(entry.get("steps", inputs["steps"])))
-    return step_for(
-        student, x, torch.tensor(inputs["labels"]), {Need.TEACHER: teacher, Need.NATURAL_TEACHER: teacher},
-        threat=ball, **changes,
-    )  # fmt: skip
-
-
-@pytest.mark.usefixtures("noise")
-@pytest.mark.parametrize("name", ATTACKS)
-def test_attacks_equal_the_authors_pixel_for_pixel(golden, name: str) -> None:
-    entry = golden["attacks"][name]
-    method_name, hyper, start = ATTACKS[name]
-    method = configured(method_name, hyper)
-    assert getattr(method, "start", None) == start
-    step = attack_step(golden, entry)
-    x_adv = method.attack(step)
-    assert (x_adv - tensor(entry["x_adv"])).abs().max() <= 1e-12
-    student = step.student.module
-    if "running_mean_bn1" in entry:
-        if entry["bn_mode"] == "train":  # the reference's statistics include the final forward of the loss
-            student.train()
-            student(x_adv)
-            assert int(student.bn1.num_batches_tracked) - 0 == entry["num_batches_tracked"]
-        torch.testing.assert_close(student.bn1.running_mean, tensor(entry["running_mean_bn1"]), **TIGHT)
-    if name == "trades":
-        method.loss(step, x_adv).mean().backward()
-        for key, parameter in student.named_parameters():
-            torch.testing.assert_close(parameter.grad, tensor(entry["grad_params"][key]), **TIGHT)
-
-
-def test_the_evaluations_margin_loss_equals_the_authors(golden) -> None:
-    entry = golden["outer"]["eval_cw_margin"]
-    z, y = tables(golden, entry["logits"])
-    logits = z["student_adv"].requires_grad_()
-    loss = margin(logits, y).mean()
-    torch.testing.assert_close(loss.item(), entry["loss"], **TIGHT)
-    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], tensor(entry["grad_student_adv"]), **TIGHT)
-
-
-def lasat(entry: dict[str, Any], step: Step) -> tuple[Method, dict[str, Tensor]]:
-    method = configured("las-at", {"policy": "cnn-2"})
-    method.setup(step)
-    chosen = {k: [int(p[v]) for p in entry["policies"]] for k, v in
-              {"eps": "epsilon", "steps": "attack_iters", "step": "step_size"}.items()}  # fmt: skip
-    actions = {
-        k: torch.tensor([method._choices[k].index(value) for value in values])  # type: ignore[attr-defined]
-        for k, values in chosen.items()
-    }
-    return method, actions
-
-
-@pytest.mark.usefixtures("noise")
-def test_las_ats_examples_equal_the_authors(golden) -> None:
-    entry = golden["attacks"]["lasat_policy"]
-    step = attack_step(golden, entry)
-    step.student.module.eval()
-    method, actions = lasat(entry, step)
-    x_adv = method.craft(step, actions)  # type: ignore[attr-defined]
-    assert (x_adv - tensor(entry["x_adv"])).abs().max() <= 1e-12
-
-
-def test_las_ats_reward_equals_the_authors(golden) -> None:
-    entry = golden["lasat"]["reward"]
-    step = attack_step(golden, {"model": "student_bn"})
-    method, actions = lasat(entry, step)
-    x_adv = method.craft(step, actions, start=step.x)  # type: ignore[attr-defined]
-    reward = method.reward(step, x_adv, starts=(step.x, step.x))  # type: ignore[attr-defined]
-    torch.testing.assert_close(reward, entry["reward"], **TIGHT)
-
-
-def test_las_ats_policy_loss_equals_the_authors(golden) -> None:
-    from methods.las_at import policy_loss
-
-    entry = golden["lasat"]["policy_loss"]
-    heads = {str(i): tensor(h).requires_grad_() for i, h in enumerate(entry["head_logits"])}
-    actions = {str(i): torch.tensor(a) for i, a in enumerate(entry["actions"])}
-    loss = policy_loss(heads, actions, entry["reward"])
-    loss.backward()
-    torch.testing.assert_close(loss.item(), entry["loss"], **TIGHT)
-    for i, head in enumerate(heads.values()):
-        torch.testing.assert_close(head.grad, tensor(entry["grad_heads"][i]), **TIGHT)
-
-
-@pytest.mark.parametrize("name", ["c10_gamma10", "c10_gamma1000", "c100_gamma10", "c100_gamma1000"])
-def test_slack_matching_equals_the_derivation(golden, name: str) -> None:
-    entry = golden["smaraad"]["slack_matching"][name]
-    z, _ = tables(golden, entry["logits"])
-    student = z["student_adv"].requires_grad_()
-    ranks = soft_rank(student.softmax(1), entry["gamma"])
-    loss = -spearman(ranks, soft_rank(z["teacher_adv"].softmax(1), entry["gamma"]))
-    torch.testing.assert_close(loss.detach(), tensor(entry["per_sample_l_sm"]), **TIGHT)
-    torch.testing.assert_close(ranks[0].detach(), tensor(entry["soft_rank_student_row0"]), **TIGHT)
-    gradient = torch.autograd.grad(loss.sum(), student)[0]
-    torch.testing.assert_close(gradient, tensor(entry["grad_of_sum_wrt_student_adv"]), **TIGHT)
-
-
-SMARAAD_OUTER = ["eq9_default", "eq9_alpha0.5", "eq9_gamma10", "eq9_norm_none", "eq9_norm_l2", "eq10_default",
-                 "eq10_alpha0.5", "eq10_w_student_adv", "eq10_plus_rho_literal", "eq10_gamma10"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SMARAAD_OUTER)
-def test_smaraads_losses_and_parameter_gradients_equal_the_derivation(golden, name: str) -> None:
-    entry = golden["smaraad"]["outer"][name]
-    config = entry["config"]
-    hyper: dict[str, Any] = {
-        "alpha": config["alpha"],
-        "gamma": config["gamma"],
-        "cam_norm": config["norm"],
-        "c": config["c"],
-    }
-    if name.startswith("eq10"):
-        hyper |= {"self_rho_sign": int(config["self_sign"]), "w_source": config["w_source"]}
-    method = configured("smaraad-pp" if name.startswith("eq10") else "smaraad", hyper)
-    step = attack_step(golden, {})
-    x_adv = tensor(golden["attacks"]["smaraad_minmax"]["x_adv"])
-    loss = method.loss(step, x_adv).mean()
-    loss.backward()
-    torch.testing.assert_close(loss.item(), entry["loss"], **TIGHT)
-    assert entry["grad_params"]
-    for key, expected in entry["grad_params"].items():
-        parameter = step.student.module.get_parameter(key)
-        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(found, tensor(expected), **TIGHT)
-
-
-def test_an_attack_leaves_modes_flags_and_gradients_as_they_were(golden) -> None:
-    net = Toy(golden["nets"]["student_bn"]).train()
+    ).train()  # fmt: skip
     net.conv1.weight.requires_grad_(False)
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with attacking(net):
@@ -351,5 +355,5 @@ def test_an_attack_leaves_modes_flags_and_gradients_as_they_were(golden) -> None
         ascend(x, lambda z: net(z).sum(1), eps=0.1, step=0.05, steps=2, start=Start.CLEAN)
     assert net.bn1.training
     assert not net.conv1.weight.requires_grad
-    assert net.conv2.weight.requires_grad
+    assert net.fc.weight.requires_grad
     assert all(p.grad is None for p in net.parameters())

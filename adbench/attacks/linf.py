@@ -29,13 +29,22 @@ def start_point(x: Tensor, start: Start, eps: float | Tensor, generator: torch.G
     """The first iterate for images x (B, C, H, W); the noise is drawn where `generator` lives."""
     if start is Start.CLEAN:
         return x
-    device = x.device if generator is None else generator.device
     if start is Start.GAUSS:
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device)
-        return x + 0.001 * noise.to(x.device)
-    noise = 2 * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device) - 1
-    begun = x + per_example(eps, x) * noise.to(x.device)
+        return x + 0.001 * gauss_noise(x, generator)
+    begun = x + per_example(eps, x) * unit_noise(x, generator)
     return begun.clamp(0, 1) if start is Start.UNIFORM else begun
+
+
+def gauss_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """N(0, 1), shaped like x."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+
+
+def unit_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """U(-1, 1), shaped like x."""
+    device = x.device if generator is None else generator.device
+    return (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device) - 1).to(x.device)
 
 
 def per_example(value: float | Tensor, x: Tensor) -> float | Tensor:
