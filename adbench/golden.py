@@ -151,6 +151,7 @@ class Toy(Network):
         if not mark or not linear:
             raise UserError(f"{entry.path}.arch: '{entry['arch']}' does not end in a feature map and Linear(K,C)")
         self.order: list[str] = []
+        layer: nn.Module
         channels = convolutions = 0
         for word in words:
             if conv := re.fullmatch(r"Conv2d\((\d+),\s*(\d+),\s*(\d+)(?:,\s*s=(\d+))?(?:,\s*p=(\d+))?\)", word):
@@ -605,11 +606,16 @@ def entries(content: Node) -> Iterator[tuple[str, str, Any]]:
                 yield from ((f"smaraad.{part}", name, entry) for name, entry in inner.items())
 
 
-def replay(content: Node) -> Iterator[Result]:
-    """Every entry's outcome, in the file's order. Raises UserError for a file that is not of the format."""
+def replay(content: Node, beginning: str = "") -> Iterator[Result]:
+    """Every entry's outcome, in the file's order, of those whose name has the given beginning.
+
+    Raises UserError for a file that is not of the format.
+    """
     reference = Reference(content)
     for section, name, entry in entries(content):
         label = section if section.endswith(name) else f"{section}.{name}"
+        if not label.startswith(beginning):
+            continue
         replays = (run for begin, run in REPLAYS.get(section, ()) if name.startswith(begin))
         run = next(replays, None)
         seen = Comparison()

@@ -7,12 +7,14 @@ tensor arguments; the mean over the batch is the caller's. "KL(S, T)" is the fie
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 RANKED_AT_ONCE = 100 * 100
 
@@ -84,20 +86,44 @@ def soft_rank(u: Tensor, gamma: float) -> Tensor:
     u: (B, n), any real values. Returns (B, n): about 0.5 for the largest entry, n - 0.5 for the smallest;
     ties share their mean rank. Exact as gamma -> infinity. Computed in float32 or better.
 
-    The B n^2 pairs are held at once up to n = 100; beyond that in parts of B RANKED_AT_ONCE, and computed again for
-    the gradient.
+    The B n^2 pairs are held at once up to n = 100; beyond, no more than B RANKED_AT_ONCE of them.
     """
     u = u if u.dtype == torch.float64 else u.float()
-
-    def ranks(some: Tensor) -> Tensor:
+    if u.shape[1] ** 2 <= RANKED_AT_ONCE:
         # r_i = sum_j sigmoid(gamma (u_j - u_i)); torch.sigmoid stays finite in value and gradient at gamma 1000.
-        return torch.sigmoid(gamma * (u[:, None, :] - some[:, :, None])).sum(dim=2)
+        return torch.sigmoid(gamma * (u[:, None, :] - u[:, :, None])).sum(dim=2)
+    ranks: Tensor = _RanksInParts.apply(u, gamma)
+    return ranks
 
-    n = u.shape[1]
-    if n * n <= RANKED_AT_ONCE:
-        return ranks(u)
-    parts = u.split(max(1, RANKED_AT_ONCE // n), dim=1)
-    return torch.cat([torch.utils.checkpoint.checkpoint(ranks, part, use_reentrant=False) for part in parts], dim=1)
+
+class _RanksInParts(torch.autograd.Function):
+    """`soft_rank` for many classes: no more than B RANKED_AT_ONCE pairs at a time, forward and back."""
+
+    @staticmethod
+    def pairs(u: Tensor, gamma: float) -> Iterator[tuple[slice, Tensor]]:
+        """sigmoid(gamma (u_j - u_i)), (B, part, n), for some i and all j."""
+        n = u.shape[1]
+        part = max(1, RANKED_AT_ONCE // n)
+        for begin in range(0, n, part):
+            some = slice(begin, min(begin + part, n))
+            yield some, torch.sigmoid(gamma * (u[:, None, :] - u[:, some, None]))
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, gamma: float) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.gamma = gamma
+        return torch.cat([above.sum(dim=2) for _, above in _RanksInParts.pairs(u, gamma)], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # d r_i / d u_k = gamma s_ik - [i = k] gamma sum_j s_ij with s the sigmoid's slope, which is symmetric.
+        (u,) = ctx.saved_tensors
+        found = torch.zeros_like(u)
+        for some, above in _RanksInParts.pairs(u, ctx.gamma):
+            slope = above.mul_(1 - above)
+            found[:, some] = ctx.gamma * (torch.einsum("bij,bj->bi", slope, grad) - slope.sum(dim=2) * grad[:, some])
+        return found, None
 
 
 def hard_rank(u: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -31,12 +32,13 @@ from adbench.method import Ball, Method, Need, Net, Step, Teacher
 from adbench.models import Network
 from adbench.seeding import derive, generator
 
-LAST, BEST, LOG, SUMMARY, RESUME = (
+LAST, BEST, LOG, SUMMARY, RESUME, FAILURE = (
     "last.safetensors",
     "best.safetensors",
     "log.jsonl",
     "training.json",
     "resume.pt",
+    "failure.pt",
 )
 
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -107,7 +109,7 @@ class Trainer:
         """Train to the end, from the beginning or from where an earlier run was killed.
 
         on_epoch gets each epoch's log entry; on_batch (epoch, batch, batches). Returns the summary, which is on
-        disk too. Raises UserError for a loss that is not finite, naming method, epoch and iteration.
+        disk too. Raises UserError for a loss or gradient that is not finite, naming where, and saves the batch.
         """
         reset_peak_memory(self.device)
         self._prepare_method()
@@ -126,7 +128,8 @@ class Trainer:
         )
         checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch)})
         files.write_json(self.folder / SUMMARY, summary.__dict__)
-        (self.folder / RESUME).unlink(missing_ok=True)
+        for passing in (RESUME, FAILURE):
+            (self.folder / passing).unlink(missing_ok=True)
         return summary
 
     def _epoch(self, on_batch: OnBatch) -> dict[str, Any]:
@@ -209,17 +212,41 @@ class Trainer:
                 f"expected one value an example, {tuple(step.y.shape)}; reduce over everything but the batch"
             )
         mean = loss.mean()
-        if not torch.isfinite(mean):
-            raise UserError(
-                f"method '{self.method.label}': the loss is {mean.item()} in epoch {self.epoch + 1}, "
-                f"iteration {self.iteration}; try a smaller train.lr or set train.grad_clip"
-            )
         self.optimiser.zero_grad(set_to_none=True)
         mean.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        if not torch.isfinite(mean + torch.nn.utils.get_total_norm(gradients)):
+            raise self._failure(step, x_adv, loss.detach())
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.grad_clip)
         self.optimiser.step()
         return mean.detach()
+
+    def _failure(self, step: Step, x_adv: Tensor, loss: Tensor) -> UserError:
+        """What to say of a loss or gradient that is not finite. The batch and all that met it are saved first."""
+        parameters = dict(self.student.named_parameters())
+        terms = {name: values[-1].item() for name, values in step.logged.items()}
+        wrong = {
+            "weights since the last update": [n for n, p in parameters.items() if not torch.isfinite(p).all()],
+            "adversarial examples": [f"{_not_finite(x_adv)} of {len(x_adv)}"] if _not_finite(x_adv) else [],
+            "terms": [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)],
+            "losses": [f"{_not_finite(loss)} of {len(loss)} examples"] if _not_finite(loss) else [],
+            "gradients": [n for n, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()],
+        }
+        told = "; ".join(f"{what}: {_first(found)}" for what, found in wrong.items() if found)
+        state = {
+            "x": step.x, "y": step.y, "x_adv": x_adv, "loss": loss, "terms": terms, "epoch": self.epoch,
+            "iteration": self.iteration, "lr": self.lr, "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "method": self.method.state_dict(),
+        }  # fmt: skip
+        path = self.folder / FAILURE
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_torch(path, state)
+        return UserError(
+            f"method '{self.method.label}': the loss is {loss.mean().item():.3g} in epoch {self.epoch + 1}, iteration "
+            f"{self.iteration}; not finite are {told or 'the gradient norm'}. Batch, network and states are in "
+            f"'{path}'. Try a smaller train.lr or set train.grad_clip"
+        )
 
     def _validate(self) -> tuple[float, float]:
         """Accuracy on the held-out split: clean, and under PGD from one uniform start that is always the same."""
@@ -268,14 +295,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "method": self.method.state_dict(),
         }
-        # By way of memory: on a full disk torch.save itself ends in an error that does not say so.
-        content = io.BytesIO()
-        torch.save(state, content)
-
-        def write(temporary: Path) -> None:
-            temporary.write_bytes(content.getbuffer())
-
-        files.write_atomic(self.folder / RESUME, write)
+        _write_torch(self.folder / RESUME, state)
 
     def _resume(self) -> None:
         path = self.folder / RESUME
@@ -293,6 +313,27 @@ class Trainer:
             raise UserError(
                 f"'{path}' cannot be resumed ({type(error).__name__}: {error}); delete it to start the cell over"
             ) from error
+
+
+def _write_torch(path: Path, state: dict[str, Any]) -> None:
+    # By way of memory: on a full disk torch.save itself ends in an error that does not say so.
+    content = io.BytesIO()
+    torch.save(state, content)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content.getbuffer())
+
+    files.write_atomic(path, write)
+
+
+def _not_finite(values: Tensor) -> int:
+    """How many examples have a value that is not finite."""
+    return int((~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).sum())
+
+
+def _first(names: list[str]) -> str:
+    """Up to three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _log_lines(path: Path) -> list[str]:

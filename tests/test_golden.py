@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import json
 import math
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,13 @@ import pydantic
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import cli
 from torch import Tensor
 
 from adbench import golden as reference
 from adbench.attacks.linf import Start, ascend, attacking
 from adbench.golden import Node, Result
 from adbench.registry import METHODS
-from tiny import cli
-
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "golden" / "golden.json"
-NAMES = [
-    f"{section}.{name}" for section, name, _ in reference.entries(Node(json.loads(SHARED.read_text()), ""))
-] if SHARED.is_file() else []  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +30,8 @@ def golden(shared: Path) -> dict[str, Any]:
 
 
 def replayed(content: dict[str, Any], wanted: str) -> list[Result]:
-    """The outcomes of the entries whose name has `wanted` at its beginning or after a dot."""
-    content = copy.copy(content)
-    for section in ("outer", "attacks", "lasat"):
-        content[section] = {k: v for k, v in content[section].items() if f"{section}.{k}".startswith(wanted)}
-    content["smaraad"] = {
-        part: {k: v for k, v in inner.items() if f"smaraad.{part}.{k}".startswith(wanted)}
-        for part, inner in content["smaraad"].items()
-        if part in ("slack_matching", "outer")
-    }
-    if "smaraad.outer" in wanted:
-        content["attacks"] = {"smaraad_minmax": golden_attack(content)}
-    return list(reference.replay(Node(content, "")))
-
-
-def golden_attack(content: dict[str, Any]) -> Any:
-    return json.loads(SHARED.read_text())["attacks"]["smaraad_minmax"]
+    """The outcomes of the entries whose name begins with `wanted`."""
+    return list(reference.replay(Node(content, ""), wanted))
 
 
 def test_every_entry_of_the_reference_agrees(golden) -> None:
@@ -59,11 +40,9 @@ def test_every_entry_of_the_reference_agrees(golden) -> None:
     assert [str(r) for r in results if not r.passed] == []
 
 
-@pytest.mark.usefixtures("golden")
-def test_the_command_prints_a_line_an_entry_and_fails_for_a_wrong_value(tmp_path: Path) -> None:
-    content = json.loads(SHARED.read_text())
-    content = {k: content[k] for k in ("logit_sets", "outer")}
-    content["outer"] = {k: content["outer"][k] for k in ("pgd_at", "trades_beta6")}
+def test_the_command_prints_a_line_an_entry_and_fails_for_a_wrong_value(golden, tmp_path: Path) -> None:
+    outer = {name: dict(golden["outer"][name]) for name in ("pgd_at", "trades_beta6")}
+    content = {"logit_sets": golden["logit_sets"], "outer": outer}
     path = tmp_path / "golden.json"
     path.write_text(json.dumps(content))
     result = cli("golden", path)
@@ -80,72 +59,7 @@ def test_the_command_prints_a_line_an_entry_and_fails_for_a_wrong_value(tmp_path
     assert lines[2] == "1 of 2 entries agree"
 
 
-# --- mutations: where, what is changed into what, and an entry that must notice ---
-
-LOSSES, LINF, METHOD = "adbench.losses", "adbench.attacks.linf", "adbench.method"
-GUIDED, PLUS, LAS, IAD, MTARD = (f"methods.{n}" for n in ("guided", "smaraad_pp", "las_at", "iad", "mtard"))
-MUTATIONS = {
-    "KL the other way round": (LOSSES, "kl", "p_t * (entropy_term - log_s)", "log_s.exp() * (log_s - log_t)", "outer.trades"),
-    "mean over classes missing": (LOSSES, "kl", "/ student.shape[1])", ")", "outer.ard_official"),
-    "times 10 missing": (LOSSES, "kl", "(10 if", "(1 if", "outer.rslad_c100"),
-    "temperature on the student only": (LOSSES, "kl", "F.log_softmax(teacher / tau", "F.log_softmax(teacher", "outer.ard_iadrepo_tau30"),
-    "floor of the logarithm missing": (LOSSES, "kl", "if floor else", "if False else", "outer.rslad_c10"),
-    "smoothing over all classes": (LOSSES, "cross_entropy", "(logits.shape[1] - 1)", "logits.shape[1]", "outer.lasat_target"),
-    "margin includes the label": (LOSSES, "margin", "others.amax", "logits.amax", "outer.eval_cw"),
-    "ranks ascending": (LOSSES, "soft_rank", "u[:, None, :] - some[:, :, None]", "some[:, :, None] - u[:, None, :]", "smaraad.slack"),
-    "rho with n for n - 1": (LOSSES, "spearman", "n * n - 1", "n * n", "smaraad.slack"),
-    "corners aligned": (LOSSES, "normalise_map", "align_corners=False", "align_corners=True", "smaraad.outer.eq9_default"),
-    "map not moved to zero": (LOSSES, "normalise_map", "(maps - low)", "maps", "smaraad.outer.eq9_default"),
-    "entropy not normalised": (LOSSES, "entropy_weight", "/ math.log(logits.shape[1])", "", "smaraad.outer.eq10_default"),
-    "gradient for its sign": (LINF, "ascend", "gradient.sign()", "gradient", "attacks.ce_pgd_uniform"),
-    "a step less": (LINF, "ascend", "else steps):", "else steps - 1):", "attacks.ce_pgd_uniform"),
-    "not clipped to images": (LINF, "ascend", ".clamp(low, high).clamp(0, 1)\n        if", ".clamp(low, high)\n        if", "attacks.adaad_big"),
-    "every start clamped": (LINF, "start_point", "else begun", "else begun.clamp(0, 1)", "attacks.ce_pgd_ard_big"),
-    "attack in evaluation mode": (METHOD, "Step.still", "bn is Mode.TRAIN", "False", "attacks.ce_pgd_ard_bn_train"),
-    "attack in training mode": (METHOD, "Step.still", "bn is Mode.TRAIN", "True", "attacks.ce_pgd_uniform_bn_eval"),
-    "TRADES: S(x) detached": ("methods.trades", "TRADES.loss", "kl(step.student(x_adv), clean)", "kl(step.student(x_adv), clean.detach())", "outer.trades"),
-    "TRADES: attack on CE": ("methods.trades", "TRADES.attack", "kl(step.student(x), clean)", "cross_entropy(step.student(x), step.y)", "attacks.trades"),
-    "ARD: no tau squared": ("methods.ard", "ARD.loss", "self.tau**2", "1", "outer.ard_official_tau30"),
-    "ARD: T(x') for T(x)": ("methods.ard", "ARD.loss", "step.teacher(step.x)", "step.teacher(x_adv)", "outer.ard_official"),
-    "IAD: T(x') for T(x)": (IAD, "IAD._loss_1", "step.teacher(step.x)", "step.teacher(x_adv)", "outer.iad1"),
-    "IAD: weights swapped": (IAD, "IAD._loss_1", "(1 - reliability)", "reliability", "outer.iad1_after"),
-    "IAD: S(x) detached": (IAD, "IAD._loss_1", "kl(adversarial, clean)", "kl(adversarial, clean.detach())", "outer.iad1_after"),
-    "IAD: warm-up an epoch longer": (IAD, "IAD.loss", ">=", ">", "outer.iad1_after"),
-    "IAD: mean before weighting": (IAD, "IAD._loss_1", "* itself", "* itself.mean()", "outer.iad1_after"),
-    "IAD-II: natural teacher at x": (IAD, "IAD._loss_2", "natural_teacher(x_adv)", "natural_teacher(step.x)", "outer.iad2"),
-    "RSLAD: attack against T(x')": ("methods.rslad", "RSLAD.attack", "kl(step.student(x), target)", "kl(step.student(x), step.teacher(x))", "attacks.rslad_big"),
-    "RSLAD: weights swapped": ("methods.rslad", "RSLAD.loss", "self.alpha * robust + (1 - self.alpha) * clean", "self.alpha * clean + (1 - self.alpha) * robust", "outer.rslad"),
-    "MTARD: natural teacher at x'": (MTARD, "MTARD.loss", "natural_teacher(step.x)", "natural_teacher(x_adv)", "outer.mtard"),
-    "MTARD: weights the other way": (MTARD, "MTARD._rebalance", "r_natural / (r_robust", "r_robust / (r_robust", "outer.mtard"),
-    "MTARD: rate never drops": (MTARD, "MTARD.on_lr_change", "*= factor", "*= 1", "outer.mtard"),
-    "AdaAD: teacher detached": ("methods.adaad", "AdaAD.attack", "step.teacher(x)", "step.teacher(x.detach())", "attacks.adaad"),
-    "AdaAD: T(x) for T(x')": ("methods.adaad", "AdaAD.loss", "target = step.teacher(x_adv)", "target = step.teacher(step.x)", "outer.adaad"),
-    "SmaraAD: sign of rho": (GUIDED, "Slack.slack", "-spearman", "spearman", "smaraad.slack"),
-    "SmaraAD: CAM not attacked": (GUIDED, "Regions.difference", "self.inner_align_weight * region", "0 * region", "attacks.smaraad"),
-    "SmaraAD: teacher's map detached": (GUIDED, "Regions.difference", "not self.inner_teacher_grad", "True", "attacks.smaraad"),
-    "SmaraAD: alpha ignored": (GUIDED, "Guided.loss", "if self.alpha < 1:", "if False:", "smaraad.outer.eq9_alpha0.5"),
-    "SmaraAD++: mean before weighting": (PLUS, "SmaraADPlusPlus.loss", "trust * certainty * guidance", "trust * certainty * guidance.mean()", "smaraad.outer.eq10"),
-    "SmaraAD++: no entropy weight": (PLUS, "SmaraADPlusPlus.loss", "trust * certainty * guidance", "trust * guidance", "smaraad.outer.eq10"),
-    "SmaraAD++: exponent lost": (PLUS, "SmaraADPlusPlus.loss", " ** self.reliability_exponent", "", "smaraad.outer.eq10"),
-    "SmaraAD++: weights with gradient": (PLUS, "SmaraADPlusPlus.loss", "if self.detach_weights:", "if False:", "smaraad.outer.eq10_w_student"),
-    "SmaraAD++: sign of self-learning": (PLUS, "SmaraADPlusPlus.loss", "self.self_rho_sign * rho", "-self.self_rho_sign * rho", "smaraad.outer.eq10"),
-    "LAS-AT: start within the own radius": (LAS, "LASAT.craft", "start_point(step.x, start, step.threat.eps", "start_point(step.x, start, chosen['eps'].to(step.x) * unit", "attacks.lasat"),
-    "LAS-AT: everyone takes all steps": (LAS, "LASAT.craft", 'steps=chosen["steps"]', 'steps=int(chosen["steps"].max())', "attacks.lasat"),
-    "LAS-AT: policy loss summed": (LAS, "LASAT.policy_loss", ".mean()", ".sum()", "lasat.policy_loss"),
-    "LAS-AT: reward at the clean images": (LAS, "LASAT.reward", "cross_entropy(step.student(x_adv), step.y)", "cross_entropy(step.student(step.x), step.y)", "lasat.reward"),
-    "LAS-AT: copy attacked in evaluation mode": (LAS, "LASAT._strongest", "net.train()", "net.eval()", "lasat.reward"),
-}  # fmt: skip
-DEFAULTS = {
-    "TRADES: uniform start": ("trades", "start", "uniform", "attacks.trades"),
-    "PGD-AT: start not clamped": ("pgd-at", "start", "uniform-unclamped", "attacks.ce_pgd_uniform_big"),
-    "ARD: start clamped": ("ard", "start", "uniform", "attacks.ce_pgd_ard_big"),
-    "MTARD: uniform start": ("mtard", "start", "uniform", "attacks.ce_pgd_gauss"),
-    "RSLAD: batchmean": ("rslad", "kl_reduction", "sum", "outer.rslad_c10"),
-    "AdaAD: one reduction for all": ("adaad", "kl_reduction", "mean", "outer.adaad_c100"),
-    "SmaraAD: each network's own class": ("smaraad", "cam_class", "own_pred", "attacks.smaraad_minmax"),
-    "SmaraAD: KL(S || T) in the attack": ("smaraad", "inner_kl", "st", "attacks.smaraad"),
-    "SmaraAD: ranks of logits": ("smaraad", "rank_space", "logit", "smaraad.slack"),
-}
+MUTATIONS = tomllib.loads((Path(__file__).parent / "mutations.toml").read_text(encoding="utf-8"))
 
 
 def function(module: Any, qualified: str) -> Any:
@@ -155,38 +69,39 @@ def function(module: Any, qualified: str) -> Any:
     return inspect.unwrap(getattr(found, "__func__", found))
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_mutated_formula_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    module_name, qualified, old, new, wanted = MUTATIONS[name]
+@pytest.mark.parametrize("mutation", MUTATIONS["formula"], ids=lambda m: m["name"])
+def test_a_mutated_formula_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, mutation: dict[str, str]) -> None:
+    module_name, qualified = mutation["function"].split(":")
     module = importlib.import_module(module_name)
     original = function(module, qualified)
     body = inspect.getsource(original)
-    assert body.count(old) == 1, f"{qualified} has {body.count(old)} times {old!r}"
+    assert body.count(mutation["old"]) == 1
     twin = types.ModuleType(module_name)
-    exec(inspect.getsource(module).replace(body, body.replace(old, new)), twin.__dict__)
-    assert all(r.passed for r in replayed(golden, wanted))
+    mutated = body.replace(mutation["old"], mutation["new"])
+    exec(inspect.getsource(module).replace(body, mutated), twin.__dict__)
+    assert all(r.passed for r in replayed(golden, mutation["noticed"]))
     monkeypatch.setattr(original, "__code__", function(twin, qualified).__code__)
-    results = replayed(golden, wanted)
+    results = replayed(golden, mutation["noticed"])
     assert results
     assert not all(r.passed for r in results)
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
-def test_a_changed_default_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    method, hyper, value, wanted = DEFAULTS[name]
-    load = METHODS.load
+@pytest.mark.parametrize("mutation", MUTATIONS["default"], ids=lambda m: m["name"])
+def test_a_changed_default_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, mutation: dict[str, str]) -> None:
+    load, hyper = METHODS.load, mutation["hyper"]
 
     def changed(asked: str) -> Any:
         cls = load(asked)
-        if asked != method:
+        if asked != mutation["method"]:
             return cls
-        mutant = pydantic.create_model(cls.__name__, __base__=cls, **{hyper: (cls.model_fields[hyper].annotation, value)})
+        default = (cls.model_fields[hyper].annotation, mutation["value"])
+        mutant = pydantic.create_model(cls.__name__, __base__=cls, **{hyper: default})
         mutant.model_config["validate_default"] = True
         mutant.model_rebuild(force=True)
         return mutant
 
     monkeypatch.setattr(METHODS, "load", changed)
-    results = replayed(golden, wanted)
+    results = replayed(golden, mutation["noticed"])
     assert results
     assert not all(r.passed for r in results)
 
@@ -302,7 +217,7 @@ def test_other_networks_and_images_agree_with_an_attack_written_out() -> None:
 )
 def test_a_file_that_is_not_of_the_format_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:
     sets = other_logits()
-    entry = with_gradients(lambda adv, clean: F.cross_entropy(adv, torch.tensor(sets["seven"]["labels"])), sets["seven"])
+    entry = with_gradients(lambda adv, _: F.cross_entropy(adv, torch.tensor(sets["seven"]["labels"])), sets["seven"])
     content = {"logit_sets": sets, "outer": {"t": entry | {"params": {"beta": 1.0}}}}
     content["outer"] = {"trades_t": content["outer"]["t"]}
     change({"outer": {"t": content["outer"]["trades_t"]}})

@@ -49,7 +49,8 @@ def trainer(
         student=build("cnn-4", classes=10, channels=1),
         teachers={},
         dataset=load("digits", folder, train_images=images, val_images=20, test_images=10),
-        attack=Ball(0.1, 0.03, 1), validation=Ball(0.1, 0.03, 1),
+        attack=Ball(0.1, 0.03, 1),
+        validation=Ball(0.1, 0.03, 1),
         config=Train(**(CONFIG | config)),
         seed=seed,
         folder=folder,
@@ -137,12 +138,36 @@ class Broken(Method):
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         loss = step.student(x_adv).square().sum(1)
-        return loss / 0 if self.how == "infinite" else loss.mean()
+        if self.how == "one term" and step.iteration == 3:
+            at_one = torch.tensor([float("nan")] + [0.0] * (len(loss) - 1))
+            return step.term("ce", loss) + step.term("kl", at_one)
+        if self.how == "gradient":  # the root's slope at zero
+            return step.term("root", (loss - loss.detach()).sqrt())
+        return {"infinite": loss / 0, "averaged": loss.mean()}.get(self.how, loss)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="loss is inf in epoch 1, iteration 1"):
         run(trainer(tmp_path, Broken(how="infinite")))
+
+
+def test_what_is_not_finite_is_named_and_the_batch_that_met_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"iteration 3; not finite are terms: kl = nan; losses: 1 of 32"):
+        run(trainer(tmp_path, Broken(how="one term"), images=96, batch_size=32))
+    saved = torch.load(tmp_path / "failure.pt", weights_only=True)
+    assert saved["iteration"] == 3
+    assert saved["x"].shape == saved["x_adv"].shape == (32, 1, 8, 8)
+    assert saved["terms"]["ce"] > 0
+    network = build("cnn-4", classes=10, channels=1)
+    network.load_state_dict(saved["student"])
+    assert torch.isfinite(saved["loss"]).sum() == 31
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    it = trainer(tmp_path, Broken(how="gradient"))
+    with pytest.raises(UserError, match=r"the loss is [0-9.]+ in epoch 1, iteration 1; not finite are gradients: "):
+        run(it)
+    assert all(torch.isfinite(p).all() for p in it.student.parameters())
 
 
 def test_a_loss_that_was_averaged_too_early_is_refused(tmp_path: Path) -> None:
