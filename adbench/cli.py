@@ -522,6 +522,39 @@ def golden(file: Path) -> None:
     sys.exit(0 if passed == total else 1)
 
 
+@main.command()
+@click.argument("methods", nargs=-1, required=True, metavar="METHOD|FILE.py|all ...")
+def validate(methods: tuple[str, ...]) -> None:
+    """Check methods against the plugin contract on a tiny problem, in seconds each.
+
+    A line for each promise, and what was seen where it is broken; exit code 1 then. "all" stands for all registered.
+
+    \b
+    Examples:
+      adbench validate mine.py
+      adbench validate all
+    """
+    import torch
+
+    from adbench.contract import validate as verdicts
+    from adbench.registry import METHODS
+
+    torch.set_num_threads(1)  # on so small a problem, a second thread only waits
+    broken = 0
+    for method in methods:
+        added = [METHODS.add_file(Path(method))] if method.endswith(".py") else [method]
+        for name in METHODS.names() if method == "all" else added:
+            click.secho(name, bold=True)
+            for verdict in verdicts(name):
+                word = "broken" if verdict.error else "ok" if verdict.claimed else "-"
+                click.echo(f"  {word:6}  {verdict.check}{'' if verdict.claimed else ' (not claimed)'}")
+                if verdict.error:
+                    broken += 1
+                    click.echo(f"          {verdict.error}")
+    click.echo(f"{broken} broken promise{'s' if broken != 1 else ''}" if broken else "all promises kept")
+    sys.exit(1 if broken else 0)
+
+
 @main.command("new-method")
 @click.argument("name")
 @click.option(

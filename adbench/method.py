@@ -63,8 +63,13 @@ class Passes:
         return 2 * (self.student + self.teacher) + self.student_forward + self.teacher_forward + self.natural_forward
 
 
+def _single(logits: Tensor) -> Tensor:
+    """Logits in float32 or better, so that no divergence or rank is computed in half precision."""
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
 class Net:
-    """A network as a method sees it: call it for logits, ask it for features."""
+    """A network as a method sees it: call it for logits (float32 or better), ask it for features."""
 
     def __init__(self, module: Network) -> None:
         self.module = module
@@ -72,11 +77,12 @@ class Net:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images x (B, C, H, W) in [0, 1]."""
         logits: Tensor = self.module(x)
-        return logits
+        return _single(logits)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and the last feature map (B, K, H, W), from one forward pass."""
-        return self.module.forward_features(x)
+        logits, maps = self.module.forward_features(x)
+        return _single(logits), maps
 
     @property
     def weight(self) -> Tensor:
@@ -116,7 +122,8 @@ class Teacher(Net):
 
     def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
         def forward() -> tuple[Tensor, Tensor | None]:
-            return self.module.forward_features(x) if features else (self.module(x), None)
+            logits, maps = self.module.forward_features(x) if features else (self.module(x), None)
+            return _single(logits), maps
 
         if x.requires_grad:
             return forward()
@@ -230,6 +237,8 @@ class Method(BaseModel):
     needs: ClassVar[frozenset[Need]] = frozenset()
     selects: ClassVar[Literal["val_robust", "val_clean"]] = "val_robust"
     """Which accuracy on the held-out split chooses the best epoch."""
+    separable: ClassVar[bool] = True
+    """Whether an example's loss depends on that example alone, batch-norm aside."""
 
     def needed(self) -> frozenset[Need]:
         """The teachers this configuration of the method needs; `needs`, unless a hyperparameter decides."""
@@ -242,6 +251,10 @@ class Method(BaseModel):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         """One value an example, (B,), differentiable in the student's parameters."""
         raise NotImplementedError
+
+    def reach(self) -> float:
+        """How far training examples may lie from their images, in eps; above 1 leaves the threat model."""
+        return 1.0
 
     def passes(self, steps: int) -> Passes:
         """Cost of one iteration with `steps` attack steps, for the plan.

@@ -70,11 +70,17 @@ class LASAT(Method):
     _optimiser: torch.optim.SGD = PrivateAttr()
     _choices: dict[str, tuple[int, ...]] = PrivateAttr()
 
+    def radii(self) -> tuple[int, ...]:
+        """The radii to choose from, in eps/8."""
+        return tuple(min(e, self.cap_eps or e) for e in self.eps_choices)
+
+    def reach(self) -> float:
+        return max(1.0, max(self.radii()) / 8)  # the random start is in the ball whatever the radius
+
     def setup(self, step: Step) -> None:
         classes = step.student.module.classifier.out_features
-        radii = tuple(min(e, self.cap_eps or e) for e in self.eps_choices)
         counts = self.steps_choices or tuple(range(3, 15 if classes <= 10 else 13))
-        self._choices = {"eps": radii, "steps": counts, "step": self.step_choices}
+        self._choices = {"eps": self.radii(), "steps": counts, "step": self.step_choices}
         sizes = {name: len(values) for name, values in self._choices.items()}
         self._policy = Policy(self.policy, step.x.shape[1], sizes).to(step.x.device)
         self._optimiser = torch.optim.SGD(

@@ -1,0 +1,341 @@
+"""`adbench validate`: what the harness relies on in a method, tried out on a tiny problem in seconds.
+
+The problem is eight images of 3 x 8 x 8 pixels, a student of four channels and teachers of eight, all random.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adbench.errors import UserError
+from adbench.matrix import configured, passes
+from adbench.method import Ball, Method, Mode, Need, Net, Step, Teacher
+from adbench.models import Network, build
+
+IMAGES, CLASSES = 8, 10
+BALL = Ball(0.1, 0.03, 4)
+EPOCHS = 10
+CLASS_NUMBERS = (2, 10, 100, 1000)
+DECLARED_COST_MAY_BE_OFF = 0.25
+"""By this share of what one iteration is seen to take: LAS-AT's cost is a mean over random numbers of steps."""
+
+
+class Broken(Exception):
+    """A promise that the method does not keep; the message says what was seen."""
+
+
+class NotClaimed(Exception):
+    """The method does not make this promise."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one check. error: what was seen where the promise is broken; claimed: whether it was made."""
+
+    check: str
+    error: str | None = None
+    claimed: bool = True
+
+
+def validate(name: str) -> Iterator[Verdict]:
+    """Every check's verdict on the method `name`. Raises UserError for one that cannot be had at all."""
+    configured(name, {})
+    for check in CHECKS:
+        assert check.__doc__ is not None
+        promise = check.__doc__.splitlines()[0].rstrip(".")
+        try:
+            check(Problem(name))
+        except NotClaimed:
+            yield Verdict(promise, claimed=False)
+        except Broken as broken:
+            yield Verdict(promise, str(broken))
+        except Exception as error:
+            message = " ".join(str(error).split())
+            yield Verdict(promise, message if isinstance(error, UserError) else f"{type(error).__name__}: {message}")
+        else:
+            yield Verdict(promise)
+
+
+class Problem:
+    """A tiny problem for one method; everything about it is a function of the arguments."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def begin(self, *, classes: int = CLASSES, images: int = IMAGES, **changes: Any) -> tuple[Method, Step]:
+        """The method, set up as training sets it up, and a step. changes: of the step."""
+        torch.manual_seed(0)
+        networks = [build(f"cnn-{width}", classes=classes, channels=3) for width in (4, 8, 8)]
+        for network in networks:  # statistics that are not those of an untrained network
+            network(torch.rand(16, 3, 8, 8))
+        method = configured(self.name, {})
+        teachers = {need: Teacher(network) for need, network in zip(Need, networks[1:], strict=True)}
+        step = Step(
+            student=Net(networks[0].train()),
+            teachers={need: teacher for need, teacher in teachers.items() if need in method.needed()},
+            **self.batch(classes, images, 1),
+        )
+        torch.manual_seed(1)
+        method.setup(step)
+        return method, replace(step, **changes)
+
+    @staticmethod
+    def batch(classes: int, images: int, iteration: int) -> dict[str, Any]:
+        """All of a step but its networks; training is past every warm-up."""
+        draw = torch.Generator().manual_seed(iteration)
+        return {
+            "x": torch.rand(images, 3, 8, 8, generator=draw),
+            "y": torch.randint(classes, (images,), generator=draw),
+            "epoch": EPOCHS - 1, "epochs": EPOCHS, "iteration": iteration, "lr": 0.1, "threat": BALL,
+            "generator": torch.Generator().manual_seed(iteration), "logged": {},
+        }  # fmt: skip
+
+
+# --- what is checked, in this order; the first line of each docstring is what the user reads ---
+
+
+def attack_stays_in_the_ball(problem: Problem) -> None:
+    """The attack stays in the ball and in [0, 1]."""
+    for epoch, iteration in product((0, EPOCHS - 1), (1, 20)):
+        method, step = problem.begin(epoch=epoch, iteration=iteration)
+        x_adv = method.attack(step)
+        if not isinstance(x_adv, Tensor) or x_adv.shape != step.x.shape:
+            shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
+            raise Broken(f"attack gave {shape}, expected images of shape {tuple(step.x.shape)}")
+        if x_adv.requires_grad:
+            raise Broken("attack gave images that require gradient; detach them")
+        if not torch.isfinite(x_adv).all():
+            raise Broken("attack gave pixels that are not finite")
+        if x_adv.min() < 0 or x_adv.max() > 1:
+            raise Broken(f"pixels reach from {x_adv.min():.3g} to {x_adv.max():.3g}, expected [0, 1]")
+        distance = ((x_adv - step.x).abs().max() / BALL.eps).item()
+        if distance > method.reach() + 1e-5:
+            raise Broken(f"images move {distance:.3g} eps, expected at most {method.reach():g} (`reach`)")
+
+
+def loss_is_finite_and_teaches_the_student_alone(problem: Problem) -> None:
+    """The loss is finite, one value an example, and its gradient reaches the student and no teacher."""
+    for epoch, iteration in product((0, EPOCHS - 1), (1, 20)):
+        method, step = problem.begin(epoch=epoch, iteration=iteration)
+        loss = _loss(method, step)
+        loss.mean().backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in step.student.module.parameters() if p.grad is not None]
+        if not gradients or not any(g.abs().sum() > 0 for g in gradients):
+            raise Broken("no gradient reaches the student")
+        if not all(torch.isfinite(g).all() for g in gradients):
+            raise Broken("the gradient in the student is not finite")
+        for need, teacher in step.teachers.items():
+            if any(p.requires_grad or p.grad is not None for p in teacher.module.parameters()):
+                raise Broken(f"a gradient reaches {need.value}; leave its parameters frozen")
+            if any(m.training for m in teacher.module.modules()):
+                raise Broken(f"{need.value} is not in evaluation mode any more")
+
+
+def attack_leaves_the_student_as_it_was(problem: Problem) -> None:
+    """The attack leaves the student's mode, weights, statistics and gradients as they were."""
+    for iteration in (1, 20):
+        method, step = problem.begin(iteration=iteration)
+        module = step.student.module
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        method.attack(step)
+        if not all(m.training for m in module.modules()):
+            raise Broken("the student is not in training mode any more; `step.ascend` and `step.still` restore it")
+        if any(p.grad is not None for p in module.parameters()):
+            raise Broken("the attack left gradients in the student's parameters; use autograd.grad for the input's")
+        if not all(p.requires_grad for p in module.parameters()):
+            raise Broken("the attack left frozen parameters; `step.ascend` and `step.still` restore them")
+        moved = [key for key, value in module.state_dict().items() if not torch.equal(value, before[key])]
+        # Methods with the option move the statistics when their authors' mode is asked for.
+        if moved and getattr(method, "attack_bn", Mode.EVAL) is Mode.EVAL:
+            raise Broken(f"the attack changed the student ({moved[0]}); attack it in evaluation mode")
+
+
+def same_seed_gives_the_same_result(problem: Problem) -> None:
+    """The same seed gives the same result."""
+    found = []
+    for other in (2, 3):
+        method, step = problem.begin(iteration=20)
+        torch.manual_seed(other)  # not the run's stream, which is step.generator
+        x_adv = method.attack(step)
+        found.append((x_adv, _loss(method, step, x_adv).detach()))
+    for what, (one, two) in zip(("attack", "loss"), zip(*found, strict=True), strict=True):
+        if not torch.equal(one, two):
+            raise Broken(f"{what} differs between two runs with one seed; draw from step.generator")
+
+
+def state_survives(problem: Problem) -> None:
+    """State survives saving and loading in the middle of a run."""
+
+    def train(method: Method, step: Step, iterations: range) -> list[Tensor]:
+        optimiser = torch.optim.SGD(step.student.module.parameters(), 0.05)
+        losses = []
+        for iteration in iterations:
+            _forget(step)
+            step = replace(step, **problem.batch(CLASSES, IMAGES, iteration))
+            loss = _loss(method, step)
+            optimiser.zero_grad()
+            loss.mean().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(loss.detach())
+        return losses
+
+    method, step = problem.begin()
+    train(method, step, range(18, 22))
+    method.on_lr_change(0.1)
+    content = io.BytesIO()
+    try:
+        torch.save(method.state_dict(), content)
+        content.seek(0)
+        state = torch.load(content, weights_only=True)
+    except Exception as error:
+        raise Broken(f"state_dict() holds what cannot be saved and loaded safely ({type(error).__name__})") from error
+    student = copy.deepcopy(step.student.module.state_dict())
+    uninterrupted = train(method, step, range(22, 42))
+
+    method, step = problem.begin()
+    method.load_state_dict(state)
+    step.student.module.load_state_dict(student)
+    resumed = train(method, step, range(22, 42))
+    for number, (one, two) in enumerate(zip(uninterrupted, resumed, strict=True), 1):
+        if not torch.equal(one, two):
+            raise Broken(f"{number} iterations after loading, the loss differs; put all state into state_dict()")
+
+
+def loss_of_a_batch_is_the_mean_of_its_examples(problem: Problem) -> None:
+    """A batch's loss is the mean of its examples' losses."""
+    method, step = problem.begin()
+    if not method.separable:
+        raise NotClaimed
+    step.student.module.eval()  # batch-norm is the one thing that examples may share
+    x_adv = method.attack(step)
+    step.student.module.eval()
+    together = _loss(method, step, x_adv).detach()
+    for i in range(IMAGES):
+        method, alone = problem.begin()
+        alone.student.module.eval()
+        alone = replace(alone, x=step.x[i : i + 1], y=step.y[i : i + 1])
+        value = _loss(method, alone, x_adv[i : i + 1]).detach()
+        if not torch.allclose(value[0], together[i], rtol=1e-3, atol=1e-4):
+            raise Broken(
+                f"the loss of example {i} is {together[i]:.6g} in its batch and {value[0]:.6g} alone; "
+                "return one value an example, or declare `separable = False`"
+            )
+
+
+def any_number_of_classes(problem: Problem) -> None:
+    """It works with 2, 10, 100 and 1000 classes."""
+    for classes in CLASS_NUMBERS:
+        try:
+            method, step = problem.begin(classes=classes)
+            _loss(method, step).mean().backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise Broken(f"with {classes} classes: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def bfloat16(problem: Problem) -> None:
+    """It works under bfloat16 autocast, and gives about the same loss."""
+    losses: list[Tensor] = []
+    x_adv: Tensor | None = None
+    for enabled in (False, True):
+        method, step = problem.begin()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found = method.attack(step)
+            if found.dtype != step.x.dtype:
+                raise Broken(f"attack gives {found.dtype}, expected the images' {step.x.dtype}")
+            _forget(step)
+            x_adv = found if x_adv is None else x_adv  # the same examples for both
+            losses.append(_loss(method, step, x_adv))
+        losses[-1].mean().backward()  # type: ignore[no-untyped-call]
+        if not all(p.grad is None or torch.isfinite(p.grad).all() for p in step.student.module.parameters()):
+            raise Broken("the gradient in the student is not finite")
+    single, half = (loss.mean().item() for loss in losses)
+    if abs(half - single) > 0.05 * abs(single) + 1e-4:
+        raise Broken(f"the loss is {half:.4g} for {single:.4g} in float32")
+
+
+def few_steps_lower_the_loss(problem: Problem) -> None:
+    """A few steps lower the loss on a fixed batch."""
+    ends = []
+    for rate in (0.1, 0.02, 0.004):
+        method, step = problem.begin()
+        x_adv = method.attack(step)
+        optimiser = torch.optim.SGD(step.student.module.parameters(), rate)
+        values = []
+        for _ in range(16):
+            loss = _loss(method, step, x_adv).mean()
+            values.append(loss.item())
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        if values[-1] < values[0]:
+            return
+        ends.append(f"{values[0]:.4g} to {values[-1]:.4g} at rate {rate}")
+    raise Broken(f"the loss went from {', '.join(ends)}")
+
+
+def declared_cost_is_what_it_takes(problem: Problem) -> None:
+    """The declared cost is what an iteration takes."""
+    method, step = problem.begin(iteration=3)
+    networks = [step.student.module, *(teacher.module for teacher in step.teachers.values())]
+    with ExitStack() as counting:
+        counts = [counting.enter_context(counted(network)) for network in networks]
+        _loss(method, step).mean().backward()  # type: ignore[no-untyped-call]
+    seen = sum(2 * count["both"] + count["forward"] for count in counts)
+    declared = passes(method, problem.name, BALL.steps).total
+    if abs(declared - seen) > DECLARED_COST_MAY_BE_OFF * seen:
+        raise Broken(f"`passes` declares {declared:g} forward and backward passes, seen were {seen}")
+
+
+CHECKS: tuple[Callable[[Problem], None], ...] = (
+    attack_stays_in_the_ball,
+    loss_is_finite_and_teaches_the_student_alone,
+    attack_leaves_the_student_as_it_was,
+    same_seed_gives_the_same_result,
+    state_survives,
+    loss_of_a_batch_is_the_mean_of_its_examples,
+    any_number_of_classes,
+    bfloat16,
+    few_steps_lower_the_loss,
+    declared_cost_is_what_it_takes,
+)
+
+
+def _loss(method: Method, step: Step, x_adv: Tensor | None = None) -> Tensor:
+    """The loss, (B,), of the given examples or of the method's own."""
+    loss = method.loss(step, method.attack(step) if x_adv is None else x_adv)
+    if not isinstance(loss, Tensor) or loss.shape != step.y.shape:
+        has = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
+        raise Broken(f"loss has {has}, expected one value an example, {tuple(step.y.shape)}")
+    if not torch.isfinite(loss).all():
+        raise Broken(f"the loss is not finite ({loss.mean().item()})")
+    return loss
+
+
+def _forget(step: Step) -> None:
+    for teacher in step.teachers.values():
+        teacher.forget()
+
+
+@contextmanager
+def counted(network: Network) -> Iterator[Counter[str]]:
+    """Counts passes while it lasts, at the head, which each ends in: "both" forward and backward, or "forward"."""
+    counts: Counter[str] = Counter()
+
+    def seen(_: nn.Module, __: Any, output: Tensor) -> None:
+        counts["both" if output.requires_grad else "forward"] += 1
+
+    handle = network.classifier.register_forward_hook(seen)
+    try:
+        yield counts
+    finally:
+        handle.remove()

@@ -1,0 +1,180 @@
+"""`adbench validate`: every built-in method keeps every promise, and each broken plugin is caught where it breaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import cli
+
+from adbench import contract
+from adbench.registry import METHODS
+
+PLUGIN = '''
+import torch
+from adbench.attacks.linf import Start
+from adbench.losses import cross_entropy, kl
+from adbench.method import Method, Mode, Need, Passes
+
+class Plugin(Method):
+    """A plugin."""
+    label = "plugin"
+    needs = frozenset({{Need.TEACHER}})
+
+    def attack(self, step):
+        {attack}
+
+    def loss(self, step, x_adv):
+        {loss}
+
+    def passes(self, steps):
+        return {passes}
+{more}
+'''
+
+ATTACK = "return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=Start.UNIFORM)"
+LOSS = "return kl(step.student(x_adv), step.teacher(x_adv))"
+EXAMPLES, VALUE = ATTACK.removeprefix("return "), LOSS.removeprefix("return ")
+COST = "Passes(student=steps + 1, teacher_forward=1)"
+
+# Which check must catch it, and the part of the plugin that is broken.
+BROKEN = {
+    "leaves the ball": ("attack_stays_in_the_ball", {"attack": "return (step.x + 0.2).clamp(0, 1)"}),
+    "leaves the image range": ("attack_stays_in_the_ball", {"attack": "return step.x - 0.09"}),
+    "keeps the graph": ("attack_stays_in_the_ball", {"attack": "return step.x.clone().requires_grad_()"}),
+    "changes the shape": ("attack_stays_in_the_ball", {"attack": "return step.x[:1]"}),
+    "moves to nan": ("attack_stays_in_the_ball", {"attack": "return step.x * float('nan')"}),
+    "averages early": ("loss_is_finite_and_teaches_the_student_alone", {"loss": LOSS + ".mean()"}),
+    "is not a number": ("loss_is_finite_and_teaches_the_student_alone", {"loss": LOSS + " * float('nan')"}),
+    "detaches the student": (
+        "loss_is_finite_and_teaches_the_student_alone",
+        {"loss": "return kl(step.student(x_adv).detach(), step.teacher(x_adv.clone().requires_grad_()))"},
+    ),
+    "trains the teacher": (
+        "loss_is_finite_and_teaches_the_student_alone",
+        {
+            "loss": "step.teacher.module.requires_grad_(True)\n"
+            "        return kl(step.student(x_adv), step.teacher.module(x_adv))"
+        },
+    ),
+    "wakes the teacher": (
+        "loss_is_finite_and_teaches_the_student_alone",
+        {"loss": "step.teacher.module.train()\n        " + LOSS},
+    ),
+    "leaves the student in evaluation mode": (
+        "attack_leaves_the_student_as_it_was",
+        {"attack": "step.student.module.eval()\n        " + ATTACK},
+    ),
+    "attacks in training mode": (
+        "attack_leaves_the_student_as_it_was",
+        {"attack": ATTACK.replace("start=", "bn=Mode.TRAIN, start=")},
+    ),
+    "leaves gradients behind": (
+        "attack_leaves_the_student_as_it_was",
+        {"attack": "step.student(step.x).sum().backward()\n        return step.x"},
+    ),
+    "leaves the student frozen": (
+        "attack_leaves_the_student_as_it_was",
+        {"attack": "x = " + EXAMPLES + "\n        step.student.weight.requires_grad_(False)\n        return x"},
+    ),
+    "draws from elsewhere": (
+        "same_seed_gives_the_same_result",
+        {"attack": "return (step.x + 0.05 * torch.rand_like(step.x)).clamp(0, 1)"},
+    ),
+    "weighs by chance": ("same_seed_gives_the_same_result", {"loss": LOSS + " * torch.rand(())"}),
+    "forgets its state": (
+        "state_survives",
+        {
+            "loss": LOSS + " * self.state_of_mine()",
+            "more": "    _n: int = 0\n    def state_of_mine(self):\n        self._n += 1\n        return 1 + self._n / 10\n",
+        },
+    ),
+    "saves what cannot be loaded": (
+        "state_survives",
+        {"more": "    def state_dict(self):\n        return {'f': torch.nn.ReLU()}\n"},
+    ),
+    "mixes the examples": (
+        "loss_of_a_batch_is_the_mean_of_its_examples",
+        {"loss": "value = " + VALUE + "\n        return value / value.detach().mean()"},
+    ),
+    "knows ten classes": (
+        "any_number_of_classes",
+        {"loss": LOSS + " + 0 * step.student(x_adv)[:, 9]"},
+    ),
+    "cannot do bfloat16": (
+        "bfloat16",
+        {"loss": LOSS + " + 0 * float(step.student.features(x_adv)[1].detach().numpy().mean())"},
+    ),
+    "is another loss in bfloat16": (
+        "bfloat16",
+        {"loss": LOSS + " * (2 if torch.is_autocast_enabled('cpu') else 1)"},
+    ),
+    "climbs": ("few_steps_lower_the_loss", {"loss": "v = " + VALUE + "\n        return 2 * v.detach() - v"}),
+    "hides its cost": ("declared_cost_is_what_it_takes", {"passes": "Passes(student=1)"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _forget_plugins(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(METHODS, "_files", {})
+    monkeypatch.setattr(METHODS, "_loaded", {})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def plugin(folder: Path, **parts: str) -> Path:
+    path = folder / "plugin_under_test.py"
+    filled = {"attack": ATTACK, "loss": LOSS, "passes": COST, "more": ""} | parts
+    path.write_text(PLUGIN.format(**filled), encoding="utf-8")
+    return path
+
+
+def broken_promises(path: Path) -> list[str]:
+    """The names of the checks that fail."""
+    verdicts = list(contract.validate(METHODS.add_file(path)))
+    assert len(verdicts) == len(contract.CHECKS)
+    return [check.__name__ for check, verdict in zip(contract.CHECKS, verdicts, strict=True) if verdict.error]
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_every_built_in_method_keeps_its_promises(method: str) -> None:
+    assert [v for v in contract.validate(method) if v.error] == []
+
+
+def test_the_plugin_that_the_broken_ones_differ_from_keeps_its_promises(tmp_path: Path) -> None:
+    assert broken_promises(plugin(tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plugin_is_caught_by_the_check_that_is_meant_for_it(tmp_path: Path, name: str) -> None:
+    check, parts = BROKEN[name]
+    found = broken_promises(plugin(tmp_path, **parts))
+    assert check in found
+    # Checks before the one that is meant may not mistake the breach for theirs.
+    assert found[0] == check
+
+
+def test_every_check_has_a_plugin_that_breaks_it() -> None:
+    assert {check for check, _ in BROKEN.values()} == {check.__name__ for check in contract.CHECKS}
+
+
+def test_the_command_prints_a_line_a_promise_and_what_was_seen(tmp_path: Path) -> None:
+    result = cli("validate", plugin(tmp_path, passes="Passes(student=1)"), "mtard")
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert lines[0] == "plugin-under-test"
+    assert lines[1] == "  ok      The attack stays in the ball and in [0, 1]"
+    assert "  broken  The declared cost is what an iteration takes" in lines
+    assert "          `passes` declares 2 forward and backward passes, seen were 11" in lines
+    assert "  -       A batch's loss is the mean of its examples' losses (not claimed)" in lines
+    assert lines[-1] == "1 broken promise"
+    assert cli("validate", "natural").output.splitlines()[-1] == "all promises kept"
+
+
+def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
+    assert "did you mean 'rslad'" in cli("validate", "rslda").output
+    assert cli("validate", "rslda").exit_code == 2
+    assert "no such Python file" in cli("validate", tmp_path / "none.py").output
