@@ -87,7 +87,8 @@ BROKEN = {
         "state_survives",
         {
             "loss": LOSS + " * self.state_of_mine()",
-            "more": "    _n: int = 0\n    def state_of_mine(self):\n        self._n += 1\n        return 1 + self._n / 10\n",
+            "more": "    _n: int = 0\n"
+            "    def state_of_mine(self):\n        self._n += 1\n        return 1 + self._n / 10\n",
         },
     ),
     "saves what cannot be loaded": (
