@@ -523,6 +523,28 @@ def golden(file: Path) -> None:
 
 
 @main.command()
+@click.argument("method", metavar="METHOD|FILE.py")
+def info(method: str) -> None:
+    """Print what a method maximises and minimises, what it needs and costs, and its hyperparameters.
+
+    \b
+    Examples:
+      adbench info smaraad
+      adbench info mine.py
+    """
+    from adbench.card import card
+
+    click.echo(card(_method(method)))
+
+
+def _method(text: str) -> str:
+    """The name of a method that is given by name or as the file that defines it."""
+    from adbench.registry import METHODS
+
+    return METHODS.add_file(Path(text)) if text.endswith(".py") else text
+
+
+@main.command()
 @click.argument("methods", nargs=-1, required=True, metavar="METHOD|FILE.py|all ...")
 def validate(methods: tuple[str, ...]) -> None:
     """Check methods against the plugin contract on a tiny problem, in seconds each.
@@ -542,8 +564,7 @@ def validate(methods: tuple[str, ...]) -> None:
     torch.set_num_threads(1)  # on so small a problem, a second thread only waits
     broken = 0
     for method in methods:
-        added = [METHODS.add_file(Path(method))] if method.endswith(".py") else [method]
-        for name in METHODS.names() if method == "all" else added:
+        for name in METHODS.names() if method == "all" else [_method(method)]:
             click.secho(name, bold=True)
             for verdict in verdicts(name):
                 word = "broken" if verdict.error else "ok" if verdict.claimed else "-"

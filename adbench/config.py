@@ -204,7 +204,12 @@ def with_presets(names: Iterable[str], own: Mapping[str, Any]) -> dict[str, Any]
         for rule in preset.pop("override", [])
     ]
     added = own.get("override", [])
-    return merged(preset, own) | {"override": [*yielding, *added] if isinstance(added, list) else added}
+    if not isinstance(added, list):
+        return merged(preset, own)  # to be refused with all else that is wrong
+    for number, rule in enumerate(added, 1):
+        # Before they follow the preset's, so that a complaint counts as the user does.
+        validated(Override, rule if isinstance(rule, Mapping) else {"methods": rule}, f"[[override]] number {number}")
+    return merged(preset, own) | {"override": [*yielding, *added]}
 
 
 def experiment(settings: Mapping[str, Any]) -> Experiment:

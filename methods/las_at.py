@@ -50,7 +50,7 @@ class LASAT(Method):
     eps_choices: Choices = hyper(tuple(range(3, 16)), doc="radii in eps/8 (authors' README)")
     steps_choices: Choices | None = hyper(None, doc="numbers of steps (authors: 3-14, 3-12 over 10 classes)")
     step_choices: Choices = hyper(tuple(range(1, 6)), doc="step sizes in eps/8 (authors' README)")
-    cap_eps: int | None = hyper(None, ge=1, doc="largest radius in eps/8; 8 keeps to the threat model")
+    cap_eps: int | None = hyper(None, ge=1, doc="largest radius in eps/8; 8 keeps to the threat model (authors: none)")
     policy: str = hyper("rn18", doc="architecture of the policy network (authors' code)")
     policy_lr: float = hyper(1e-4, gt=0, doc="learning rate of the policy's SGD (authors' code)")
     policy_momentum: float = hyper(0.0, ge=0, lt=1, doc="its momentum (authors' CIFAR-100 script: 0.9)")

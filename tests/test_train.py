@@ -14,8 +14,9 @@ from adbench.config import Train
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.matrix import configured
-from adbench.method import Ball, Method, Step
-from adbench.models import build
+from adbench.method import Ball, Method, Need, Step, Teacher
+from adbench.models import Network, build
+from adbench.registry import METHODS
 from adbench.seeding import derive
 from adbench.train import Trainer, finished
 
@@ -192,3 +193,21 @@ def test_a_run_on_a_gpu_learns(tmp_path: Path, name: str) -> None:
     it = trainer(tmp_path, configured(name, {}), device="cuda", images=1000, epochs=5)
     entries = run(it)
     assert entries[-1]["val_clean"] > 0.5
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_training_on_a_cpu_gives_the_same_bits_twice(tmp_path: Path, name: str) -> None:
+    small: dict[str, dict[str, Any]] = {"las-at": {"policy": "cnn-4", "interval": 2}}
+    hashes = []
+    for number in range(2):
+        method = configured(name, small.get(name, {}))
+        it = trainer(tmp_path / str(number), method, images=96, epochs=2, attack_steps=3)
+        it.teachers = {need: Teacher(teacher_for(need)) for need in method.needed()}
+        run(it)
+        hashes.append(checkpoint.weights_sha256(it.student))
+    assert hashes[0] == hashes[1]
+
+
+def teacher_for(need: Need) -> Network:
+    torch.manual_seed(len(need.name))
+    return build("cnn-8", classes=10, channels=1)

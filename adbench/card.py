@@ -1,0 +1,87 @@
+"""`adbench info`: what a method is, as its class says it."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import textwrap
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from adbench.matrix import configured, passes
+from adbench.method import Need, Passes
+from adbench.registry import METHODS
+
+WIDTH = 110
+
+
+def card(name: str, steps: int = 10) -> str:
+    """The method `name` on a page: formulas, needs, cost with `steps` attack steps, hyperparameters, differences.
+
+    Raises UserError for an unknown method or one that cannot be imported.
+    """
+    method = configured(name, {})
+    cls = type(method)
+    lines = [f"{name}: {cls.label}", "", inspect.getdoc(cls) or "(no docstring)", ""]
+    lines += [f"needs   {', '.join(need.value for need in Need if need in method.needed()) or 'no teacher'}"]
+    lines += _wrapped("cost    ", _cost(passes(method, name, steps), steps))
+    if method.reach() > 1:
+        lines += [f"reach   up to {method.reach():g} eps: it trains outside the threat model"]
+    if not METHODS.built_in(name):
+        lines += [f"source  {METHODS.source(name)}"]
+    if cls.model_fields:
+        lines += ["", f"hyperparameters (--set hyper.{name}.NAME=VALUE)"]
+        width = max(map(len, cls.model_fields))
+        for key, field in cls.model_fields.items():
+            told = f"{_value(field.default)}: {field.description or '(no description)'}{_allowed(field)}"
+            lines += _wrapped(f"  {key:{width}}  ", told)
+    return "\n".join(lines)
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    """`text` after `head`, further lines below its beginning."""
+    indent = " " * len(head)
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _cost(cost: Passes, steps: int) -> str:
+    """Passes in words."""
+    parts = {
+        "student forward and backward": cost.student,
+        "student forward": cost.student_forward,
+        "teacher forward and backward": cost.teacher,
+        "teacher forward": cost.teacher_forward,
+        "natural teacher forward": cost.natural_forward,
+    }
+    told = ", ".join(f"{number:g} x {what}" for what, number in parts.items() if number)
+    return f"{cost.total:g} passes an iteration with {steps} attack steps: {told}"
+
+
+def _value(default: Any) -> str:
+    """A default as it is written in a configuration."""
+    if isinstance(default, enum.Enum):
+        return str(default.value)
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(str, default))}]"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else "unset" if default is None else str(default)
+
+
+def _allowed(field: FieldInfo) -> str:
+    """The values that a hyperparameter takes, where they are a few or a range."""
+    choices = list(_choices(field.annotation))
+    if choices:
+        return f" [{' | '.join(choices)}]"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {getattr(m, key):g}" for key, sign in signs.items() for m in field.metadata if hasattr(m, key)]
+    return f" [{', '.join(bounds)}]" if bounds else ""
+
+
+def _choices(annotation: Any) -> list[str]:
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return [str(member.value) for member in annotation]
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]

@@ -1,0 +1,163 @@
+"""The recipes: what the paper, each method's authors and an equal budget make of the ten methods."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adbench.cell import _training_attack
+from adbench.config import Experiment, Train, experiment, parse_setting, with_presets
+from adbench.data import Threat
+from adbench.errors import UserError
+from adbench.matrix import PAPER_METHODS, Cell, configured, expand
+from adbench.method import Ball, Passes
+from adbench.registry import METHODS
+
+THREAT = Threat(Fraction(8, 255), Fraction(2, 255))
+
+
+def students(*presets: str, dataset: str = "cifar10", own: tuple[str, ...] = (), **settings: Any) -> dict[str, Cell]:
+    """The student cells of presets and settings by method; no data is read."""
+
+    def lookup(_: str, __: Experiment) -> Any:
+        return SimpleNamespace(fingerprint="a" * 64, threat=THREAT)
+
+    asked: dict[str, Any] = {"datasets": [dataset], **settings}
+    for text in own:
+        for key, value in parse_setting(text).items():
+            asked[key] = asked.get(key, {}) | value if isinstance(value, dict) else value
+    return {str(c.method): c for c in expand(experiment(with_presets(presets, asked)), lookup).students}
+
+
+def test_the_papers_recipe_is_the_same_for_all_and_the_default() -> None:
+    assert {cell.train for cell in students("paper").values()} == {Train()}
+    assert (Train().epochs, Train().batch_size, Train().drops()) == (200, 256, [115, 160, 185])
+
+
+# epochs, the epochs before which the rate drops, weight decay, batch size (the table of methods.md, section 0.1)
+OFFICIAL = {
+    "pgd-at": (205, [102, 154], 2e-4, 128),
+    "trades": (76, [74], 2e-4, 128),
+    "las-at": (110, [99, 104], 5e-4, 128),
+    "ard": (200, [100, 150], 2e-4, 128),
+    "iad": (200, [100, 150], 2e-4, 128),
+    "rslad": (300, [215, 260, 285], 2e-4, 128),
+    "mtard": (300, [215, 260, 285], 2e-4, 128),
+    "adaad": (200, [100, 150], 5e-4, 128),
+    "smaraad": (200, [115, 160, 185], 5e-4, 256),
+    "smaraad-pp": (200, [115, 160, 185], 5e-4, 256),
+}
+
+
+def test_the_official_recipe_is_each_methods_own() -> None:
+    cells = students("official")
+    assert tuple(cells) == PAPER_METHODS
+    found = {
+        m: (t.epochs, t.drops(), t.weight_decay, t.batch_size) for m, t in ((m, c.train) for m, c in cells.items())
+    }
+    assert found == OFFICIAL
+    trained_in = {m for m, c in cells.items() if c.hyper.get("attack_bn") == "train"}
+    assert trained_in == {"pgd-at", "ard", "iad"}
+    assert _training_attack(cells["trades"].train, THREAT) == Ball(0.031, 0.007, 10)
+    assert _training_attack(cells["ard"].train, THREAT) == Ball(8 / 255, 2 / 255, 10)
+    assert cells["trades"].threat.eps == "8/255"  # what it is judged by
+
+
+def test_the_official_recipe_of_cifar100_differs_where_the_authors_does() -> None:
+    ten, hundred = students("official"), students("official", dataset="cifar100")
+    assert (ten["ard"].hyper["tau"], hundred["ard"].hyper["tau"], hundred["ard"].hyper["alpha"]) == (30, 5, 0.95)
+    assert (ten["ard"].train.batch_size, hundred["ard"].train.batch_size) == (128, 256)
+    assert hundred["las-at"].hyper["policy_momentum"] == 0.9
+    assert ten["las-at"].hyper["policy_momentum"] == 0
+
+
+def test_what_the_user_sets_wins_over_a_recipes_overrides() -> None:
+    cells = students("official", own=("train.epochs=7", "hyper.ard.tau=3.0"), dataset="cifar100")
+    assert {cell.train.epochs for cell in cells.values()} == {7}
+    assert cells["rslad"].train.weight_decay == 2e-4  # the rest of the recipe stays
+    assert cells["ard"].hyper["tau"] == 3.0
+    own = [{"methods": ["rslad"], "train": {"epochs": 9}}]
+    assert students("official", override=own)["rslad"].train.epochs == 9
+
+
+def test_the_fair_recipe_gives_every_method_the_same_number_of_passes() -> None:
+    cells = students("fair", methods=["all", "kd"])
+    assert cells["pgd-at"].train.epochs == 200
+    for name, cell in cells.items():
+        cost = configured(name, cell.hyper).passes(10).total
+        assert 4400 - cost < cell.train.epochs * cost <= 4400, name
+    epochs = {name: cell.train.epochs for name, cell in cells.items()}
+    assert epochs["smaraad-pp"] <= epochs["adaad"] == epochs["smaraad"] == 100 < epochs["rslad"] < 200
+
+
+def test_passes_count_forward_and_backward_of_every_network() -> None:
+    assert Passes(student=11).total == 22
+    assert Passes(student=11, student_forward=1, teacher=10, teacher_forward=1, natural_forward=2).total == 46
+
+
+def test_an_ablation_is_four_methods_under_any_recipe() -> None:
+    assert list(students("short", "ablation")) == ["kd", "kd-align", "slack", "smaraad"]
+    assert {cell.train.epochs for cell in students("short", "ablation").values()} == {30}
+
+
+def test_the_radius_of_training_scales_its_step_unless_both_are_given() -> None:
+    assert _training_attack(Train(attack_eps="16/255"), THREAT) == Ball(16 / 255, 4 / 255, 10)
+    assert _training_attack(Train(attack_step="4/255"), THREAT) == Ball(8 / 255, 4 / 255, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"budget": 10}, "one epoch of 'pgd-at' takes 22 passes an image; give more"),
+        ({"budget": -1}, "budget = -1"),
+        ({"override": [{"methods": ["rslda"]}]}, r"unknown method 'rslda'.*in an \[\[override\]\]"),
+        ({"override": [{"train": {"epochs": 3}}]}, r"\[\[override\]\] number 1: 'methods' is missing"),
+        ({"override": [{"methods": ["ard"], "train": {"epoch": 3}}]}, "override for ard, train: unknown key 'epoch'"),
+        ({"override": [{"methods": ["pgd-at"], "hyper": {"beta": 3}}]}, r"hyper\.pgd-at: unknown key 'beta'"),
+        ({"override": 3}, "override = 3"),
+        ({"train": 3}, "train = 3"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        students("official", **settings)
+
+
+# --- what `adbench info` and the source say of a method ---
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_says_what_it_does_and_what_its_authors_do_differently(name: str) -> None:
+    from adbench.card import card
+
+    said = card(name)
+    for part in ("attack: ", "loss", "needs ", "cost "):
+        assert f"\n{part}" in said, part
+    if name != "natural":
+        assert "\ndiffers: " in said
+    for key, field in type(configured(name, {})).model_fields.items():
+        assert field.description, key
+        assert field.description.endswith(")"), f"{key} names no source"
+
+
+def test_a_card_has_needs_cost_defaults_and_bounds() -> None:
+    from adbench.card import card
+
+    said = card("mtard")
+    assert "needs   a robust teacher, a naturally trained teacher" in said
+    assert "cost    26 passes an iteration with 10 attack steps: 12 x student forward and backward" in said
+    assert "  weight_lr       0.025: rho, rate of the weights (authors' code) [>= 0, <= 1]" in said
+    assert "reach   up to 1.875 eps" in card("las-at")
+
+
+def test_a_method_file_is_a_page() -> None:
+    from adbench.registry import METHODS
+
+    for name in METHODS.names():
+        path = METHODS._path(name)
+        assert path is not None
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= (220 if name == "las-at" else 120), path
