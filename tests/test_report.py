@@ -219,9 +219,44 @@ def test_seeds_of_different_settings_are_never_averaged(tmp_path: Path) -> None:
     add(tmp_path, seed=0, metrics={"aa": 0.4}, epochs=200)
     add(tmp_path, seed=1, metrics={"aa": 0.2}, epochs=2)
     (table,) = white_box(tmp_path)
-    assert sorted(row.cells[1].text for row in table.rows) == ["20.00", "40.00"]
-    assert all(re.fullmatch(r"RSLAD #[0-9a-f]{6}", row.cells[0].text) for row in table.rows)
+    found = {name: values for (_, name), values in texts(table).items()}
+    assert found == {"RSLAD (epochs 2)": ["20.00"], "RSLAD (epochs 200)": ["40.00"]}
     assert "Not all rows were trained equally long: compare with care." in table.footnotes
+
+
+def test_variants_are_told_apart_by_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    for gamma, norm in ((10.0, "minmax"), (1000.0, "minmax"), (1000.0, "none")):
+        hyper = {"gamma": gamma, "cam_norm": norm, "c": 2.0}
+        add(tmp_path, method="smaraad", metrics={"aa": gamma / 5000}, settings={"hyper": hyper})
+    (table,) = white_box(tmp_path)
+    assert {name for _, name in texts(table)} == {
+        "SmaraAD (gamma 10, cam_norm minmax)",
+        "SmaraAD (gamma 1000, cam_norm minmax)",
+        "SmaraAD (gamma 1000, cam_norm none)",
+    }
+
+
+def test_variants_that_differ_in_much_are_told_apart_by_a_digest(tmp_path: Path) -> None:
+    for value in (1, 2):
+        add(tmp_path, metrics={"aa": value / 10}, settings={"hyper": dict.fromkeys("abcd", value)})
+    (table,) = white_box(tmp_path)
+    assert all(re.fullmatch(r"RSLAD #[0-9a-f]{6}", row.cells[0].text) for row in table.rows)
+    assert any("different #" in note for note in table.footnotes)
+
+
+def test_an_ablation_is_drawn_where_two_of_its_variants_are(tmp_path: Path) -> None:
+    for method, value in (("smaraad", 0.5), ("kd", 0.4), ("rslad", 0.3)):
+        for seed in (0, 1):
+            add(
+                tmp_path, method=method, label=method, teacher="t", seed=seed, metrics={"pgd20": value, "aa": value / 2}
+            )
+    (plot,) = figures.ablation(collect(read_all(tmp_path), "student"))
+    assert plot.alt == "Accuracy in percent. kd: PGD-20 40.0, AA 20.0; smaraad: PGD-20 50.0, AA 25.0."
+    assert "95% intervals over seeds." in plot.caption
+    assert plot.render("svg").startswith(b"<?xml")
+    (tmp_path / "alone").mkdir()
+    add(tmp_path / "alone", method="smaraad", metrics={"aa": 0.4})
+    assert figures.ablation(collect(read_all(tmp_path / "alone"), "student")) == []
 
 
 def test_rows_of_one_setting_line_up_under_two_teachers(tmp_path: Path) -> None:

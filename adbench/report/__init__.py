@@ -69,6 +69,7 @@ def _contents(records: list[Record], results: Path) -> tuple[list[Section], Tabl
             tuple(tables.teachers(networks)),
             tuple(figures.teacher_student(students, records)),
         ),
+        Section("ablation", "Ablation", (), tuple(figures.ablation(students))),
         Section("checkpoints", "Other networks", tuple(tables.checkpoints(others))),
         Section("paper", "Against the paper", tuple(paper.comparison(students, networks))),
         Section("training", "Training", tuple(tables.costs(students)), tuple(figures.curves(students))),

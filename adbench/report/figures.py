@@ -1,4 +1,4 @@
-"""Figure 1 (does a stronger teacher make a stronger student?) and training curves.
+"""Figure 1 (does a stronger teacher make a stronger student?), Figure 4 (ablation) and training curves.
 
 Every method has one look throughout a report: a colour of the Okabe-Ito palette, a marker and a dash
 pattern, so that it can be told apart in black and white and by colour-blind readers. The bytes of a figure
@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from adbench.record import Record
-from adbench.report.runs import METHODS, Run, natural, slug
+from adbench.report.runs import ABLATION, METHODS, Run, attacks_of, heading, natural, slug
 from adbench.report.teachers import teacher_accuracy
 
 _MARKERS = "osD^vP*Xph<>"
@@ -125,10 +125,10 @@ def teacher_student(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot
             "that bars stay apart." + (" Dashed: methods without a teacher." if alone else "")
         )
         said = [
-            f"{label}: " + ", ".join(f"{_aa(run):.1f} at teacher {x:.1f}" for x, run in points)
+            f"{label}: " + ", ".join(f"{_mean(run, 'aa'):.1f} at teacher {x:.1f}" for x, run in points)
             for label, points in lines.items()
         ]
-        said += [f"{run.label} without a teacher: {_aa(run):.1f}" for run in alone]
+        said += [f"{run.label} without a teacher: {_mean(run, 'aa'):.1f}" for run in alone]
         plots.append(
             Plot(
                 slug("teacher-student", dataset, student),
@@ -140,6 +140,68 @@ def teacher_student(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot
             )
         )
     return plots
+
+
+def ablation(runs: Sequence[Run]) -> list[Plot]:
+    """Figure 4: what SmaraAD's parts are worth, one figure a data set, student and teacher."""
+    plots = []
+    for (dataset, student, teacher), members in groupby(runs, key=lambda run: (run.dataset, run.student, run.teacher)):
+        group = sorted(
+            (r for r in members if r.method in ABLATION and r.done), key=lambda r: ABLATION.index(str(r.method))
+        )
+        if len({run.method for run in group}) < 2:
+            continue
+        attacks = [a for a in attacks_of(group) if all(run.estimate(a) for run in group)]
+        where = f"{dataset}, {student}" + (f" taught by {teacher}" if teacher else "")
+        seeds = sorted({len(run.done) for run in group})
+        bars = (
+            "95% intervals over seeds"
+            if seeds[0] > 1
+            else "95% intervals over seeds, or over test images of single runs"
+        )
+        said = [f"{run.label}: " + ", ".join(f"{heading(a)} {_mean(run, a):.1f}" for a in attacks) for run in group]
+        plots.append(
+            Plot(
+                slug("ablation", dataset, student, *([teacher] if teacher else [])),
+                f"Ablation of SmaraAD, {where}",
+                f"Accuracy of SmaraAD and of its variants on {where}. Bars: {bars}.",
+                "Accuracy in percent. " + "; ".join(said) + ".",
+                _ablation(group, attacks),
+                (6.6, 3.4),
+            )
+        )
+    return plots
+
+
+def _mean(run: Run, attack: str) -> float:
+    estimate = run.estimate(attack)
+    assert estimate is not None
+    return estimate.mean
+
+
+def _ablation(group: Sequence[Run], attacks: Sequence[str]) -> Callable[[Figure], None]:
+    labels = [run.label for run in group]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for place, run in enumerate(group):
+            xs = [number + 0.6 * ((place + 0.5) / len(group) - 0.5) for number in range(len(attacks))]
+            ys = [_mean(run, attack) for attack in attacks]
+            spans = [run.interval(attack) for attack in attacks]
+            errors = [
+                [y - low for y, (low, _) in zip(ys, spans, strict=True)],
+                [high - y for y, (_, high) in zip(ys, spans, strict=True)],
+            ]
+            style = look(run.label, labels) | {"linestyle": ""}
+            axes.errorbar(xs, ys, errors, capsize=2.5, elinewidth=0.9, label=run.label, **style)
+        axes.set_xticks(range(len(attacks)), [heading(attack) for attack in attacks])
+        axes.set_xlim(-0.5, len(attacks) - 0.5)
+        axes.set_ylabel("Accuracy (%)")
+        axes.grid(axis="y", linewidth=0.5)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside right upper", frameon=False)
+
+    return draw
 
 
 def curves(runs: Sequence[Run]) -> list[Plot]:
@@ -177,12 +239,6 @@ def curves(runs: Sequence[Run]) -> list[Plot]:
 _Log = dict[str, list[tuple[int, float]]]
 
 
-def _aa(run: Run) -> float:
-    estimate = run.estimate("aa")
-    assert estimate is not None
-    return estimate.mean
-
-
 def _teacher_student(
     lines: dict[str, list[tuple[float, Run]]], alone: Sequence[Run], labels: Sequence[str]
 ) -> Callable[[Figure], None]:
@@ -195,7 +251,7 @@ def _teacher_student(
         ends: list[tuple[float, Any, str]] = []
         for number, (label, points) in enumerate(lines.items()):
             shift = nudge * (number - (len(lines) - 1) / 2)
-            ys = [_aa(run) for _, run in points]
+            ys = [_mean(run, "aa") for _, run in points]
             lows, highs = zip(*(run.interval("aa") for _, run in points), strict=True)
             errors = [
                 [y - a for y, a in zip(ys, lows, strict=True)],
@@ -208,21 +264,25 @@ def _teacher_student(
         low, high = axes.get_ylim()
         reach = max(high - low, 5.0)
         for place, run in enumerate(alone):
-            if not low - reach < _aa(run) < high + reach:
+            if not low - reach < _mean(run, "aa") < high + reach:
                 # One weak baseline must not flatten what the figure is about.
                 off = Line2D([], [], linestyle="")
-                ends.append((_aa(run), off, f"{run.label}: {_aa(run):.1f}, not drawn"))
+                ends.append((_mean(run, "aa"), off, f"{run.label}: {_mean(run, 'aa'):.1f}, not drawn"))
                 continue
             style = look(run.label, labels) | {"marker": "", "linestyle": (0, (7, 3)), "linewidth": 1.1}
-            axes.axhline(_aa(run), zorder=1, **style)
+            axes.axhline(_mean(run, "aa"), zorder=1, **style)
             # A marker near the line's left end, so that black-and-white prints still tell lines apart; each a
             # little further right, so that close lines do not hide each other's.
             mark = look(run.label, labels) | {"linestyle": ""}
             axes.plot(
-                [0.012 + 0.03 * (place % 4)], [_aa(run)], transform=axes.get_yaxis_transform(), clip_on=False, **mark
+                [0.012 + 0.03 * (place % 4)],
+                [_mean(run, "aa")],
+                transform=axes.get_yaxis_transform(),
+                clip_on=False,
+                **mark,
             )
             key = Line2D([], [], **{**mark, "linestyle": (0, (7, 3)), "linewidth": 1.1})
-            ends.append((_aa(run), key, f"{run.label} (no teacher)"))
+            ends.append((_mean(run, "aa"), key, f"{run.label} (no teacher)"))
         if not span:
             # One teacher: the axis has no scale, methods stand side by side above its one accuracy.
             half = len(lines) / 2 + 1

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,9 @@ METHODS = {
     "smaraad-pp": "SmaraAD++",
 }
 """Registry names of the paper's ten methods, in its order, and the names it prints."""
+
+ABLATION = ("kd", "kd-align", "slack", "smaraad")
+"""Registry names of the variants in the paper's Figure 4, in its order."""
 
 STUDENTS = {"rn18": "resnet18", "mn-v2": "mobilenetv2"}
 """Registry names of the paper's two students, in its order, and their names in its tables' CSV files."""
@@ -61,7 +64,7 @@ class Run:
     @property
     def order(self) -> tuple[int, str, str]:
         """The paper's methods first and in its order, then others by name."""
-        known = list(METHODS)
+        known = [*METHODS, *ABLATION]
         return (
             known.index(self.method) if self.method in known else len(known),
             self.label.lower(),
@@ -94,8 +97,9 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
     """The runs of one kind of record, by data set, student, method and teacher.
 
     Seeds are averaged only within equal settings. Where one label was run with several settings (two
-    presets in one results folder, an ablation), each becomes a run of its own, its label followed by
-    "#" and a digest of the settings. A seed found twice counts once: the one that finished last.
+    presets in one results folder, a study), each becomes a run of its own, its label followed by the settings
+    in which they differ, or, where these are many, by "#" and a digest of all. A seed found twice counts
+    once: the one that finished last.
     """
     groups: dict[tuple[str, str, str | None, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -109,6 +113,7 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
         digests = {key: _settings(variant[0], _PLACE) for key, variant in variants.items()}
         if len(set(digests.values())) < len(digests):
             digests = {key: key for key in variants}
+        named = _differences({key: variant[0] for key, variant in variants.items()})
         for key, variant in variants.items():
             members = _one_per_seed(variant)
             run = Run(
@@ -120,7 +125,8 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
                 done=tuple(r for r in members if r.done),
                 failed=tuple(r for r in members if not r.done),
             )
-            runs.append(run if len(variants) == 1 else replace(run, label=f"{label} #{digests[key][:6]}"))
+            apart = named.get(key) or f"#{digests[key][:6]}"
+            runs.append(run if len(variants) == 1 else replace(run, label=f"{label} {apart}"))
     return sorted(
         runs, key=lambda r: (natural(r.dataset), _student_order(r.student), r.order, natural(r.teacher or ""))
     )
@@ -166,12 +172,44 @@ def _one_per_seed(records: list[Record]) -> list[Record]:
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
+MOST_NAMED = 3
+"""Variants that differ in more settings than these are told apart by a digest."""
+
+
+def _differences(variants: dict[str, Record]) -> dict[str, str]:
+    """For each variant, the settings in which they differ, as "(gamma 10, cam_norm none)"; {} where they are many."""
+    flat = {key: dict(_leaves(_stripped(record["config"], _PLACE))) for key, record in variants.items()}
+    paths = {path: None for leaves in flat.values() for path in leaves}
+    apart = [path for path in paths if len({repr(leaves.get(path)) for leaves in flat.values()}) > 1]
+    names = [path.rpartition(".")[2] for path in apart]
+    if not 0 < len(apart) <= MOST_NAMED or len(set(names)) < len(names):
+        return {}
+    return {
+        key: f"({', '.join(f'{name} {_spelt(leaves.get(path))}' for name, path in zip(names, apart, strict=True))})"
+        for key, leaves in flat.items()
+    }
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}")
+    else:
+        yield path, value
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _settings(record: Record, ignored: frozenset[str] = frozenset({"seed"})) -> str:
     """A digest of the record's configuration without the keys `ignored`, wherever they stand in it."""
+    return content_id(_stripped(record["config"], ignored))
 
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: strip(item) for key, item in value.items() if key not in ignored}
-        return [strip(item) for item in value] if isinstance(value, list) else value
 
-    return content_id(strip(record["config"]))
+def _stripped(value: Any, ignored: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _stripped(item, ignored) for key, item in value.items() if key not in ignored}
+    return [_stripped(item, ignored) for item in value] if isinstance(value, list) else value
