@@ -591,9 +591,10 @@ def new_method(name: str, out: Path) -> None:
     \b
     Example:
       adbench new-method mine
+      adbench validate mine.py
       adbench run --methods mine,rslad --plugin mine.py
     """
     from adbench.scaffold import write_method
 
     path = write_method(name, out)
-    click.echo(f"wrote {path}; try: adbench run --methods {name} --plugin {path}")
+    click.echo(f"wrote {path}; try: adbench validate {path}, then adbench run --methods {name} --plugin {path}")

@@ -13,6 +13,7 @@ from adbench.registry import METHODS
 TEMPLATE = '''\
 """{name}: a method for adbench.
 
+    adbench validate {file}
     adbench run --methods {name},rslad --plugin {file}
 """
 
@@ -24,10 +25,12 @@ from adbench.method import Method, Need, Passes, Step, hyper
 
 
 class {cls}(Method):
-    """One line for `adbench list`: what is new here.
+    """One line for `adbench list`: what is new here, and its paper.
 
     attack:  max  CE(S(x'), y)
     loss:    alpha KL(S(x'), T(x')) + (1 - alpha) CE(S(x), y)
+
+    differs: where the paper and its published code differ, and what is done here.
     """
 
     label = "{name}"  # the name in tables
@@ -40,12 +43,12 @@ class {cls}(Method):
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         """One value an example. step.teacher is frozen, and computed once a batch for the same input."""
-        distilled = kl(step.student(x_adv), step.teacher(x_adv))
-        natural = cross_entropy(step.student(step.x), step.y)
+        distilled = step.term("kl", kl(step.student(x_adv), step.teacher(x_adv)))
+        natural = step.term("cross_entropy", cross_entropy(step.student(step.x), step.y))
         return self.alpha * distilled + (1 - self.alpha) * natural
 
     def passes(self, steps: int) -> Passes:
-        """The cost of one iteration, for the plan's estimate."""
+        """The cost of one iteration: for the plan, and for an equal budget (--preset fair)."""
         return Passes(student=steps + 2, teacher_forward=1)
 '''
 
