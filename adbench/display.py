@@ -114,13 +114,18 @@ def plan_table(plan: Plan, seconds: dict[str, float]) -> Table:
     for heading in ("dataset", "method", "student", "teacher", "seed", "state"):
         table.add_column(heading)
     table.add_column("expected", justify="right")
+    # Recipes may give methods epochs of their own.
+    uneven = len({cell.train.epochs for cell in plan.matrix.students}) > 1
+    if uneven:
+        table.add_column("epochs", justify="right")
     for cell in plan.matrix.cells:
         state = plan.states[cell.id]
         role = f"(teacher) {cell.name}" if cell.kind == "teacher" else cell.name
         expected = "" if state == "done" else duration(seconds[cell.id])
         table.add_row(
-            _escaped(cell.dataset), role, cell.architecture, cell.teacher_name or "-", str(cell.seed), state, expected
-        )
+            _escaped(cell.dataset), role, cell.architecture, cell.teacher_name or "-", str(cell.seed), state, expected,
+            *([str(cell.train.epochs) if cell.method else "-"] if uneven else []),
+        )  # fmt: skip
     return table
 
 
