@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from adbench.matrix import configured, passes
+from adbench.matrix import asked, configured, passes
 from adbench.method import Need, Passes
 from adbench.registry import METHODS
 
@@ -23,11 +23,13 @@ def card(name: str, steps: int = 10) -> str:
     """
     method = configured(name, {})
     cls = type(method)
+    needed = asked(name, "needed", method.needed)
     lines = [f"{name}: {cls.label}", "", inspect.getdoc(cls) or "(no docstring)", ""]
-    lines += [f"needs   {', '.join(need.value for need in Need if need in method.needed()) or 'no teacher'}"]
+    lines += [f"needs   {', '.join(need.value for need in Need if need in needed) or 'no teacher'}"]
     lines += _wrapped("cost    ", _cost(passes(method, name, steps), steps))
-    if method.reach() > 1:
-        lines += [f"reach   up to {method.reach():g} eps: it trains outside the threat model"]
+    reach = asked(name, "reach", method.reach)
+    if reach > 1:
+        lines += [f"reach   up to {reach:g} eps: it trains outside the threat model"]
     if not METHODS.built_in(name):
         lines += [f"source  {METHODS.source(name)}"]
     if cls.model_fields:
@@ -53,6 +55,7 @@ def _cost(cost: Passes, steps: int) -> str:
         "teacher forward and backward": cost.teacher,
         "teacher forward": cost.teacher_forward,
         "natural teacher forward": cost.natural_forward,
+        "forward or backward of its own network": cost.own,
     }
     told = ", ".join(f"{number:g} x {what}" for what, number in parts.items() if number)
     return f"{cost.total:g} passes an iteration with {steps} attack steps: {told}"

@@ -237,9 +237,11 @@ def _experiment(
     """The experiment of the command line: presets, then file, then --set, then the named options."""
     from adbench import config as configuration
 
-    own = configuration.read_toml(config) if config else {}
-    own = configuration.merged(own, *(configuration.parse_setting(text) for text in settings), asked)
-    return configuration.experiment(configuration.with_presets(presets or [configuration.default_preset(own)], own))
+    file = configuration.read_toml(config) if config else {}
+    line = configuration.merged(*(configuration.parse_setting(text) for text in settings), asked)
+    chosen = presets or [configuration.default_preset(configuration.merged(file, line))]
+    layers = (*(configuration.read_preset(name) for name in chosen), file, line)
+    return configuration.experiment(configuration.layered(*layers))
 
 
 def _carry_out(

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from adbench.data.threat import parse_fraction
 from adbench.errors import UserError, unknown
@@ -99,6 +99,15 @@ class Override(Section):
     datasets: tuple[str, ...] = Field((), description="none means all")
     train: dict[str, Any] = Field({}, description="instead of the experiment's")
     hyper: dict[str, Any] = Field({}, description="instead of the method's defaults")
+
+    @field_validator("train")
+    @classmethod
+    def _fits(cls, train: dict[str, Any]) -> dict[str, Any]:
+        try:
+            validated(Train, train, "train")
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("train: ")) from error
+        return train
 
 
 class Experiment(Section):
@@ -191,25 +200,43 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def with_presets(names: Iterable[str], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A user's settings over those of the presets `names` (later ones win), of which they win every key.
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of several layers (presets, a file, the command line), each winning over those before it.
 
-    So a preset's overrides for single methods yield where the user sets the same key for all.
+    An [[override]] wins over the rest of its own layer, and yields to what a later layer sets for all methods; so
+    do a budget and `train.epochs` to each other. Raises UserError for a layer that sets both of these.
     """
-    preset = merged(*(read_preset(name) for name in names))
-    theirs = own.get("train")
-    fixed = set(theirs) if isinstance(theirs, Mapping) else set()
-    yielding = [
-        rule | {"train": {key: value for key, value in rule.get("train", {}).items() if key not in fixed}}
-        for rule in preset.pop("override", [])
-    ]
-    added = own.get("override", [])
-    if not isinstance(added, list):
-        return merged(preset, own)  # to be refused with all else that is wrong
-    for number, rule in enumerate(added, 1):
-        # Before they follow the preset's, so that a complaint counts as the user does.
-        validated(Override, rule if isinstance(rule, Mapping) else {"methods": rule}, f"[[override]] number {number}")
-    return merged(preset, own) | {"override": [*yielding, *added]}
+    settings: dict[str, Any] = {}
+    rules: list[dict[str, Any]] = []
+    for layer in layers:
+        train, added = _table(layer, "train"), layer.get("override", [])
+        if "budget" in layer and "epochs" in train:
+            raise UserError("configuration: budget and train.epochs are both set; one decides the other")
+        if "epochs" in train:
+            settings.pop("budget", None)
+        rules = [rule | {"train": _without(_table(rule, "train"), train)} for rule in rules]
+        if isinstance(added, list) and all(isinstance(rule, Mapping) for rule in added):
+            for number, rule in enumerate(added, 1):
+                # One by one, so that a complaint counts as the user does.
+                validated(Override, rule, f"[[override]] number {number}")
+            # Hyperparameters of earlier layers come before these overrides, as overrides themselves.
+            for method in {m: None for rule in added for m in rule["methods"]}:
+                if earlier := settings.get("hyper", {}).pop(method, None):
+                    rules.append({"methods": [method], "hyper": earlier})
+            rules += added
+            layer = {key: value for key, value in layer.items() if key != "override"}
+        settings = merged(settings, layer)
+    return settings if "override" in settings else settings | {"override": rules}
+
+
+def _table(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The table under `key`, an empty one where there is none (or something else, which is refused later)."""
+    found = settings.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _without(table: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key not in keys}
 
 
 def experiment(settings: Mapping[str, Any]) -> Experiment:

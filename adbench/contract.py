@@ -1,6 +1,8 @@
 """`adbench validate`: what the harness relies on in a method, tried out on a tiny problem in seconds.
 
-The problem is eight images of 3 x 8 x 8 pixels, a student of four channels and teachers of eight, all random.
+The problem is eight images of 3 x 8 x 8 pixels, a student of four channels and teachers of eight, all random. As in
+training, torch's global stream is set before every call, so layers and losses with randomness of their own may use
+it. That a method works in bfloat16 is asked ahead of need: training is in float32.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from adbench.method import Ball, Method, Mode, Need, Net, Step, Teacher
 from adbench.models import Network, build
 
 IMAGES, CLASSES = 8, 10
-BALL = Ball(0.1, 0.03, 4)
+BALL, SMALL_BALL = Ball(0.1, 0.03, 4), Ball(0.02, 0.01, 2)
 EPOCHS = 10
 CLASS_NUMBERS = (2, 10, 100, 1000)
 DECLARED_COST_MAY_BE_OFF = 0.25
@@ -86,7 +88,8 @@ class Problem:
             **self.batch(classes, images, 1),
         )
         torch.manual_seed(1)
-        method.setup(step)
+        # As training does: before the first iteration, with two images.
+        method.setup(replace(step, x=step.x[:2], y=step.y[:2], epoch=0, iteration=0))
         return method, replace(step, **changes)
 
     @staticmethod
@@ -106,9 +109,9 @@ class Problem:
 
 def attack_stays_in_the_ball(problem: Problem) -> None:
     """The attack stays in the ball and in [0, 1]."""
-    for epoch, iteration in product((0, EPOCHS - 1), (1, 20)):
-        method, step = problem.begin(epoch=epoch, iteration=iteration)
-        x_adv = method.attack(step)
+    for epoch, iteration, ball in product((0, EPOCHS - 1), (1, 20), (BALL, SMALL_BALL)):
+        method, step = problem.begin(epoch=epoch, iteration=iteration, threat=ball)
+        x_adv = _attack(method, step)
         if not isinstance(x_adv, Tensor) or x_adv.shape != step.x.shape:
             shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
             raise Broken(f"attack gave {shape}, expected images of shape {tuple(step.x.shape)}")
@@ -118,7 +121,7 @@ def attack_stays_in_the_ball(problem: Problem) -> None:
             raise Broken("attack gave pixels that are not finite")
         if x_adv.min() < 0 or x_adv.max() > 1:
             raise Broken(f"pixels reach from {x_adv.min():.3g} to {x_adv.max():.3g}, expected [0, 1]")
-        distance = ((x_adv - step.x).abs().max() / BALL.eps).item()
+        distance = ((x_adv - step.x).abs().max() / ball.eps).item()
         if distance > method.reach() + 1e-5:
             raise Broken(f"images move {distance:.3g} eps, expected at most {method.reach():g} (`reach`)")
 
@@ -147,7 +150,7 @@ def attack_leaves_the_student_as_it_was(problem: Problem) -> None:
         method, step = problem.begin(iteration=iteration)
         module = step.student.module
         before = {key: value.clone() for key, value in module.state_dict().items()}
-        method.attack(step)
+        _attack(method, step)
         if not all(m.training for m in module.modules()):
             raise Broken("the student is not in training mode any more; `step.ascend` and `step.still` restore it")
         if any(p.grad is not None for p in module.parameters()):
@@ -163,14 +166,13 @@ def attack_leaves_the_student_as_it_was(problem: Problem) -> None:
 def same_seed_gives_the_same_result(problem: Problem) -> None:
     """The same seed gives the same result."""
     found = []
-    for other in (2, 3):
+    for _ in range(2):
         method, step = problem.begin(iteration=20)
-        torch.manual_seed(other)  # not the run's stream, which is step.generator
-        x_adv = method.attack(step)
+        x_adv = _attack(method, step)
         found.append((x_adv, _loss(method, step, x_adv).detach()))
     for what, (one, two) in zip(("attack", "loss"), zip(*found, strict=True), strict=True):
         if not torch.equal(one, two):
-            raise Broken(f"{what} differs between two runs with one seed; draw from step.generator")
+            raise Broken(f"{what} differs between two runs with one seed; draw from step.generator or from torch")
 
 
 def state_survives(problem: Problem) -> None:
@@ -181,7 +183,9 @@ def state_survives(problem: Problem) -> None:
         losses = []
         for iteration in iterations:
             _forget(step)
-            step = replace(step, **problem.batch(CLASSES, IMAGES, iteration))
+            # An epoch's last batch may be a smaller one.
+            images = IMAGES - 3 if iteration % 10 == 0 else IMAGES
+            step = replace(step, **problem.batch(CLASSES, images, iteration))
             loss = _loss(method, step)
             optimiser.zero_grad()
             loss.mean().backward()  # type: ignore[no-untyped-call]
@@ -216,10 +220,13 @@ def loss_of_a_batch_is_the_mean_of_its_examples(problem: Problem) -> None:
     method, step = problem.begin()
     if not method.separable:
         raise NotClaimed
+    x_adv = _attack(method, step)
     step.student.module.eval()  # batch-norm is the one thing that examples may share
-    x_adv = method.attack(step)
-    step.student.module.eval()
     together = _loss(method, step, x_adv).detach()
+    method, again = problem.begin(iteration=step.iteration + 1)
+    again.student.module.eval()
+    if not torch.equal(_loss(method, replace(again, x=step.x, y=step.y), x_adv).detach(), together):
+        raise NotClaimed  # by chance or by iteration, so that examples cannot be compared one by one
     for i in range(IMAGES):
         method, alone = problem.begin()
         alone.student.module.eval()
@@ -249,7 +256,7 @@ def bfloat16(problem: Problem) -> None:
     for enabled in (False, True):
         method, step = problem.begin()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found = method.attack(step)
+            found = _attack(method, step)
             if found.dtype != step.x.dtype:
                 raise Broken(f"attack gives {found.dtype}, expected the images' {step.x.dtype}")
             _forget(step)
@@ -268,7 +275,7 @@ def few_steps_lower_the_loss(problem: Problem) -> None:
     ends = []
     for rate in (0.1, 0.02, 0.004):
         method, step = problem.begin()
-        x_adv = method.attack(step)
+        x_adv = _attack(method, step)
         optimiser = torch.optim.SGD(step.student.module.parameters(), rate)
         values = []
         for _ in range(16):
@@ -285,15 +292,20 @@ def few_steps_lower_the_loss(problem: Problem) -> None:
 
 def declared_cost_is_what_it_takes(problem: Problem) -> None:
     """The declared cost is what an iteration takes."""
-    method, step = problem.begin(iteration=3)
-    networks = [step.student.module, *(teacher.module for teacher in step.teachers.values())]
-    with ExitStack() as counting:
-        counts = [counting.enter_context(counted(network)) for network in networks]
-        _loss(method, step).mean().backward()  # type: ignore[no-untyped-call]
-    seen = sum(2 * count["both"] + count["forward"] for count in counts)
-    declared = passes(method, problem.name, BALL.steps).total
-    if abs(declared - seen) > DECLARED_COST_MAY_BE_OFF * seen:
-        raise Broken(f"`passes` declares {declared:g} forward and backward passes, seen were {seen}")
+    for ball in (BALL, replace(BALL, steps=10)):
+        method, step = problem.begin(iteration=3, threat=ball)
+        networks = [step.student.module, *(teacher.module for teacher in step.teachers.values())]
+        with ExitStack() as counting:
+            counts = [counting.enter_context(counted(network)) for network in networks]
+            _loss(method, step).mean().backward()  # type: ignore[no-untyped-call]
+        seen = sum(2 * count["both"] + count["forward"] for count in counts)
+        cost = passes(method, problem.name, ball.steps)
+        declared = cost.total - cost.own  # its own networks are out of sight
+        if abs(declared - seen) > DECLARED_COST_MAY_BE_OFF * seen:
+            raise Broken(
+                f"`passes` declares {declared:g} forward and backward passes of student and teachers for "
+                f"{ball.steps} attack steps, seen were {seen}"
+            )
 
 
 CHECKS: tuple[Callable[[Problem], None], ...] = (
@@ -310,9 +322,25 @@ CHECKS: tuple[Callable[[Problem], None], ...] = (
 )
 
 
+def _attack(method: Method, step: Step) -> Tensor:
+    """The method's examples; x and y must stay as they are."""
+    torch.manual_seed(step.iteration)
+    return _unchanged(step, lambda: method.attack(step))
+
+
+def _unchanged(step: Step, call: Callable[[], Tensor]) -> Tensor:
+    x, y = step.x.clone(), step.y.clone()
+    result = call()
+    if not torch.equal(step.x, x) or not torch.equal(step.y, y):
+        raise Broken("the batch itself was changed; work on a copy of step.x and step.y")
+    return result
+
+
 def _loss(method: Method, step: Step, x_adv: Tensor | None = None) -> Tensor:
     """The loss, (B,), of the given examples or of the method's own."""
-    loss = method.loss(step, method.attack(step) if x_adv is None else x_adv)
+    x_adv = _attack(method, step) if x_adv is None else x_adv
+    torch.manual_seed(step.iteration)
+    loss = _unchanged(step, lambda: method.loss(step, x_adv))
     if not isinstance(loss, Tensor) or loss.shape != step.y.shape:
         has = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
         raise Broken(f"loss has {has}, expected one value an example, {tuple(step.y.shape)}")

@@ -93,7 +93,8 @@ class Estimator:
         dataset = cell_dataset(cell, self.place)
         cost = passes(configured(cell.method, cell.hyper), cell.method, cell.train.attack_steps)
         student = self.of(cell)
-        image = cost.student * student.both + cost.student_forward * student.forward
+        # A method's own network is taken to be about the student's size.
+        image = cost.student * student.both + (cost.student_forward + cost.own) * student.forward
         if cell.teacher:
             teacher = self.of(cell.teacher)
             image += cost.teacher * teacher.both + cost.teacher_forward * teacher.forward

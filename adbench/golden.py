@@ -50,6 +50,13 @@ class Node(dict[str, Any]):
         found = self.get(key, {})
         return found if isinstance(found, Node) else Node({}, f"{self.path}.{key}")
 
+    def only(self, *known: str) -> Node:
+        """This table. Raises UserError for a key that the replay would ignore."""
+        for key in self:
+            if key not in known:
+                raise UserError(f"{self.path}: unknown parameter '{key}'; known are {', '.join(known) or 'none'}")
+        return self
+
 
 def _node(value: Any, path: str) -> Any:
     if isinstance(value, dict):
@@ -220,11 +227,17 @@ def step_for(
 
 
 @contextmanager
-def noise(gauss: Tensor, unit: Tensor) -> Iterator[None]:
+def noise(gauss: Tensor | None, unit: Tensor | None) -> Iterator[None]:
     """The reference's noise for N(0, 1) and U(-1, 1); what a start makes of it remains the attack's own."""
+
+    def given(values: Tensor | None, name: str) -> Tensor:
+        if values is None:
+            raise UserError(f"the reference's attack_inputs has no '{name}'")
+        return values
+
     with (
-        patch.object(linf, "gauss_noise", lambda *_: gauss),
-        patch.object(linf, "unit_noise", lambda *_: unit),
+        patch.object(linf, "gauss_noise", lambda *_: given(gauss, "noise_gauss")),
+        patch.object(linf, "unit_noise", lambda *_: given(unit, "noise_unit")),
     ):
         yield
 
@@ -238,43 +251,37 @@ class Reference:
     def tables(self, name: str) -> tuple[dict[str, Tensor], Tensor]:
         """A set of logits by name, and their labels."""
         chosen = self.content["logit_sets"][name]
-        return {k: tensor(v) for k, v in chosen.items() if k != "labels"}, torch.tensor(chosen["labels"])
+        found = Node({k: v for k, v in chosen.items() if isinstance(v, list) and k != "labels"}, chosen.path)
+        for key, value in found.items():
+            found[key] = tensor(value)
+        return found, torch.tensor(chosen["labels"])
 
     def table_step(self, logits: str, scale: tuple[float, float] = (1.0, 1.0), **changes: Any) -> tuple[Replay, Tensor]:
         """A step on given logits (the student's at x and x' scaled), and its x'."""
         z, y = self.tables(logits)
         x = torch.zeros(len(y), 1, 2, 2, dtype=torch.float64)
         student = Table(z["student_clean"] * scale[0], z["student_adv"] * scale[1])
+        names = {Need.TEACHER: "teacher", Need.NATURAL_TEACHER: "nat_teacher"}
         teachers: dict[Need, Network] = {
-            Need.TEACHER: Table(z["teacher_clean"], z["teacher_adv"]),
-            Need.NATURAL_TEACHER: Table(z["nat_teacher_clean"], z["nat_teacher_adv"]),
+            need: Table(z[f"{name}_clean"], z[f"{name}_adv"]) for need, name in names.items() if f"{name}_adv" in z
         }
         return step_for(student, x, y, teachers, Ball(8 / 255, 2 / 255, 10), **changes), torch.ones_like(x)
 
     def image_step(self, student: str, entry: Node) -> Replay:
         """A step on the reference's images and networks, with the entry's radius, step and number of steps."""
         inputs, nets = self.content["attack_inputs"], self.content["nets"]
-        eps, size = (float(parse_fraction(str(entry.get(key, inputs[key])))) for key in ("eps", "step"))
-        teachers: dict[Need, Network] = {need: Toy(nets["teacher"]) for need in Need}
-        ball = Ball(eps, size, int(entry.get("steps", inputs["steps"])))
+        eps, size, steps = ((entry if key in entry else inputs)[key] for key in ("eps", "step", "steps"))
+        teachers: dict[Need, Network] = {need: Toy(nets["teacher"]) for need in Need if "teacher" in nets}
+        ball = Ball(float(parse_fraction(str(eps))), float(parse_fraction(str(size))), int(steps))
         labels = torch.tensor(inputs["labels"])
         return step_for(Toy(nets[student]), tensor(inputs["x_uint8"]) / 255, labels, teachers, ball)
 
     def noise(self) -> Any:
         inputs = self.content["attack_inputs"]
-        return noise(tensor(inputs["noise_gauss"]), tensor(inputs["noise_unit"]))
+        return noise(*(tensor(inputs[key]) if key in inputs else None for key in ("noise_gauss", "noise_unit")))
 
 
 Replayer = Callable[[Reference, str, Node, Comparison], None]
-
-
-def _params(entry: Node, *known: str) -> Node:
-    """The entry's parameters. Raises UserError for one that this replay would ignore."""
-    params = entry.table("params")
-    for name in params:
-        if name not in known:
-            raise UserError(f"{params.path}: unknown parameter '{name}'; known are {', '.join(known) or 'none'}")
-    return params
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
@@ -307,7 +314,7 @@ def _plain(method: str, **renamed: str) -> Replayer:
     """A loss whose parameters are hyperparameters of `method`, under the names `renamed` gives them."""
 
     def replay(reference: Reference, _: str, entry: Node, seen: Comparison) -> None:
-        params = _params(entry, *renamed)
+        params = entry.table("params").only(*renamed)
         _loss(reference, configured(method, {renamed[k]: v for k, v in params.items()}), entry, seen)
 
     return replay
@@ -315,7 +322,7 @@ def _plain(method: str, **renamed: str) -> Replayer:
 
 def _ard(reference: Reference, name: str, entry: Node, seen: Comparison) -> None:
     summed = name.startswith("ard_iadrepo")
-    params = _params(entry, "alpha", "tau")
+    params = entry.table("params").only("alpha", "tau")
     reduction = Classes.SUM if summed else Classes.MEAN
     _loss(reference, configured("ard", {**params, "kl_reduction": reduction}), entry, seen)
 
@@ -323,7 +330,7 @@ def _ard(reference: Reference, name: str, entry: Node, seen: Comparison) -> None
 def _iad(reference: Reference, name: str, entry: Node, seen: Comparison) -> None:
     second = name.startswith("iad2")
     own = ("alpha1", "alpha2") if second else ("alpha",)
-    params = _params(entry, *own, "tau", "beta", "begin", "epoch")
+    params = entry.table("params").only(*own, "tau", "beta", "begin", "epoch")
     epoch = params.get("epoch", 0)
     epochs = max(200, epoch + 1, params.get("begin", 0))
     hyper = {k: v for k, v in params.items() if k not in ("begin", "epoch")}
@@ -340,22 +347,37 @@ def _iad(reference: Reference, name: str, entry: Node, seen: Comparison) -> None
 
 
 def _rslad(reference: Reference, _: str, entry: Node, seen: Comparison) -> None:
-    params = _params(entry, "alpha", "kl")
+    params = entry.table("params").only("alpha", "kl")
     reductions = {"elementwise mean": Classes.MEAN, "elementwise mean x10": Classes.MEAN_X10, "sum": Classes.SUM}
-    if params["kl"] not in reductions:
+    if "kl" in params and params["kl"] not in reductions:
         raise UserError(f"{params.path}.kl: unknown reduction '{params['kl']}'; known are {', '.join(reductions)}")
-    # The default must find the authors' reduction by itself; only another one than that is asked for.
-    automatic = Classes.MEAN if len(reference.tables(entry["logits"])[0]["student_adv"][0]) <= 10 else Classes.MEAN_X10
-    chosen = reductions[params["kl"]]
-    hyper = {"alpha": params["alpha"]} | ({} if chosen is automatic else {"kl_reduction": chosen})
+    hyper = {k: v for k, v in params.items() if k != "kl"}
+    hyper |= _reduction(reference, entry, Classes.MEAN_X10, reductions.get(params.get("kl", "")))
     _loss(reference, configured("rslad", hyper), entry, seen)
+
+
+def _adaad(reference: Reference, _: str, entry: Node, seen: Comparison) -> None:
+    hyper = entry.table("params").only("alpha") | _reduction(reference, entry, Classes.SUM)
+    _loss(reference, configured("adaad", hyper), entry, seen)
+
+
+def _reduction(reference: Reference, entry: Node, many: Classes, stated: Classes | None = None) -> dict[str, Classes]:
+    """The reduction over classes that the entry states, or that its authors have for its data set.
+
+    As a hyperparameter only where the default would not find it by itself: up to 10 classes the mean, else `many`.
+    """
+    hundred = re.search(r"cifar100|_c100(_| |$)", f"{entry.path} {entry.get('source', '')}".lower())
+    wanted = stated or (many if hundred else Classes.MEAN)
+    classes = reference.tables(entry["logits"])[0]["student_adv"].shape[1]
+    return {} if wanted is (Classes.MEAN if classes <= 10 else many) else {"kl_reduction": wanted}
 
 
 def _mtard(reference: Reference, _: str, entry: Node, seen: Comparison) -> None:
     """Steps in a row: the weights depend on all losses before."""
-    params = _params(entry, "weight_learn_rate", "bert")
+    params = entry.table("params").only("weight_learn_rate", "bert")
     rate = params["weight_learn_rate"]
-    method = configured("mtard", {"weight_lr": rate, "balance": params["bert"]})
+    reduction = _reduction(reference, entry, Classes.MEAN_X10)
+    method = configured("mtard", {"weight_lr": rate, "balance": params["bert"], **reduction})
     for number, expected in enumerate(entry["steps"], 1):
         scale = (expected["scale_student_clean"], expected["scale_student_adv"])
         step, x_adv = reference.table_step(entry["logits"], scale, iteration=number)
@@ -378,7 +400,7 @@ def _mtard(reference: Reference, _: str, entry: Node, seen: Comparison) -> None:
 
 def _margin(reference: Reference, _: str, entry: Node, seen: Comparison) -> None:
     """The evaluation's C&W loss."""
-    _params(entry)
+    entry.table("params").only()
     z, y = reference.tables(entry["logits"])
     logits = z["student_adv"].requires_grad_()
     loss = margin(logits, y).mean()
@@ -416,17 +438,19 @@ def _attack(*methods: str, **hyper: Any) -> Replayer:
 
 def _at_the_examples(step: Replay, x_adv: Tensor, entry: Node, seen: Comparison) -> None:
     """What the reference says about its examples: distance, objective, logits, batch-norm statistics."""
-    seen.values("linf", (x_adv - step.x).abs().max(), entry["linf"])
     student = step.student.module
+    found: dict[str, Callable[[], Tensor]] = {
+        "linf": lambda: (x_adv - step.x).abs().max(),
+        "final_ce": lambda: step.objective(x_adv).sum() / len(x_adv),
+        "final_kl_sum": lambda: step.objective(x_adv).sum(),
+        "final_objective_sum": lambda: step.objective(x_adv).sum(),
+        "student_adv_logits": lambda: step.student(x_adv),
+        "teacher_adv_logits": lambda: step.teacher(x_adv),
+    }
     with step.still(), torch.no_grad():
-        reached = step.objective(x_adv).sum()
-        for key, value in (("final_ce", reached / len(x_adv)), ("final_kl_sum", reached),
-                           ("final_objective_sum", reached)):  # fmt: skip
+        for key, value in found.items():
             if key in entry:
-                seen.values(key, value, entry[key])
-        for key, network in (("student_adv_logits", step.student), ("teacher_adv_logits", step.teacher)):
-            if key in entry:
-                seen.values(key, network(x_adv), entry[key])
+                seen.values(key, value(), entry[key])
     if entry.get("bn_mode") == "train":
         step.student.observe(x_adv)  # the reference's statistics include the final forward of the loss
     buffers = dict(student.named_buffers())
@@ -527,14 +551,15 @@ def _hand(_: Reference, __: str, entry: Node, seen: Comparison) -> None:
 
 def _smaraad(reference: Reference, _: str, entry: Node, seen: Comparison) -> None:
     """The loss of Eq. 9 or 10 with its parts and parameter gradients, at the examples of `smaraad_minmax`."""
-    config = entry["config"]
+    config = entry["config"].only("variant", "alpha", "c", "gamma", "lam", "norm", "w_source", "self_sign")
     hyper = {"alpha": config["alpha"], "c": config["c"], "gamma": config["gamma"], "cam_norm": config["norm"]}
-    plus = {"reliability_exponent": config["lam"], "self_rho_sign": int(config["self_sign"])}
-    plus |= {"w_source": config["w_source"]}
     if config["variant"] not in ("smaraad", "smaraad++"):
         raise UserError(f"{config.path}.variant: '{config['variant']}' is neither 'smaraad' nor 'smaraad++'")
     eq9: Any = configured("smaraad", hyper)
-    method: Any = eq9 if config["variant"] == "smaraad" else configured("smaraad-pp", hyper | plus)
+    method = eq9
+    if config["variant"] == "smaraad++":
+        hyper |= {"reliability_exponent": config["lam"], "self_rho_sign": int(config["self_sign"])}
+        method = configured("smaraad-pp", hyper | {"w_source": config["w_source"]})
     step = reference.image_step("student", Node({}, entry.path))
     x_adv = tensor(reference.content["attacks"]["smaraad_minmax"]["x_adv"])
     _parameter_loss(method, step, x_adv, entry, seen)
@@ -542,7 +567,7 @@ def _smaraad(reference: Reference, _: str, entry: Node, seen: Comparison) -> Non
     logged = {"p_t_pow_lambda": "trust", "w": "certainty", "self_rho": "self_rho", "ce_clean": "cross_entropy"}
     parts = entry.table("parts")
     for key, name in logged.items():
-        if key in parts:
+        if key in parts and method is not eq9:
             seen.values(f"mean of {key}", step.noted(name), sum(parts[key]) / len(parts[key]))
     with torch.no_grad():
         for key, per_example in (("eq9_per_sample", eq9), ("eq10_per_sample", method)):
@@ -550,8 +575,10 @@ def _smaraad(reference: Reference, _: str, entry: Node, seen: Comparison) -> Non
                 seen.values(key, per_example.loss(step, x_adv), parts[key])
         for where, x in (("clean", step.x), ("adv", x_adv)):
             student, teacher = step.student.features(x), step.teacher.features(x)
-            seen.values(f"l_sm_{where}", method.slack(student[0], teacher[0]), parts[f"l_sm_{where}"])
-            seen.values(f"l_align_{where}", method.align(step, student, teacher), parts[f"l_align_{where}"])
+            if (key := f"l_sm_{where}") in parts:
+                seen.values(key, method.slack(student[0], teacher[0]), parts[key])
+            if (key := f"l_align_{where}") in parts:
+                seen.values(key, method.align(step, student, teacher), parts[key])
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -566,7 +593,7 @@ REPLAYS: dict[str, Sequence[tuple[str, Replayer]]] = {
         ("iad", _iad),
         ("rslad", _rslad),
         ("mtard", _mtard),
-        ("adaad", _plain("adaad", alpha="alpha")),
+        ("adaad", _adaad),
         ("lasat_target", _plain("las-at", factor="true_mass")),
         ("eval_cw_margin", _margin),
     ),
@@ -582,28 +609,32 @@ REPLAYS: dict[str, Sequence[tuple[str, Replayer]]] = {
     ),
     "lasat": (("reward", _las_at_reward), ("policy_loss", _las_at_policy)),
     "smaraad.slack_matching": (("", _slack),),
-    "smaraad.hand_example": (("hand_example", _hand),),
+    "smaraad": (("hand_example", _hand),),
     "smaraad.outer": (("eq", _smaraad),),
 }
 
 # Inputs, and remarks of those who made the file.
 NOT_REPLAYED = {"meta", "logit_sets", "nets", "attack_inputs"}
-REMARKS = {"status", "cross_checks", "outer_inputs"}
+REMARKS = {"cross_checks"}
 
 
-def entries(content: Node) -> Iterator[tuple[str, str, Any]]:
-    """Section, name and content of everything in the file that has to be replayed."""
+def entries(content: Node) -> Iterator[tuple[str, str, Node]]:
+    """Section, name and table of everything in the file that has to be replayed; texts are remarks."""
     for section, table in content.items():
-        if section in NOT_REPLAYED:
+        if section in NOT_REPLAYED or isinstance(table, str):
             continue
+        if not isinstance(table, Node):
+            raise UserError(f"the reference's {section} is not a table of entries")
         if section != "smaraad":
-            yield from ((section, name, entry) for name, entry in table.items())
+            yield from ((section, name, entry) for name, entry in table.items() if isinstance(entry, Node))
             continue
         for part, inner in table.items():
             if part == "hand_example":
-                yield "smaraad.hand_example", part, inner
-            elif part not in REMARKS:
-                yield from ((f"smaraad.{part}", name, entry) for name, entry in inner.items())
+                yield "smaraad", part, inner
+            elif part not in REMARKS and isinstance(inner, Node):
+                yield from (
+                    (f"smaraad.{part}", name, entry) for name, entry in inner.items() if isinstance(entry, Node)
+                )
 
 
 def replay(content: Node, beginning: str = "") -> Iterator[Result]:
@@ -613,7 +644,7 @@ def replay(content: Node, beginning: str = "") -> Iterator[Result]:
     """
     reference = Reference(content)
     for section, name, entry in entries(content):
-        label = section if section.endswith(name) else f"{section}.{name}"
+        label = f"{section}.{name}"
         if not label.startswith(beginning):
             continue
         replays = (run for begin, run in REPLAYS.get(section, ()) if name.startswith(begin))

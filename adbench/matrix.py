@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adbench import teacher as teachers
 from adbench.config import (
@@ -35,6 +35,8 @@ from adbench.teacher import TeacherSpec, Trained
 
 if TYPE_CHECKING:
     from adbench.method import Method, Passes
+
+T = TypeVar("T")
 
 # Raised with every change to adbench after which the same configuration gives other numbers.
 REVISION = 1
@@ -201,15 +203,19 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
     for name in experiment.hyper:
         if name not in METHODS:
             raise unknown("method", name, METHODS.names(), "in the table [hyper]")
-    for name in (name for rule in experiment.overrides for name in rule.methods):
-        if name not in METHODS:
-            raise unknown("method", name, METHODS.names(), "in an [[override]]")
+    for rule in experiment.overrides:
+        for name in rule.methods:
+            if name not in (*METHODS, "all"):
+                raise unknown("method", name, [*METHODS.names(), "all"], "in an [[override]]")
+        for dataset in rule.datasets:
+            if not is_path(dataset) and dataset not in DATASETS:
+                raise unknown("dataset", dataset, DATASETS.names(), "in an [[override]]")
     students: dict[str, Cell] = {}
     found: dict[str, Cell] = {}
 
     for dataset in experiment.datasets:
         recipes = {name: recipe(experiment, name, dataset) for name in names}
-        guided = any(method.needed() for method, _ in recipes.values())
+        guided = any(asked(name, "needed", method.needed) for name, (method, _) in recipes.items())
         data = _data(experiment, dataset, lookup)
         known = _Teachers(experiment, dataset, lookup, found)
         proxies = known.proxies()
@@ -242,7 +248,11 @@ def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Tra
 
     Raises UserError for settings that are wrong, and where the budget does not pay for one epoch.
     """
-    rules = [r for r in experiment.overrides if name in r.methods and (not r.datasets or dataset in r.datasets)]
+    rules = [
+        rule
+        for rule in experiment.overrides
+        if name in method_names(rule.methods) and (not rule.datasets or dataset in rule.datasets)
+    ]
     method = configured(name, merged(*(rule.hyper for rule in rules), experiment.hyper.get(name, {})))
     train = experiment.train
     if any(rule.train for rule in rules):
@@ -263,13 +273,18 @@ def passes(method: Method, name: str, steps: int) -> Passes:
     """The cost that the method declares. Raises UserError where a plugin's declaration fails."""
     from adbench.method import Passes
 
-    try:
-        declared = method.passes(steps)
-    except Exception as error:
-        raise UserError(f"method '{name}': passes() raised {type(error).__name__}: {error}") from error
+    declared = asked(name, "passes", lambda: method.passes(steps))
     if not isinstance(declared, Passes) or declared.total <= 0:
         raise UserError(f"method '{name}': passes() gave {declared!r}, expected Passes with something to count")
     return declared
+
+
+def asked(name: str, what: str, of: Callable[[], T]) -> T:
+    """What a plugin's declaration gives. Raises UserError where it fails."""
+    try:
+        return of()
+    except Exception as error:
+        raise UserError(f"method '{name}': {what}() raised {type(error).__name__}: {error}") from error
 
 
 def _data(experiment: Experiment, name: str, lookup: Lookup) -> dict[str, Any]:

@@ -56,11 +56,14 @@ class Passes:
     teacher: float = 0
     teacher_forward: float = 0
     natural_forward: float = 0
+    own: float = 0
+    """Of networks of the method's own: forward and backward passes together."""
 
     @property
     def total(self) -> float:
         """Forward and backward passes together, each counting one, of whatever network."""
-        return 2 * (self.student + self.teacher) + self.student_forward + self.teacher_forward + self.natural_forward
+        both = 2 * (self.student + self.teacher)
+        return both + self.student_forward + self.teacher_forward + self.natural_forward + self.own
 
 
 def _single(logits: Tensor) -> Tensor:
@@ -227,8 +230,8 @@ class Step:
 class Method(BaseModel):
     """How a student is attacked during training, and what it minimises.
 
-    Subclasses declare hyperparameters as `name: type = hyper(default, doc=...)`, a `label` for tables, their
-    `needs`, and implement `attack` and `loss`. Unknown or out-of-range hyperparameters are refused.
+    Subclasses declare hyperparameters as `name: type = hyper(default, doc=...)` (each has a default), a `label` for
+    tables, their `needs`, and implement `attack` and `loss`. Unknown or out-of-range hyperparameters are refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -244,7 +244,7 @@ class Trainer:
         _write_torch(path, state)
         return UserError(
             f"method '{self.method.label}': the loss is {loss.mean().item():.3g} in epoch {self.epoch + 1}, iteration "
-            f"{self.iteration}; not finite are {told or 'the gradient norm'}. Batch, network and states are in "
+            f"{self.iteration}; not finite: {told or 'gradient norm'}. Batch, network and states are in "
             f"'{path}'. Try a smaller train.lr or set train.grad_clip"
         )
 

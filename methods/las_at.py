@@ -13,6 +13,9 @@ from adbench.models import build, canonical
 Choices = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
+RESTARTS = 2  # of the attack on the updated copy (authors' code)
+
+
 class Policy(nn.Module):
     """The strategy network: for each image, a distribution over attack radii, step counts and step sizes."""
 
@@ -112,17 +115,16 @@ class LASAT(Method):
             for name, head in logits.items()
         }
 
-    def craft(self, step: Step, actions: dict[str, Tensor], start: Start | Tensor = Start.UNIFORM) -> Tensor:
-        """Examples by the chosen strategies; every start is uniform in the threat model's ball."""
+    def craft(self, step: Step, actions: dict[str, Tensor]) -> Tensor:
+        """Examples by the chosen strategies."""
         chosen = {
             name: torch.tensor(self._choices[name], device=step.x.device)[index] for name, index in actions.items()
         }
         unit = step.threat.eps / 8
-        if isinstance(start, Start):
-            start = start_point(step.x, start, step.threat.eps, step.generator)
         return step.ascend(
             lambda x: cross_entropy(step.student(x), step.y),
-            start=start,
+            # Whatever an image's own radius is, it starts in the threat model's ball.
+            start=start_point(step.x, Start.UNIFORM, step.threat.eps, step.generator),
             eps=chosen["eps"].to(step.x) * unit,
             step=chosen["step"].to(step.x) * unit,
             steps=chosen["steps"],
@@ -145,13 +147,8 @@ class LASAT(Method):
         nn.utils.clip_grad_norm_(self._policy.parameters(), 1.0)
         self._optimiser.step()
 
-    def reward(
-        self, step: Step, x_adv: Tensor, starts: tuple[Start | Tensor, ...] = (Start.UNIFORM, Start.UNIFORM)
-    ) -> float:
-        """What examples x_adv are worth: R1 + R2 + R3, one number for the batch.
-
-        starts: of the restarts of the attack on the updated copy.
-        """
+    def reward(self, step: Step, x_adv: Tensor) -> float:
+        """What examples x_adv are worth: R1 + R2 + R3, one number for the batch."""
         with step.still(), torch.no_grad():
             caused = cross_entropy(step.student(x_adv), step.y).mean().clamp(0, 10)
 
@@ -164,7 +161,7 @@ class LASAT(Method):
         optimiser.step()
 
         # The authors attack the copy in training mode: its batch-norm statistics move.
-        examples = self._strongest(step, trained, starts)
+        examples = self._strongest(step, trained)
         trained.eval()
         with torch.no_grad():
             robust = (trained(examples).argmax(1) == step.y).double().mean()
@@ -174,12 +171,12 @@ class LASAT(Method):
             step.log(f"reward_{name}", part)
         return float(sum(parts.values()))
 
-    def _strongest(self, step: Step, net: nn.Module, starts: tuple[Start | Tensor, ...]) -> Tensor:
-        """PGD on `net` (in training mode) from each start; per image the restart of the largest loss."""
+    def _strongest(self, step: Step, net: nn.Module) -> Tensor:
+        """PGD on `net` (in training mode) from uniform starts; per image the restart of the largest loss."""
         net.train().requires_grad_(False)
         best, highest = step.x, torch.full_like(step.y, -1, dtype=step.x.dtype)
-        for start in starts:
-            x_adv = start_point(step.x, start, step.threat.eps, step.generator) if isinstance(start, Start) else start
+        for _ in range(RESTARTS):
+            x_adv = start_point(step.x, Start.UNIFORM, step.threat.eps, step.generator)
             for _ in range(step.threat.steps):
                 x_adv = self._one_step(step, net, x_adv)
             with torch.no_grad():
@@ -205,7 +202,11 @@ class LASAT(Method):
         counts = self.steps_choices or tuple(range(3, 15))
         # Every interval: one more set of examples, one update, two restarts of PGD with their losses, accuracies.
         extra = max(counts) + 1 + 2 * steps
-        return Passes(student=max(counts) + 1 + extra / self.interval, student_forward=5 / self.interval)
+        return Passes(
+            student=max(counts) + 1 + extra / self.interval,
+            student_forward=5 / self.interval,
+            own=1 + 2 / self.interval,  # the policy chooses every time, and learns now and then
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"policy": self._policy.state_dict(), "optimiser": self._optimiser.state_dict()}

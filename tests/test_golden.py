@@ -8,6 +8,7 @@ import json
 import math
 import tomllib
 import types
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from adbench import golden as reference
 from adbench.attacks.linf import Start, ascend, attacking
+from adbench.errors import UserError
 from adbench.golden import Node, Result
 from adbench.registry import METHODS
 
@@ -214,23 +216,61 @@ def test_other_networks_and_images_agree_with_an_attack_written_out() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c["outer"]["t"].pop("loss"), "outer.t has no 'loss'"),
-        (lambda c: c["outer"]["t"].update(params={"gamma": 3}), "unknown parameter 'gamma'; known are beta"),
-        (lambda c: c["outer"]["t"].update(params={"beta": -3}), "hyper.trades: beta"),
-        (lambda c: c["outer"]["t"].update(logits="eight"), "logit_sets has no 'eight'"),
+        (lambda entry: entry.pop("loss"), "outer.trades_t has no 'loss'"),
+        (lambda entry: entry.update(params={"gamma": 3}), "unknown parameter 'gamma'; known are beta"),
+        (lambda entry: entry.update(params={"beta": -3}), "hyper.trades: beta"),
+        (lambda entry: entry.update(logits="eight"), "logit_sets has no 'eight'"),
     ],
 )
 def test_a_file_that_is_not_of_the_format_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:
     sets = other_logits()
     entry = with_gradients(lambda adv, _: F.cross_entropy(adv, torch.tensor(sets["seven"]["labels"])), sets["seven"])
-    content = {"logit_sets": sets, "outer": {"t": entry | {"params": {"beta": 1.0}}}}
-    content["outer"] = {"trades_t": content["outer"]["t"]}
-    change({"outer": {"t": content["outer"]["trades_t"]}})
+    content = {"logit_sets": sets, "outer": {"trades_t": entry | {"params": {"beta": 1.0}}}}
+    change(content["outer"]["trades_t"])
     path = tmp_path / "golden.json"
     path.write_text(json.dumps(content))
     result = cli("golden", path)
     assert result.exit_code == 2
-    assert said.replace("outer.t", "outer.trades_t") in result.output
+    assert said in result.output
+
+
+def test_what_an_entry_does_not_use_may_be_missing_and_texts_are_remarks() -> None:
+    sets = other_logits()
+    seven = {k: v for k, v in sets["seven"].items() if not k.startswith(("teacher", "nat_teacher"))}
+    y = torch.tensor(seven["labels"])
+    entry = with_gradients(lambda adv, _: F.cross_entropy(adv, y), sets["seven"])
+    content = {
+        "version": "2", "logit_sets": {"seven": seven | {"note": "no teacher"}},
+        "outer": {"pgd_at": entry, "rslad_without": entry | {"params": {}}, "note": "one entry"},
+        "smaraad": {"note": "nothing"},
+    }  # fmt: skip
+    one, other = reference.replay(Node(content, ""), "outer.pgd_at"), Node(content, "")
+    assert [r.passed for r in one] == [True]
+    with pytest.raises(UserError, match=r"outer\.rslad_without: .*the method asks for a robust teacher"):
+        list(reference.replay(other))
+
+
+@pytest.mark.parametrize(("name", "classes"), [("adaad_c10_x", 43), ("adaad_c100_x", 7), ("rslad_c10", 12)])
+def test_the_data_set_decides_the_reduction_and_not_the_number_of_classes(name: str, classes: int) -> None:
+    sets: dict[str, Any] = {
+        f"{who}_{where}": numbers(3, classes, seed=i).tolist()
+        for i, (who, where) in enumerate(product(("student", "teacher"), ("clean", "adv")))
+    }
+    target = torch.tensor(sets["teacher_adv" if "adaad" in name else "teacher_clean"], dtype=torch.float64).softmax(1)
+
+    def loss(adv: Tensor, clean: Tensor) -> Tensor:
+        sums = [F.kl_div(z.log_softmax(1), target, reduction="batchmean") for z in (adv, clean)]
+        if name == "adaad_c100_x":
+            return sums[0] + 0 * sums[1]
+        if "adaad" in name:
+            return sums[0] / classes + 0 * sums[1]
+        floor = (target * ((target + 1e-5).log() - target.log())).sum(1).mean() / classes
+        return (5 * sums[0] + sums[1]) / 6 / classes + floor
+
+    entry = with_gradients(loss, sets | {"labels": [0, 1, 2]}) | {"logits": "other", "params": {}}
+    content = {"logit_sets": {"other": sets | {"labels": [0, 1, 2]}}, "outer": {name: entry}}
+    (result,) = reference.replay(Node(content, ""))
+    assert result.passed, str(result)
 
 
 def test_files_that_are_no_reference_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adbench.cell import _training_attack
-from adbench.config import Experiment, Train, experiment, parse_setting, with_presets
+from adbench.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
 from adbench.data import Threat
 from adbench.errors import UserError
 from adbench.matrix import PAPER_METHODS, Cell, configured, expand
@@ -19,17 +19,15 @@ from adbench.registry import METHODS
 THREAT = Threat(Fraction(8, 255), Fraction(2, 255))
 
 
-def students(*presets: str, dataset: str = "cifar10", own: tuple[str, ...] = (), **settings: Any) -> dict[str, Cell]:
-    """The student cells of presets and settings by method; no data is read."""
+def students(*presets: str, dataset: str = "cifar10", own: tuple[str, ...] = (), **file: Any) -> dict[str, Cell]:
+    """The student cells of presets, a file and --set by method; no data is read."""
 
     def lookup(_: str, __: Experiment) -> Any:
         return SimpleNamespace(fingerprint="a" * 64, threat=THREAT)
 
-    asked: dict[str, Any] = {"datasets": [dataset], **settings}
-    for text in own:
-        for key, value in parse_setting(text).items():
-            asked[key] = asked.get(key, {}) | value if isinstance(value, dict) else value
-    return {str(c.method): c for c in expand(experiment(with_presets(presets, asked)), lookup).students}
+    line = merged({"datasets": [dataset]}, *map(parse_setting, own))
+    settings = layered(*map(read_preset, presets), file, line)
+    return {str(cell.method): cell for cell in expand(experiment(settings), lookup).students}
 
 
 def test_the_papers_recipe_is_the_same_for_all_and_the_default() -> None:
@@ -81,6 +79,26 @@ def test_what_the_user_sets_wins_over_a_recipes_overrides() -> None:
     assert cells["ard"].hyper["tau"] == 3.0
     own = [{"methods": ["rslad"], "train": {"epochs": 9}}]
     assert students("official", override=own)["rslad"].train.epochs == 9
+    assert students("official", own=("train.epochs=7",), override=own)["rslad"].train.epochs == 7
+
+
+def test_of_several_presets_the_later_one_wins() -> None:
+    assert {cell.train.epochs for cell in students("official", "quick").values()} == {5}
+    assert {cell.train.epochs for cell in students("fair", "quick").values()} == {5}
+    assert students("quick", "fair")["pgd-at"].train.epochs == 200
+    assert {cell.train.epochs for cell in students("fair", own=("train.epochs=3",)).values()} == {3}
+
+
+def test_an_override_wins_over_the_hyperparameters_of_an_earlier_layer_and_yields_to_those_of_a_later() -> None:
+    own = [{"methods": ["smaraad"], "datasets": ["cifar10"], "hyper": {"gamma": 50}}]
+    assert students("digits", override=own)["smaraad"].hyper["gamma"] == 50
+    assert students("digits", override=own, dataset="cifar100")["smaraad"].hyper["gamma"] == 10
+    assert students("digits", own=("hyper.smaraad.gamma=60",), override=own)["smaraad"].hyper["gamma"] == 60
+
+
+def test_an_ablation_on_digits_compares_equal_ranks() -> None:
+    cells = students("digits", "ablation", dataset="digits")
+    assert cells["slack"].hyper["gamma"] == cells["smaraad"].hyper["gamma"] == 10
 
 
 def test_the_fair_recipe_gives_every_method_the_same_number_of_passes() -> None:
@@ -89,13 +107,14 @@ def test_the_fair_recipe_gives_every_method_the_same_number_of_passes() -> None:
     for name, cell in cells.items():
         cost = configured(name, cell.hyper).passes(10).total
         assert 4400 - cost < cell.train.epochs * cost <= 4400, name
+    assert students("fair", dataset="cifar100")["las-at"].train.epochs > cells["las-at"].train.epochs
     epochs = {name: cell.train.epochs for name, cell in cells.items()}
     assert epochs["smaraad-pp"] <= epochs["adaad"] == epochs["smaraad"] == 100 < epochs["rslad"] < 200
 
 
 def test_passes_count_forward_and_backward_of_every_network() -> None:
     assert Passes(student=11).total == 22
-    assert Passes(student=11, student_forward=1, teacher=10, teacher_forward=1, natural_forward=2).total == 46
+    assert Passes(student=11, student_forward=1, teacher=10, teacher_forward=1, natural_forward=2, own=1).total == 47
 
 
 def test_an_ablation_is_four_methods_under_any_recipe() -> None:
@@ -111,11 +130,14 @@ def test_the_radius_of_training_scales_its_step_unless_both_are_given() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"budget": 9, "train": {"epochs": 3}}, "budget and train.epochs are both set"),
         ({"budget": 10}, "one epoch of 'pgd-at' takes 22 passes an image; give more"),
         ({"budget": -1}, "budget = -1"),
         ({"override": [{"methods": ["rslda"]}]}, r"unknown method 'rslda'.*in an \[\[override\]\]"),
         ({"override": [{"train": {"epochs": 3}}]}, r"\[\[override\]\] number 1: 'methods' is missing"),
-        ({"override": [{"methods": ["ard"], "train": {"epoch": 3}}]}, "override for ard, train: unknown key 'epoch'"),
+        ({"override": [{"methods": ["ard"], "train": {"epoch": 3}}]}, "number 1: train = .*: unknown key 'epoch'"),
+        ({"override": [{"methods": ["ard"], "datasets": ["cifar-10"]}]}, "unknown dataset 'cifar-10'"),
+        ({"override": [{"methods": ["ard"], "train": {"epochs": 0}}]}, "number 1: train = .*: epochs = 0"),
         ({"override": [{"methods": ["pgd-at"], "hyper": {"beta": 3}}]}, r"hyper\.pgd-at: unknown key 'beta'"),
         ({"override": 3}, "override = 3"),
         ({"train": 3}, "train = 3"),

@@ -236,6 +236,22 @@ def test_variants_are_told_apart_by_the_settings_in_which_they_differ(tmp_path: 
     }
 
 
+def test_variants_are_named_alike_under_every_teacher(tmp_path: Path) -> None:
+    for teacher, gamma, norm in (("ta", 10.0, "minmax"), ("ta", 1000.0, "minmax"), ("tb", 10.0, "none")):
+        hyper = {"gamma": gamma, "cam_norm": norm}
+        add(tmp_path, method="smaraad", teacher=teacher, metrics={"aa": 0.3}, settings={"hyper": hyper})
+    assert {run.label for run in collect(read_all(tmp_path), "student") if run.teacher == "tb"} == {
+        "SmaraAD (gamma 10, cam_norm none)"
+    }
+
+
+def test_hashes_name_nothing(tmp_path: Path) -> None:
+    for number in (1, 2):
+        add(tmp_path, metrics={"aa": number / 10}, settings={"source": f"{number}f" * 32})
+    (table,) = white_box(tmp_path)
+    assert all(re.fullmatch(r"RSLAD #[0-9a-f]{6}", row.cells[0].text) for row in table.rows)
+
+
 def test_variants_that_differ_in_much_are_told_apart_by_a_digest(tmp_path: Path) -> None:
     for value in (1, 2):
         add(tmp_path, metrics={"aa": value / 10}, settings={"hyper": dict.fromkeys("abcd", value)})
@@ -254,6 +270,9 @@ def test_an_ablation_is_drawn_where_two_of_its_variants_are(tmp_path: Path) -> N
     assert plot.alt == "Accuracy in percent. kd: PGD-20 40.0, AA 20.0; smaraad: PGD-20 50.0, AA 25.0."
     assert "95% intervals over seeds." in plot.caption
     assert plot.render("svg").startswith(b"<?xml")
+    for method in ("smaraad", "kd"):
+        add(tmp_path, method=method, label=method, teacher="t2", metrics={"pgd20": 0.3, "aa": 0.2})
+    assert len(figures.ablation(collect(read_all(tmp_path), "student"))) == 2, "one for each teacher"
     (tmp_path / "alone").mkdir()
     add(tmp_path / "alone", method="smaraad", metrics={"aa": 0.4})
     assert figures.ablation(collect(read_all(tmp_path / "alone"), "student")) == []

@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(tmp_path: Path) 
 
 
 def test_what_is_not_finite_is_named_and_the_batch_that_met_it_is_saved(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"iteration 3; not finite are terms: kl = nan; losses: 1 of 32"):
+    with pytest.raises(UserError, match=r"iteration 3; not finite: terms: kl = nan; losses: 1 of 32"):
         run(trainer(tmp_path, Broken(how="one term"), images=96, batch_size=32))
     saved = torch.load(tmp_path / "failure.pt", weights_only=True)
     assert saved["iteration"] == 3
@@ -166,7 +166,7 @@ def test_what_is_not_finite_is_named_and_the_batch_that_met_it_is_saved(tmp_path
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path: Path) -> None:
     it = trainer(tmp_path, Broken(how="gradient"))
-    with pytest.raises(UserError, match=r"the loss is [0-9.]+ in epoch 1, iteration 1; not finite are gradients: "):
+    with pytest.raises(UserError, match=r"the loss is [0-9.]+ in epoch 1, iteration 1; not finite: gradients: "):
         run(it)
     assert all(torch.isfinite(p).all() for p in it.student.parameters())
 

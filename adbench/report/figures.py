@@ -144,14 +144,18 @@ def teacher_student(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot
 
 def ablation(runs: Sequence[Run]) -> list[Plot]:
     """Figure 4: what SmaraAD's parts are worth, one figure a data set, student and teacher."""
+    labels = labels_of(runs)
     plots = []
-    for (dataset, student, teacher), members in groupby(runs, key=lambda run: (run.dataset, run.student, run.teacher)):
+    ordered = sorted(runs, key=lambda run: (natural(run.dataset), run.student, natural(run.teacher or "")))
+    for (dataset, student, teacher), members in groupby(ordered, key=lambda r: (r.dataset, r.student, r.teacher)):
         group = sorted(
             (r for r in members if r.method in ABLATION and r.done), key=lambda r: ABLATION.index(str(r.method))
         )
         if len({run.method for run in group}) < 2:
             continue
         attacks = [a for a in attacks_of(group) if all(run.estimate(a) for run in group)]
+        if not attacks:
+            continue
         where = f"{dataset}, {student}" + (f" taught by {teacher}" if teacher else "")
         seeds = sorted({len(run.done) for run in group})
         bars = (
@@ -166,7 +170,7 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
                 f"Ablation of SmaraAD, {where}",
                 f"Accuracy of SmaraAD and of its variants on {where}. Bars: {bars}.",
                 "Accuracy in percent. " + "; ".join(said) + ".",
-                _ablation(group, attacks),
+                _ablation(group, attacks, labels),
                 (6.6, 3.4),
             )
         )
@@ -179,9 +183,7 @@ def _mean(run: Run, attack: str) -> float:
     return estimate.mean
 
 
-def _ablation(group: Sequence[Run], attacks: Sequence[str]) -> Callable[[Figure], None]:
-    labels = [run.label for run in group]
-
+def _ablation(group: Sequence[Run], attacks: Sequence[str], labels: Sequence[str]) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for place, run in enumerate(group):

@@ -96,24 +96,26 @@ class Run:
 def collect(records: Iterable[Record], kind: str) -> list[Run]:
     """The runs of one kind of record, by data set, student, method and teacher.
 
-    Seeds are averaged only within equal settings. Where one label was run with several settings (two
-    presets in one results folder, a study), each becomes a run of its own, its label followed by the settings
-    in which they differ, or, where these are many, by "#" and a digest of all. A seed found twice counts
-    once: the one that finished last.
+    Seeds are averaged only within equal settings. Where one label was run on a student with several settings
+    (two presets in one results folder, a study), each becomes a run of its own, its label followed by the
+    settings in which they differ, or, where these are many or have no name, by "#" and a digest of all. A
+    seed found twice counts once: the one that finished last.
     """
     groups: dict[tuple[str, str, str | None, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    # All settings of a label on a student, whatever the teacher, so that rows are named alike under every teacher.
+    families: dict[tuple[str, str, str], dict[str, Record]] = defaultdict(dict)
     for record in records:
         if record["kind"] == kind:
-            group = (record["dataset"], record["student"], record["teacher"], record["label"])
-            groups[group][_settings(record)].append(record)
+            dataset, student, label = record["dataset"], record["student"], record["label"]
+            groups[(dataset, student, record["teacher"], label)][_settings(record)].append(record)
+            families[(dataset, student, label)][_settings(record, _PLACE)] = record
+    names = {family: _differences(variants) for family, variants in families.items()}
     runs = []
     for (dataset, student, teacher, label), variants in groups.items():
-        # The digest without a cell's place is the same under every teacher, so that rows line up; it serves
-        # unless variants differ in nothing else (the same method from two teachers of one name).
+        family = (dataset, student, label)
         digests = {key: _settings(variant[0], _PLACE) for key, variant in variants.items()}
-        if len(set(digests.values())) < len(digests):
-            digests = {key: key for key in variants}
-        named = _differences({key: variant[0] for key, variant in variants.items()})
+        # Variants may differ in nothing but their place: the same method from two teachers of one name.
+        twins = len(set(digests.values())) < len(digests)
         for key, variant in variants.items():
             members = _one_per_seed(variant)
             run = Run(
@@ -125,8 +127,12 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
                 done=tuple(r for r in members if r.done),
                 failed=tuple(r for r in members if not r.done),
             )
-            apart = named.get(key) or f"#{digests[key][:6]}"
-            runs.append(run if len(variants) == 1 else replace(run, label=f"{label} {apart}"))
+            if twins:
+                run = replace(run, label=f"{label} #{key[:6]}")
+            elif len(families[family]) > 1:
+                apart = names[family].get(digests[key], f"#{digests[key][:6]}")
+                run = replace(run, label=f"{label} {apart}")
+            runs.append(run)
     return sorted(
         runs, key=lambda r: (natural(r.dataset), _student_order(r.student), r.order, natural(r.teacher or ""))
     )
@@ -177,12 +183,17 @@ MOST_NAMED = 3
 
 
 def _differences(variants: dict[str, Record]) -> dict[str, str]:
-    """For each variant, the settings in which they differ, as "(gamma 10, cam_norm none)"; {} where they are many."""
+    """For each variant, the settings in which they differ, as "(gamma 10, cam_norm none)".
+
+    {} where they are many, or where one has no name that says anything: hashes of data, source or proxies.
+    """
     flat = {key: dict(_leaves(_stripped(record["config"], _PLACE))) for key, record in variants.items()}
     paths = {path: None for leaves in flat.values() for path in leaves}
     apart = [path for path in paths if len({repr(leaves.get(path)) for leaves in flat.values()}) > 1]
     names = [path.rpartition(".")[2] for path in apart]
     if not 0 < len(apart) <= MOST_NAMED or len(set(names)) < len(names):
+        return {}
+    if any(re.fullmatch("[0-9a-f]{16,}", str(leaves.get(path))) for path in apart for leaves in flat.values()):
         return {}
     return {
         key: f"({', '.join(f'{name} {_spelt(leaves.get(path))}' for name, path in zip(names, apart, strict=True))})"
