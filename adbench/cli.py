@@ -500,6 +500,27 @@ def results_(
 
 
 @main.command()
+@click.argument("first")
+@click.argument("second")
+@results_option
+def compare(first: str, second: str, results: Path) -> None:
+    """Compare two methods (or labels of the report) over their seeds, or two records, on the same test images.
+
+    Differences of methods come with a 95% interval over the seeds that both have; of two networks with the images that
+    only one of them gets right, and McNemar's exact test.
+
+    \b
+    Examples:
+      adbench compare rslad adaad
+      adbench compare results/a/record.json results/b/record.json
+    """
+    from adbench import compare as comparison
+
+    for line in comparison.lines(first, second, results):
+        click.echo(line)
+
+
+@main.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def golden(file: Path) -> None:
     """Replay reference values of the authors' own code through the methods' losses and attacks.

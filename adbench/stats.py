@@ -23,6 +23,15 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test (Psychometrika 1947) that two networks are equally often right.
+
+    only_first, only_second: on how many images just that one is right. It speaks of these networks, not of methods.
+    """
+    total = only_first + only_second
+    return float(stats.binomtest(only_first, total).pvalue) if total else 1.0
+
+
 def student_t(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Mean of `values` and the half-width of its Student-t interval over independent seeds.
 
