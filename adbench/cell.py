@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from adbench import checkpoint, files, record, robustbench, train
+from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
-from adbench.config import Experiment, Train
+from adbench.config import Evaluation, Experiment, Train
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, Outcome, evaluate
@@ -128,7 +129,7 @@ def check(cell: Cell, place: Place) -> None:
         raise UserError("AutoAttack is not transferred; eval.transfer_attacks takes fgsm, pgdK and cw")
     for name in (*attacks, *transferred):
         if name != "aa":
-            gradient_attack(name, dataset.threat.eps, dataset.threat.step)
+            gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
     if "aa" in attacks and dataset.classes < 4:
         raise UserError(
             f"AutoAttack standard needs at least 4 classes, '{cell.dataset}' has {dataset.classes}; "
@@ -215,17 +216,24 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
         which = cell.evaluation.checkpoint
         network = weights_of(cell, place, dataset, which)
         run.model = _network_entry(cell, network, which)
+        step = cell.evaluation.step
         evaluator = Evaluator(
             network,
             dataset.test,
-            dataset.threat,
+            dataset.threat if step is None else replace(dataset.threat, step=parse_fraction(step)),
             seed=cell.evaluation.seed,
             batch_size=cell.evaluation.batch_size,
             device=place.torch_device,
+            start=_start(cell.evaluation),
         )
         outcomes = _evaluate(run, dataset, evaluator, folder)
         _write_outcomes(folder / record.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
     return outcomes
+
+
+def _start(evaluation: Evaluation) -> Start:
+    """Where PGD and C&W begin."""
+    return Start(evaluation.start or Start.UNIFORM)
 
 
 def _network_entry(cell: Cell, network: Network, which: str) -> dict[str, Any]:

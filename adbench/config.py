@@ -87,6 +87,8 @@ class Evaluation(Section):
     aa_images: int | None = Field(None, ge=1, description="of these, images for AutoAttack; none means all")
     proxies: tuple[str, ...] = Field((), description="teachers whose adversarial examples are transferred")
     transfer_attacks: tuple[str, ...] = ("pgd20", "cw")
+    step: FractionText = Field(None, description="of PGD and C&W; none means the threat model's")
+    start: Literal["uniform", "gauss", "clean"] | None = Field(None, description="theirs; none means uniform")
     checkpoint: Literal["best", "last"] = Field("best", description="best on the held-out split, or last")
     batch_size: int = Field(250, ge=1)
     seed: int = Field(0, ge=0)

@@ -21,8 +21,9 @@ AA_PASSES, AA_QUERIES, AA_SURVIVING = 100 + 900 + 1350, 5000, 0.5
 
 
 def steps(attack: str) -> int:
-    """How many passes forward and back an attack takes an image."""
-    return gradient_attack(attack, Fraction(0), Fraction(0)).steps
+    """How many passes forward and back an attack takes an image that survives."""
+    found = gradient_attack(attack, Fraction(0), Fraction(0))
+    return found.steps * found.restarts
 
 
 @dataclass(frozen=True)

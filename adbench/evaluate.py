@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adbench import __version__
 from adbench.attacks import autoattack
+from adbench.attacks.linf import Start
 from adbench.attacks.named import GradientAttack, gradient_attack
 from adbench.data import Split, Threat
 from adbench.data.batches import to_float
@@ -56,12 +57,21 @@ class Evaluator:
     """One network before the attacks. Outcomes arrive one by one, so that none is lost when the next fails."""
 
     def __init__(
-        self, network: Network, test: Split, threat: Threat, *, seed: int, batch_size: int, device: torch.device
+        self,
+        network: Network,
+        test: Split,
+        threat: Threat,
+        *,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        start: Start = Start.UNIFORM,
     ) -> None:
+        """threat: its step is that of PGD and C&W, as `start` is theirs."""
         self.network = network.to(device).eval()
         self.x = to_float(test.images.to(device))
         self.y = test.labels.to(device)
-        self.threat, self.seed, self.batch_size = threat, seed, batch_size
+        self.threat, self.seed, self.batch_size, self.start = threat, seed, batch_size, start
         begun = time.perf_counter()
         self.predicted = self._predict(self.x)
         self.right = self.predicted == self.y
@@ -72,7 +82,7 @@ class Evaluator:
         )
 
     def under(self, name: str, images: int) -> Outcome:
-        """The outcome under attack `name` (fgsm, pgdK, cw, aa) on the first `images` test images."""
+        """The outcome under attack `name` (`gradient_attack`'s, or aa) on the first `images` test images."""
         begun = time.perf_counter()
         index = self.right[:images].nonzero().squeeze(1)
         right = torch.zeros(images, dtype=torch.bool, device=self.x.device)
@@ -85,7 +95,7 @@ class Evaluator:
                 seed=self.seed,
             )  # fmt: skip
         else:
-            attack = gradient_attack(name, self.threat.eps, self.threat.step)
+            attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
             definition = attack.definition(self.seed)
             right[index] = self._against(attack, self.network, index)
         return Outcome(right.cpu(), definition, time.perf_counter() - begun, flags)
@@ -93,7 +103,7 @@ class Evaluator:
     def transferred(self, name: str, proxy_name: str, proxy: Network, images: int) -> Outcome:
         """The outcome under examples that attack `name` crafts on `proxy`, a network on the same device."""
         begun = time.perf_counter()
-        attack = gradient_attack(name, self.threat.eps, self.threat.step)
+        attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
         index = self.right[:images].nonzero().squeeze(1)
         right = torch.zeros(images, dtype=torch.bool, device=self.x.device)
         right[index] = self._against(attack, proxy, index)
@@ -101,12 +111,14 @@ class Evaluator:
         return Outcome(right.cpu(), definition, time.perf_counter() - begun)
 
     def _against(self, attack: GradientAttack, target: Network, index: Tensor) -> Tensor:
-        """Whether the evaluated network is still right at x' crafted on `target`, for the images at `index`."""
-        verdicts = [torch.zeros(0, dtype=torch.bool, device=self.x.device)]
-        for part in torch.split(index, self.batch_size):
-            x_adv = attack(target, self.x[part], self.y[part], part, self.seed)
-            verdicts.append(self._predict(x_adv) == self.y[part])
-        return torch.cat(verdicts)
+        """Whether the evaluated network is still right at every x' crafted on `target`, for the images at `index`."""
+        right = torch.ones(len(index), dtype=torch.bool, device=self.x.device)
+        for restart in range(attack.restarts):
+            for part in torch.split(right.nonzero().squeeze(1), self.batch_size):
+                places = index[part]
+                x_adv = attack(target, self.x[places], self.y[places], places, self.seed, restart)
+                right[part] = self._predict(x_adv) == self.y[places]
+        return right
 
     @torch.no_grad()
     def _predict_logits(self, x: Tensor) -> Tensor:

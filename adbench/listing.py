@@ -9,8 +9,12 @@ from adbench.teacher import LocalFile, TeacherSpec, Trained
 
 ATTACKS = [
     ("fgsm", "one step of size eps on the cross-entropy (Goodfellow et al., ICLR 2015)"),
-    ("pgdK", "K steps on the cross-entropy from one uniform start (Madry et al., ICLR 2018), as in pgd20"),
-    ("cw", "C&W-infinity: 20 such steps on the margin loss (Carlini & Wagner, S&P 2017)"),
+    (
+        "pgdK",
+        "K steps on the cross-entropy from a random start (Madry et al., ICLR 2018), as in pgd20; pgd20x5: 5 starts",
+    ),
+    ("cw", "C&W-infinity: 20 such steps on the margin loss (Carlini & Wagner, S&P 2017); also cw100, cw20x5"),
+    ("mi-fgsm", "10 steps of eps / 10 with momentum 1 (Dong et al., CVPR 2018)"),
     ("aa", "AutoAttack standard (Croce & Hein, ICML 2020), its authors' code; the first aa_images images"),
 ]
 

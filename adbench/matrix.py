@@ -104,6 +104,10 @@ class Cell:
         settings = self.evaluation.model_dump(mode="json")
         # How many images go through the network at once changes the time it takes, not the verdict.
         settings.pop("batch_size")
+        # Settings that came later: where they are unset, the figures are what they were without them.
+        for later in ("step", "start"):
+            if settings[later] is None:
+                settings.pop(later)
         settings["revision"] = REVISION
         if "aa" in settings["attacks"]:
             settings["pyautoattack"] = version("pyautoattack")

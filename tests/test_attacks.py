@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start, ascend, attacking
-from adbench.attacks.named import gradient_attack
+from adbench.attacks.named import gradient_attack, noise
 from adbench.data import Split, Threat
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, evaluate
-from adbench.losses import cross_entropy
+from adbench.losses import cross_entropy, margin
 from adbench.models import build
 
 EPS, STEP = Fraction(8, 255), Fraction(2, 255)
@@ -252,10 +253,34 @@ def test_transfer_attacks_are_crafted_on_the_proxy(trained) -> None:
     assert found["transfer:other:pgd20"].definition["proxy"] == "other"
 
 
+def with_foolbox(net: nn.Module, x: Tensor, y: Tensor, name: str, start: Tensor) -> Tensor:
+    """x' of FGSM, PGD-20 or C&W-20 by foolbox, from a given start."""
+    import eagerpy
+    import foolbox
+
+    class Given(foolbox.attacks.LinfPGD):
+        def get_random_start(self, x0: Any, epsilon: float) -> Any:
+            return eagerpy.astensor(start)
+
+        def get_loss_fn(self, model: Any, labels: Any) -> Any:
+            def loss(inputs: Any) -> Any:
+                values = (margin if name == "cw" else cross_entropy)(model(inputs).raw, labels.raw)
+                return eagerpy.astensor(values).sum()
+
+            return loss
+
+    model = foolbox.PyTorchModel(net.eval(), bounds=(0, 1), device="cpu")
+    if name == "fgsm":
+        attack: Any = foolbox.attacks.LinfFastGradientAttack()
+    else:
+        attack = Given(abs_stepsize=float(STEP), steps=20, random_start=True)
+    return attack.run(model, x, foolbox.criteria.Misclassification(y), epsilon=float(EPS))
+
+
 @pytest.mark.cifar10
 @pytest.mark.slow
-def test_the_shared_teacher_has_its_published_accuracy(shared, cifar10_npz) -> None:
-    """500 test images: within three standard errors of the figures that its README gives for all 10,000."""
+def test_verdicts_on_the_shared_teacher_are_foolboxs_and_its_accuracy_is_the_published(shared, cifar10_npz) -> None:
+    """500 test images: image for image, and within three standard errors of the README's figures for all 10,000."""
     from adbench.checkpoint import load_into, read_state_dict
     from adbench.data import load
 
@@ -268,3 +293,57 @@ def test_the_shared_teacher_has_its_published_accuracy(shared, cifar10_npz) -> N
     for name, published in {"clean": 0.6787, "fgsm": 0.3961, "pgd20": 0.3497, "cw": 0.3323}.items():
         error = (published * (1 - published) / 500) ** 0.5
         assert abs(found[name].metric()["value"] - published) < 3 * error, name
+    right = evaluator.right.nonzero().squeeze(1)
+    with attacking(net):
+        for name in ("fgsm", "pgd20", "cw"):
+            for part in right.split(125):
+                x, y = evaluator.x[part], evaluator.y[part]
+                start = (x + float(EPS) * noise(x, part, 0, name)).clamp(0, 1)
+                x_adv = with_foolbox(net, x, y, name, start)
+                assert torch.equal(net(x_adv).argmax(1) == y, found[name].right[part]), name
+
+
+def test_the_worst_of_several_restarts_counts_and_the_first_is_the_single_one(trained) -> None:
+    net, split = trained
+    found = outcomes(net, split, 16, "pgd2", "pgd2x2", "pgd2x6")
+    assert (found["pgd2"] >= found["pgd2x2"]).all()
+    assert (found["pgd2x2"] >= found["pgd2x6"]).all()
+    x, index = torch.zeros(3, 1, 8, 8), torch.arange(3)
+    assert torch.equal(noise(x, index, 0, "pgd20"), noise(x, index, 0, "pgd20", restart=0))
+    assert not torch.equal(noise(x, index, 0, "pgd20"), noise(x, index, 0, "pgd20", restart=1))
+    assert gradient_attack("pgd20x5", EPS, STEP).definition(0)["restarts"] == 5
+    assert gradient_attack("cw100x2", EPS, STEP).steps == 100
+
+
+def test_mi_fgsm_follows_the_sum_of_normalised_gradients(trained) -> None:
+    net, split = trained
+    x = split.images.float() / 255
+    x_adv, past = x.clone(), torch.zeros_like(x)
+    for _ in range(10):  # Dong et al., CVPR 2018, Algorithm 1
+        z = x_adv.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(net(z), split.labels).sum(), z)
+        past = past + gradient / gradient.abs().sum((1, 2, 3), keepdim=True)
+        x_adv = (x_adv + 0.8 / 255 * past.sign()).clamp(x - 8 / 255, x + 8 / 255).clamp(0, 1)
+    attack = gradient_attack("mi-fgsm", EPS, STEP)
+    found = attack(net, x, split.labels, torch.arange(40), 0)
+    assert (net(found).argmax(1) == net(x_adv).argmax(1)).all()
+    assert ((found - x_adv).abs() < 1e-5).float().mean() > 0.99
+    assert attack.definition(0)["decay"] == 1.0
+
+
+@pytest.mark.parametrize("start", [Start.CLEAN, Start.UNIFORM, Start.GAUSS])
+def test_the_start_of_pgd_can_be_chosen_and_is_recorded(trained, start: Start) -> None:
+    net, split = trained
+    attack = gradient_attack("pgd20", EPS, STEP, start)
+    assert attack.definition(0)["start"] == start.value
+    x = split.images.float() / 255
+    one, other = (attack(net, x, split.labels, torch.arange(40), seed) for seed in (0, 1))
+    assert torch.equal(one, other) is (start is Start.CLEAN)
+
+
+def test_restarts_from_the_image_itself_are_refused() -> None:
+    with pytest.raises(UserError, match=r"'pgd20x5': restarts from the image itself are all the same; set eval\.start"):
+        gradient_attack("pgd20x5", EPS, STEP, Start.CLEAN)
+    for name in ("pgd", "pgd0", "pgd20x0", "cwx", "fgsmx2"):
+        with pytest.raises(UserError, match="unknown attack"):
+            gradient_attack(name, EPS, STEP)

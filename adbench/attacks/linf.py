@@ -1,7 +1,8 @@
 """Projected sign gradient ascent in the L-infinity ball: the one kernel of training and evaluation.
 
-PGD (Madry et al., ICLR 2018), FGSM (Goodfellow et al., ICLR 2015), C&W-infinity and the inner maximisation of every
-method of adversarial distillation are this loop with another objective, start, or step count.
+PGD (Madry et al., ICLR 2018), FGSM (Goodfellow et al., ICLR 2015), MI-FGSM (Dong et al., CVPR 2018), C&W-infinity and
+the inner maximisation of every method of adversarial distillation are this loop with another objective, start, step
+count or momentum.
 """
 
 from __future__ import annotations
@@ -61,13 +62,15 @@ def ascend(
     steps: int | Tensor,
     start: Start | Tensor = Start.CLEAN,
     generator: torch.Generator | None = None,
+    decay: float = 0.0,
 ) -> Tensor:
     """Maximise `objective` over the ball of radius `eps` around x, inside [0, 1], by signed gradient steps.
 
     x: images (B, C, H, W) in [0, 1]. objective: maps a candidate to one value an example, (B,), or to their sum;
     it is summed, so no example's step depends on the batch size. eps, step: numbers or (B,) tensors in image
     units; steps: a number, or (B,) integers after which an example stops moving. start: a kind, or the first
-    iterate itself. Returns x' (B, C, H, W), detached, in the ball and in [0, 1].
+    iterate itself. decay: of the sum of past gradients, each divided by its mean absolute value, whose sign is
+    followed (MI-FGSM's mu); 0 follows the gradient alone. Returns x' (B, C, H, W), detached, in the ball and in [0, 1].
 
     Gradients are taken with respect to the input alone, so parameter gradients stay as they were.
     Raises ValueError for images outside [0, 1] instead of clipping them silently.
@@ -79,10 +82,14 @@ def ascend(
     radius, stride = per_example(eps, x), per_example(step, x)
     low, high = x - radius, x + radius
     x_adv = begun.detach()
+    past = torch.zeros_like(x)
     for done in range(int(steps.max()) if isinstance(steps, Tensor) else steps):
         x_adv.requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
+        if decay:
+            past = decay * past + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+            gradient = past
         moved = (x_adv.detach() + stride * gradient.sign()).clamp(low, high).clamp(0, 1)
         if isinstance(steps, Tensor):
             moved = torch.where((steps > done)[:, None, None, None], moved, x_adv.detach())

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from adbench import __version__
 from adbench.attacks.linf import Start, ascend, attacking
 from adbench.data.threat import as_text
-from adbench.errors import unknown
+from adbench.errors import UserError, unknown
 from adbench.losses import cross_entropy, margin
 
-NAMES = ("fgsm", "pgd20", "cw", "aa")
+NAMES = ("fgsm", "mi-fgsm", "pgd20", "cw", "aa")
 
 
 @dataclass(frozen=True)
 class GradientAttack:
-    """One restart of projected sign ascent: FGSM, PGD and C&W-infinity differ in these few fields."""
+    """Projected sign ascent from one or several starts: FGSM, PGD, MI-FGSM and C&W-infinity differ in these fields."""
 
     name: str
     loss: str
@@ -31,6 +31,8 @@ class GradientAttack:
     eps: Fraction
     step: Fraction
     start: Start
+    restarts: int = 1
+    decay: float = 0.0
 
     def definition(self, seed: int) -> dict[str, Any]:
         """What was run, for the record; eps and step as fractions of the image range."""
@@ -42,21 +44,23 @@ class GradientAttack:
             "step": as_text(self.step),
             "steps": self.steps,
             "start": self.start.value,
-            "restarts": 1,
+            "restarts": self.restarts,
+            **({"decay": self.decay} if self.decay else {}),
             "seed": seed,
         }
 
-    def __call__(self, network: nn.Module, x: Tensor, y: Tensor, index: Tensor, seed: int) -> Tensor:
-        """x' (B, C, H, W) against `network` in evaluation mode, for images x in [0, 1] with labels y (B,).
+    def __call__(self, network: nn.Module, x: Tensor, y: Tensor, index: Tensor, seed: int, restart: int = 0) -> Tensor:
+        """x' (B, C, H, W) of one restart against `network` in evaluation mode, for images x in [0, 1], labels y (B,).
 
-        index: (B,) places in the test set. An image's start depends on (seed, attack, index) alone, so its
-        verdict does not depend on the batch that it is in.
+        index: (B,) places in the test set. An image's start depends on (seed, attack, index, restart) alone, so
+        its verdict does not depend on the batch that it is in. Attacks that differ in their restarts alone begin
+        with the same starts.
         """
         objective: Callable[[Tensor, Tensor], Tensor] = margin if self.loss == "margin" else cross_entropy
         start: Start | Tensor = self.start
-        if self.start is Start.UNIFORM:
-            noise = uniform_noise(x, index, seed, self.name)
-            start = (x + float(self.eps) * noise).clamp(0, 1)
+        if self.start is not Start.CLEAN:
+            draw = noise(x, index, seed, self.name.partition("x")[0], restart, self.start is Start.GAUSS)
+            start = x + 0.001 * draw if self.start is Start.GAUSS else (x + float(self.eps) * draw).clamp(0, 1)
         with attacking(network):
             return ascend(
                 x,
@@ -65,30 +69,40 @@ class GradientAttack:
                 step=float(self.step),
                 steps=self.steps,
                 start=start,
+                decay=self.decay,
             )
 
 
-def uniform_noise(x: Tensor, index: Tensor, seed: int, name: str) -> Tensor:
-    """Noise in U(-1, 1) shaped like images x; row i is a function of (seed, name, index[i])."""
+def noise(x: Tensor, index: Tensor, seed: int, name: str, restart: int = 0, gauss: bool = False) -> Tensor:
+    """U(-1, 1), or N(0, 1), shaped like images x; row i is a function of (seed, name, restart, index[i])."""
     stream = int.from_bytes(name.encode()[:8].ljust(8, b"\0"), "big") ^ seed
-    rows = [
-        np.random.Generator(np.random.Philox(key=[stream, place])).uniform(-1, 1, tuple(x.shape[1:]))
-        for place in index.tolist()
-    ]
-    return torch.from_numpy(np.stack(rows)).to(x)
+
+    def row(place: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        draw = np.random.Generator(np.random.Philox(key=[stream, place + (restart << 40)]))
+        shape = tuple(x.shape[1:])
+        return draw.normal(size=shape) if gauss else draw.uniform(-1, 1, shape)
+
+    return torch.from_numpy(np.stack([row(place) for place in index.tolist()])).to(x)
 
 
-def gradient_attack(name: str, eps: Fraction, step: Fraction) -> GradientAttack:
-    """The attack called `name` at a threat model's eps and step.
+def gradient_attack(name: str, eps: Fraction, step: Fraction, start: Start = Start.UNIFORM) -> GradientAttack:
+    """The attack called `name` at a threat model's eps; step and start are those of PGD and C&W.
 
     fgsm: one step of size eps from the image (Goodfellow et al., ICLR 2015). pgdK: K steps on the
-    cross-entropy from one uniform start (Madry et al., ICLR 2018). cw: 20 such steps on the margin
-    max_{j != y} z_j - z_y (the field's C&W-infinity). Raises UserError for another name.
+    cross-entropy (Madry et al., ICLR 2018). cw or cwK: 20 or K such steps on the margin max_{j != y} z_j - z_y
+    (the field's C&W-infinity). pgdKxR and cwKxR: the worst of R restarts. mi-fgsm: 10 steps of eps / 10 from the
+    image with momentum 1 (Dong et al., CVPR 2018). Raises UserError for another name, and for restarts from a
+    start that is always the same.
     """
     if name == "fgsm":
         return GradientAttack(name, "cross-entropy", 1, eps, eps, Start.CLEAN)
-    if name == "cw":
-        return GradientAttack(name, "margin", 20, eps, step, Start.UNIFORM)
-    if pgd := re.fullmatch(r"pgd([1-9][0-9]{0,3})", name):
-        return GradientAttack(name, "cross-entropy", int(pgd[1]), eps, step, Start.UNIFORM)
-    raise unknown("attack", name, NAMES, "fgsm, pgdK for K steps, cw, aa")
+    if name == "mi-fgsm":
+        return GradientAttack(name, "cross-entropy", 10, eps, eps / 10, Start.CLEAN, decay=1.0)
+    if found := re.fullmatch(r"(pgd|cw)([1-9][0-9]{0,3})?(?:x([1-9][0-9]{0,2}))?", name):
+        kind, steps, restarts = found.groups()
+        if kind == "cw" or steps:
+            if int(restarts or 1) > 1 and start is Start.CLEAN:
+                raise UserError(f"attack '{name}': restarts from the image itself are all the same; set eval.start")
+            loss = "margin" if kind == "cw" else "cross-entropy"
+            return GradientAttack(name, loss, int(steps or 20), eps, step, start, int(restarts or 1))
+    raise unknown("attack", name, NAMES, "fgsm, mi-fgsm, pgdK for K steps, pgdKxR for R restarts, cw, cwKxR, aa")
