@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from adbench import checkpoint, files, record, robustbench, train
+from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
 from adbench.config import Evaluation, Experiment, Train
@@ -125,14 +126,14 @@ def check(cell: Cell, place: Place) -> None:
     """Raise UserError for a cell that cannot work: data, attacks, a file that is not the network it should be."""
     dataset = cell_dataset(cell, place)
     attacks, transferred = cell.evaluation.attacks, cell.evaluation.transfer_attacks
-    if "aa" in transferred:
+    if set(transferred) & set(autoattack.VERSIONS):
         raise UserError("AutoAttack is not transferred; eval.transfer_attacks takes fgsm, pgdK and cw")
     for name in (*attacks, *transferred):
-        if name != "aa":
+        if name not in autoattack.VERSIONS:
             gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
-    if "aa" in attacks and dataset.classes < 4:
+    if {"aa", "aa-plus"} & set(attacks) and dataset.classes < 4:
         raise UserError(
-            f"AutoAttack standard needs at least 4 classes, '{cell.dataset}' has {dataset.classes}; "
+            f"AutoAttack standard and plus need at least 4 classes, '{cell.dataset}' has {dataset.classes}; "
             'set eval.attacks to others, as in eval.attacks = ["fgsm", "pgd20", "cw"]'
         )
     if cell.method is None:
@@ -225,6 +226,8 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
             batch_size=cell.evaluation.batch_size,
             device=place.torch_device,
             start=_start(cell.evaluation),
+            search=cell.evaluation.aa_search,
+            shard=cell.evaluation.aa_shard,
         )
         outcomes = _evaluate(run, dataset, evaluator, folder)
         _write_outcomes(folder / record.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import torch
 
+from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.cell import Place, cell_dataset, network_for, weights_of
 from adbench.losses import cross_entropy
@@ -39,29 +40,30 @@ class Estimator:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self._speeds: dict[tuple[str, str], Speed] = {}
+        self._speeds: dict[tuple[str, str, str], Speed] = {}
 
-    def of(self, cell: Cell) -> Speed:
-        """Speed of a cell's network on random images, at its batch size but at most 64."""
-        key = (cell.architecture, cell.dataset)
+    def of(self, cell: Cell, search: str = "exact") -> Speed:
+        """Speed of a cell's network on random images, at its batch size but at most 64, or as AutoAttack runs it."""
+        key = (cell.architecture, cell.dataset, search)
         if key not in self._speeds:
-            self._speeds[key] = self._probe(cell)
+            self._speeds[key] = self._probe(cell, search)
         return self._speeds[key]
 
-    def _probe(self, cell: Cell) -> Speed:
+    def _probe(self, cell: Cell, search: str) -> Speed:
         dataset, device = cell_dataset(cell, self.place), self.place.torch_device
         network = network_for(cell, dataset) if cell.method else weights_of(cell, self.place, dataset, "best")
         network.to(device).eval()
+        model = network if search == "exact" else autoattack.searching(network, search)
         x = torch.rand((min(64, cell.train.batch_size), *dataset.image_shape), device=device)
         y = torch.zeros(len(x), dtype=torch.long, device=device)
 
         def forward() -> None:
             with torch.no_grad():
-                network(x)
+                model(x)
 
         def both() -> None:
             x.requires_grad_(True)
-            torch.autograd.grad(cross_entropy(network(x), y).sum(), x)
+            torch.autograd.grad(cross_entropy(model(x), y).sum(), x)
             x.requires_grad_(False)
 
         return Speed(self._time(both) / len(x), self._time(forward) / len(x))
@@ -109,9 +111,10 @@ class Estimator:
         n, speed = len(dataset.test), self.of(cell)
         total = 0.0
         for name in cell.evaluation.attacks:
-            if name == "aa":
+            if name in autoattack.VERSIONS:
                 images = min(n, cell.evaluation.aa_images or n) * AA_SURVIVING
-                total += images * (AA_PASSES * speed.both + AA_QUERIES * speed.forward)
+                searched = self.of(cell, cell.evaluation.aa_search)
+                total += images * (AA_PASSES * searched.both + AA_QUERIES * searched.forward)
             else:
                 total += n * steps(name) * speed.both
         for proxy in cell.proxies:

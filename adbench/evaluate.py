@@ -66,12 +66,17 @@ class Evaluator:
         batch_size: int,
         device: torch.device,
         start: Start = Start.UNIFORM,
+        search: str = "fast",
+        shard: int = 200,
     ) -> None:
-        """threat: its step is that of PGD and C&W, as `start` is theirs."""
+        """threat: its step is that of PGD and C&W, as `start` is theirs. search: AutoAttack's, exact or fast
+        (where this device is faster in bfloat16); shard: how many images it attacks at a time.
+        """
         self.network = network.to(device).eval()
         self.x = to_float(test.images.to(device))
         self.y = test.labels.to(device)
-        self.threat, self.seed, self.batch_size, self.start = threat, seed, batch_size, start
+        self.threat, self.seed, self.batch_size = threat, seed, batch_size
+        self.start, self.search, self.shard_size = start, search, shard
         begun = time.perf_counter()
         self.predicted = self._predict(self.x)
         self.right = self.predicted == self.y
@@ -82,22 +87,27 @@ class Evaluator:
         )
 
     def under(self, name: str, images: int) -> Outcome:
-        """The outcome under attack `name` (`gradient_attack`'s, or aa) on the first `images` test images."""
+        """The outcome under gradient attack `name` on the first `images` test images."""
         begun = time.perf_counter()
         index = self.right[:images].nonzero().squeeze(1)
         right = torch.zeros(images, dtype=torch.bool, device=self.x.device)
-        flags: list[str] = []
-        if name == "aa":
-            classes = self._predict_logits(self.x[:1]).shape[1]
-            definition = autoattack.definition(self.threat.eps, classes, self.seed)
-            right[index], flags = autoattack.survivors(
-                self.network, self.x[index], self.y[index], self.threat.eps,
-                seed=self.seed,
-            )  # fmt: skip
-        else:
-            attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
-            definition = attack.definition(self.seed)
-            right[index] = self._against(attack, self.network, index)
+        attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
+        right[index] = self._against(attack, self.network, index)
+        return Outcome(right.cpu(), attack.definition(self.seed), time.perf_counter() - begun)
+
+    def shard(self, name: str, first: int, last: int) -> Outcome:
+        """The outcome under AutoAttack `name` on the test images from `first` to `last - 1`, one shard."""
+        begun = time.perf_counter()
+        index = first + self.right[first:last].nonzero().squeeze(1)
+        right = torch.zeros(last - first, dtype=torch.bool, device=self.x.device)
+        if self.search == "fast" and not autoattack.faster(self.network, self.x):
+            self.search = "exact"
+        classes = self._predict_logits(self.x[:1]).shape[1]
+        definition = autoattack.definition(name, self.threat.eps, classes, self.seed, self.search, self.shard_size)
+        right[index - first], flags = autoattack.survivors(
+            self.network, self.x[index], self.y[index], self.threat.eps,
+            seed=self.seed, name=name, search=self.search,
+        )  # fmt: skip
         return Outcome(right.cpu(), definition, time.perf_counter() - begun, flags)
 
     def transferred(self, name: str, proxy_name: str, proxy: Network, images: int) -> Outcome:
@@ -142,24 +152,51 @@ def evaluate(
     """All outcomes of one network by metric name: clean, the attacks, and `transfer:<proxy>:<attack>`.
 
     aa_images: how many of the images AutoAttack sees (the first ones; all by default). known: outcomes of an
-    interrupted evaluation, which are not computed again. on_attack is called with every new one.
+    interrupted evaluation, which are not computed again. on_attack is called with every new one, and with every
+    shard of AutoAttack ("aa, images 200 to 399").
     """
+    known = known or {}
     outcomes: dict[str, Outcome] = {"clean": evaluator.clean}
     n = len(evaluator.y)
     jobs: dict[str, Callable[[], Outcome]] = {}
     for name in attacks:
-        count = min(n, aa_images or n) if name == "aa" else n
-        jobs[name] = lambda name=name, count=count: evaluator.under(name, count)  # type: ignore[misc]
+        if name in autoattack.VERSIONS:
+            count = min(n, aa_images or n)
+            jobs[name] = lambda name=name, count=count: _by_shards(evaluator, name, count, known, on_attack)  # type: ignore[misc]
+        else:
+            jobs[name] = lambda name=name: evaluator.under(name, n)  # type: ignore[misc]
     for proxy_name, proxy in (proxies or {}).items():
         for name in transfer_attacks:
             jobs[f"transfer:{proxy_name}:{name}"] = (
                 lambda name=name, label=proxy_name, proxy=proxy: evaluator.transferred(name, label, proxy, n)  # type: ignore[misc]
             )
     for name, job in jobs.items():
-        if known and name in known:
+        if name in known:
             outcomes[name] = known[name]
             continue
         outcomes[name] = job()
         if on_attack:
             on_attack(name, outcomes[name])
     return outcomes
+
+
+def _by_shards(
+    evaluator: Evaluator, name: str, count: int, known: Mapping[str, Outcome], on_attack: OnAttack | None
+) -> Outcome:
+    """The outcome under AutoAttack on the first `count` images, each shard finished by itself."""
+    shards = []
+    for first in range(0, count, evaluator.shard_size):
+        last = min(first + evaluator.shard_size, count)
+        label = f"{name}, images {first} to {last - 1}"
+        if label in known:
+            shards.append(known[label])
+            continue
+        shards.append(evaluator.shard(name, first, last))
+        if on_attack:
+            on_attack(label, shards[-1])
+    return Outcome(
+        torch.cat([shard.right for shard in shards]),
+        shards[0].definition,
+        sum(shard.seconds for shard in shards),
+        list(dict.fromkeys(flag for shard in shards for flag in shard.flags)),
+    )

@@ -109,8 +109,11 @@ class Cell:
             if settings[later] is None:
                 settings.pop(later)
         settings["revision"] = REVISION
-        if "aa" in settings["attacks"]:
+        if any(name.startswith("aa") for name in settings["attacks"]):
             settings["pyautoattack"] = version("pyautoattack")
+        else:
+            settings.pop("aa_search")
+            settings.pop("aa_shard")
         settings["proxies"] = {cell.name: cell.train_id for cell in self.proxies}
         return settings
 

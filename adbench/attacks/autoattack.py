@@ -1,9 +1,15 @@
-"""AutoAttack (Croce & Hein, ICML 2020) by its authors' own code, behind one adapter."""
+"""AutoAttack (Croce & Hein, ICML 2020) by its authors' own code, behind one adapter.
+
+The search may run in bfloat16; what counts is float32. An image is broken only if the x' that was found lies in the
+ball and in [0, 1] and is misclassified by the network in float32. Images for which bfloat16 may have decided wrongly
+are searched again in float32 (`survivors` says which).
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -13,29 +19,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adbench.attacks.linf import attacking
+from adbench.attacks.linf import ascend, attacking
 from adbench.data.threat import as_text
 from adbench.errors import UserError
+from adbench.losses import margin
+
+VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
+"""Names of the attack, and what its authors call these versions."""
+
+SEARCHES = ("fast", "exact")
 
 # pyautoattack keeps counters and log handlers at module level: one evaluation at a time in a process.
 _LOCK = threading.Lock()
 
-# The package draws its random numbers a batch at a time, so the batch is part of what the attack is.
-BATCH = 200
+# A survivor of the fast search is searched again in float32 if a short float32 attack on the margin brings it this
+# close to the boundary, in units of the gap between its first and third logit.
+CLOSE = 0.1
+PROBE_STEPS = 20
 
 
-def definition(eps: Fraction, classes: int, seed: int) -> dict[str, Any]:
-    """What `survivors` runs, for the record."""
+def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, shard: int) -> dict[str, Any]:
+    """What `survivors` runs, for the record.
+
+    shard: images at a time. The package draws its random numbers a batch at a time, so it is part of the attack.
+    """
     return {
-        "name": "aa",
+        "name": name,
         "implementation": f"pyautoattack {version('pyautoattack')}",
-        "version": "standard",
-        "attacks": ["apgd-ce", "apgd-t", "fab-t", "square"],
+        "version": VERSIONS[name],
         "eps": as_text(eps),
         "target_classes": min(9, classes - 1),
-        "square_queries": 5000,
-        "batch_size": BATCH,
+        "batch_size": shard,
         "seed": seed,
+        "search": "float32" if search == "exact" else f"bfloat16, confirmed in float32 (close: {CLOSE})",
     }
 
 
@@ -65,7 +81,7 @@ def _captured() -> Iterator[_Flags]:
         logger.propagate = propagated
 
 
-class _Logits(nn.Module):
+class _Exact(nn.Module):
     """The network with contiguous input gradients, which AutoAttack takes views of."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -77,41 +93,128 @@ class _Logits(nn.Module):
         return logits.float()
 
 
-def survivors(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, *, seed: int) -> tuple[Tensor, list[str]]:
-    """Which images AutoAttack standard does not break.
+class _Fast(nn.Module):
+    """The same network as the search sees it: bfloat16 where autocast has it, channels last, in parts on a CPU."""
 
-    x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,). Returns a (N,) boolean
-    tensor (True: survived) and the warnings that the attack raised. Every x' found is judged again here: inside
-    the ball, inside [0, 1], and misclassified. Raises UserError with fewer than 4 classes, for which the standard
-    version is not defined (its targeted loss needs four logits).
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A CPU is fastest where a part's activations fit its caches.
+        parts = torch.split(x, 32) if x.device.type == "cpu" else (x,)
+        return torch.cat([self._logits(part) for part in parts])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits: Tensor = self.network(_ChannelsLast.apply(x))
+        return logits.float()
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """An input in channels-last layout, whose gradient comes back contiguous."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
+def searching(network: nn.Module, search: str) -> nn.Module:
+    """The network as a search sees it."""
+    return _Exact(network) if search == "exact" else _Fast(network)
+
+
+def faster(network: nn.Module, x: Tensor) -> bool:
+    """Whether bfloat16 is clearly faster on images x's device, by the better of two passes over at most 32 of them."""
+    x = x[:32]
+
+    def seconds(model: nn.Module) -> float:
+        taken = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            with torch.no_grad():
+                model(x)
+            if x.device.type == "cuda":
+                torch.cuda.synchronize(x.device)
+            taken.append(time.perf_counter() - begun)
+        return min(taken[1:])
+
+    with attacking(network):
+        return seconds(_Fast(network)) < 0.8 * seconds(_Exact(network))
+
+
+def survivors(
+    network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, *, seed: int, name: str = "aa", search: str = "exact"
+) -> tuple[Tensor, list[str]]:
+    """Which images AutoAttack does not break; the images are one shard.
+
+    x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,); search: "exact" (float32
+    throughout) or "fast". Returns a (N,) boolean tensor (True: survived) and the warnings that the attack raised.
+
+    After a fast search, float32 searches again: images that bfloat16 calls broken and float32 does not, and survivors
+    which a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of the boundary.
+    Raises UserError with fewer classes than the version is defined for.
     """
     if len(x) == 0:
         return torch.zeros(0, dtype=torch.bool, device=y.device), []
+    with _LOCK, attacking(network), _captured() as flags:
+        if search == "exact":
+            broken = _broken(network, x, _run(_Exact(network), x, y, eps, seed, name)[0], y, eps)
+        else:
+            found, claimed = _run(_Fast(network), x, y, eps, seed, name)
+            broken = _broken(network, x, found, y, eps)
+            again = (~broken & (claimed | _close(network, x, y, eps))).nonzero().squeeze(1)
+            if len(again):
+                found, _ = _run(_Exact(network), x[again], y[again], eps, seed, name)
+                broken[again] = _broken(network, x[again], found, y[again], eps)
+    return ~broken, list(flags.messages)
+
+
+def _run(model: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """The examples that pyautoattack finds against `model`, and which images it claims to have broken."""
     import pyautoattack
     from pyautoattack import checks
 
-    with _LOCK, attacking(network), _captured() as flags:
-        model = _Logits(network).eval()
-        with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-        if classes < 4:
-            raise UserError(
-                f"AutoAttack standard needs at least 4 classes, this network has {classes}; "
-                'set eval.attacks to others, as in eval.attacks = ["fgsm", "pgd20", "cw"]'
-            )
-        # The counters behind the "dynamic defense" warning are never reset by the package itself.
-        for name in checks.funcs:
-            checks.funcs[name] = 0
-        attack = pyautoattack.AutoAttack(
-            model, norm="Linf", eps=float(eps), version="standard", seed=seed, device=x.device
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    least = 3 if name == "aa-rand" else 4
+    if classes < least:
+        raise UserError(
+            f"AutoAttack {VERSIONS[name]} needs at least {least} classes, this network has {classes}; "
+            'set eval.attacks to others, as in eval.attacks = ["fgsm", "pgd20", "cw"]'
         )
-        attack.apgd_targeted.n_target_classes = min(9, classes - 1)
-        attack.fab.n_target_classes = min(9, classes - 1)
-        # The package seeds torch's global generator; the caller's stream goes on as if it had not.
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=BATCH)
-        with torch.no_grad():
-            predicted = torch.cat([model(part).argmax(1) for part in torch.split(x_adv, BATCH)])
+    # The counters behind the "dynamic defense" warning are never reset by the package itself.
+    for counter in checks.funcs:
+        checks.funcs[counter] = 0
+    attack = pyautoattack.AutoAttack(
+        model.eval(), norm="Linf", eps=float(eps), version=VERSIONS[name], seed=seed, device=x.device
+    )
+    attack.apgd_targeted.n_target_classes = min(9, classes - 1)
+    attack.fab.n_target_classes = min(9, classes - 1)
+    # The package seeds torch's global generator; the caller's stream goes on as if it had not.
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=len(x))
+    return x_adv, predicted != y
+
+
+@torch.no_grad()
+def _broken(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fraction) -> Tensor:
+    """Where x' lies in the ball and in [0, 1] and float32 misclassifies it."""
+    predicted: Tensor = network(x_adv.contiguous()).argmax(1)
     inside = (x_adv - x).abs().flatten(1).amax(1) <= float(eps) + 1e-6
     inside &= (x_adv.flatten(1).amin(1) >= 0) & (x_adv.flatten(1).amax(1) <= 1)
-    return ~(inside & (predicted != y)), list(flags.messages)
+    return inside & (predicted != y)
+
+
+def _close(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction) -> Tensor:
+    """Where a short float32 attack on the margin comes within CLOSE of the boundary, or crosses it."""
+    x_adv = ascend(x, lambda z: margin(network(z), y), eps=float(eps), step=float(eps) / 4, steps=PROBE_STEPS)
+    with torch.no_grad():
+        logits: Tensor = network(x_adv)
+    ordered = logits.sort(dim=1, descending=True).values
+    gap = ordered[:, 0] - ordered[:, min(2, ordered.shape[1] - 1)]
+    return margin(logits, y) >= -CLOSE * gap

@@ -1,0 +1,176 @@
+"""AutoAttack in shards and by the fast search: what counts is float32, and nothing finished is lost."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny import SETTINGS
+from torch import Tensor, nn
+
+from adbench.attacks import autoattack
+from adbench.data import Split, Threat
+from adbench.evaluate import Evaluator, Outcome, evaluate
+from adbench.losses import cross_entropy
+from adbench.models import build
+
+EPS = Fraction(32, 255)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Split]:
+    """A small network that is right on most of 30 images and breakable on many of them."""
+    generator = torch.Generator().manual_seed(6)
+    torch.manual_seed(0)
+    centres = torch.rand(5, 1, 8, 8, generator=generator)
+    y = torch.arange(200) % 5
+    x = (centres[y] + 0.25 * torch.randn(200, 1, 8, 8, generator=generator)).clamp(0, 1)
+    net = build("cnn-8", classes=5, channels=1)
+    optimiser = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimiser.zero_grad()
+        cross_entropy(net(x), y).mean().backward()
+        optimiser.step()
+    return net.eval(), Split((255 * x[:30]).round().to(torch.uint8), y[:30])
+
+
+def evaluator(net: nn.Module, split: Split, search: str = "exact", shard: int = 30, eps: Fraction = EPS) -> Evaluator:
+    threat, cpu = Threat(eps, eps / 4), torch.device("cpu")
+    return Evaluator(net, split, threat, seed=1, batch_size=64, device=cpu, search=search, shard=shard)  # type: ignore[arg-type]
+
+
+def test_shards_make_up_the_whole_and_a_known_shard_is_not_attacked_again(trained) -> None:
+    kept: dict[str, Outcome] = {}
+    whole = evaluate(evaluator(*trained, shard=12), ("aa",), on_attack=kept.__setitem__)["aa"]
+    labels = ["aa, images 0 to 11", "aa, images 12 to 23", "aa, images 24 to 29"]
+    assert list(kept) == [*labels, "aa"]
+    assert torch.equal(whole.right, torch.cat([kept[label].right for label in labels]))
+    attacked: list[str] = []
+    known = {label: kept[label] for label in labels[:2]}
+    resumed = evaluator(*trained, shard=12)
+    again = evaluate(resumed, ("aa",), known=known, on_attack=lambda name, _: attacked.append(name))["aa"]
+    assert attacked == [labels[2], "aa"]
+    assert torch.equal(again.right, whole.right)
+    few = evaluate(evaluator(*trained, shard=12), ("aa",), aa_images=12)["aa"]
+    assert torch.equal(few.right, whole.right[:12]), "a whole shard's verdicts do not depend on what follows"
+
+
+def test_the_fast_search_gives_the_exact_verdicts_here_and_says_what_it_is(trained, monkeypatch) -> None:
+    monkeypatch.setattr(autoattack, "faster", lambda *_: True)
+    found = {search: evaluate(evaluator(*trained, search=search), ("aa",))["aa"] for search in autoattack.SEARCHES}
+    assert torch.equal(found["fast"].right, found["exact"].right)
+    assert 0 < found["exact"].right.sum() < 30
+    assert found["exact"].definition["search"] == "float32"
+    assert found["fast"].definition["search"] == "bfloat16, confirmed in float32 (close: 0.1)"
+
+
+def test_where_bfloat16_is_not_faster_the_search_is_exact(trained, monkeypatch) -> None:
+    monkeypatch.setattr(autoattack, "faster", lambda *_: False)
+    found = evaluate(evaluator(*trained, search="fast"), ("aa",), aa_images=2)["aa"]
+    assert found.definition["search"] == "float32"
+
+
+class UnlikeInHalf(nn.Module):
+    """A network that is another one under autocast, as a bad bfloat16 arithmetic would make it."""
+
+    def __init__(self, net: nn.Module, half: nn.Module) -> None:
+        super().__init__()
+        self.net, self.other = net, half
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.other if torch.is_autocast_enabled("cpu") else self.net)(x)
+
+
+class Wrong(nn.Module):
+    """Predicts the next class, surely."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).roll(1, dims=1)
+
+
+@pytest.mark.parametrize("half", ["wrong", "another"])
+def test_float32_decides_whatever_bfloat16_says(trained, half: str) -> None:
+    net, split = trained
+    torch.manual_seed(3)
+    other = Wrong(net) if half == "wrong" else build("cnn-4", classes=5, channels=1).eval()
+    deceptive = UnlikeInHalf(net, other)
+    x, y = split.images[:10].float() / 255, split.labels[:10]
+    right = net(x).argmax(1) == y
+    x, y = x[right], y[right]
+    exact, _ = autoattack.survivors(net, x, y, EPS * 3 / 4, seed=0)
+    fast, _ = autoattack.survivors(deceptive, x, y, EPS * 3 / 4, seed=0, search="fast")
+    assert 0 < exact.sum() < len(exact)
+    assert torch.equal(fast, exact)
+
+
+@pytest.mark.parametrize(("name", "version"), [("aa-rand", "rand"), ("aa-plus", "plus")])
+def test_the_other_versions_run_and_are_recorded(trained, name: str, version: str) -> None:
+    found = evaluate(evaluator(*trained, eps=Fraction(1, 2)), (name,), aa_images=2)[name]
+    assert found.definition["version"] == version
+    assert not found.right.any()
+
+
+def _locked(folder: Path) -> bool:
+    """Whether some process works in a cell below `folder`."""
+    for path in folder.rglob(".lock"):
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
+@pytest.mark.slow
+def test_ten_sigkills_change_no_verdict(tmp_path: Path) -> None:
+    small = {"train.epochs": "6", "threat.eps": "20/255", "eval.images": "36", "eval.attacks": '["aa"]'}
+    small |= {"data.train_images": "600", "eval.aa_shard": "3", "data.val_images": "20"}
+
+    def command(name: str) -> list[str]:
+        settings = [word for key, value in (SETTINGS | small).items() for word in ("--set", f"{key}={value}")]
+        return [
+            sys.executable, "-m", "adbench", "run", "--methods", "natural", "--student", "cnn-4", *settings,
+            "--device", "cpu", "--results", str(tmp_path / name),
+        ]  # fmt: skip
+
+    def outcomes(name: str) -> pd.DataFrame:
+        (path,) = (tmp_path / name).rglob("outcomes.parquet")
+        return pd.read_parquet(path)
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
+    draw = random.Random(0)
+    moments = []
+    while len(moments) < 10:
+        process = subprocess.Popen(command("killed"), env=environment, stdout=subprocess.DEVNULL)
+        # The lock is held from just before the work until its end.
+        while not _locked(tmp_path / "killed") and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 5))
+        if process.poll() is not None:
+            assert len(moments) >= 5, "it came to its end before it could be killed"
+            shutil.rmtree(tmp_path / "killed")  # all was done; from the beginning
+            continue
+        moments.append(len(list((tmp_path / "killed").rglob("partial-*"))))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(set(moments)) > 1, "the kills met several shards"
+    subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
+    pd.testing.assert_frame_equal(outcomes("killed"), outcomes("whole"))
+    assert 0 < outcomes("whole")["aa"].sum() < 36
+    assert not list((tmp_path / "killed").rglob("partial-*")), "a finished evaluation leaves no parts"
