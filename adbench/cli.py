@@ -419,6 +419,13 @@ def teachers(
 @click.option("--aa-images", type=click.IntRange(min=1), metavar="N", help="Of these, images for AutoAttack.")
 @click.option("--eps", metavar="FRACTION", help="Radius, as in 8/255. [default: the dataset's]")
 @click.option("--step", metavar="FRACTION", help="Step of PGD and C&W. [default: the dataset's, scaled with eps]")
+@click.option(
+    "--aa-search",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="AutoAttack in float32, or by a bfloat16 search that float32 confirms.",
+)
 @click.option("--mean", callback=_numbers, metavar="M,M,M", help="Normalisation that the checkpoint was trained with.")
 @click.option("--std", callback=_numbers, metavar="S,S,S", help="The same: standard deviation by channel.")
 @device_option
@@ -426,7 +433,7 @@ def teachers(
 @results_option
 def eval_(
     checkpoint: Path, arch: str, dataset: str, attacks: tuple[str, ...], images: int | None, aa_images: int | None,
-    eps: str | None, step: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    eps: str | None, step: str | None, aa_search: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
     device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Evaluate any checkpoint of a supported architecture and record it.
@@ -444,7 +451,8 @@ def eval_(
     from adbench.display import Display, percent
     from adbench.matrix import Matrix, teacher_cell
 
-    judging = {"images": images, "aa_images": aa_images, **({"attacks": attacks} if attacks else {})}
+    judging: dict[str, Any] = {"images": images, "aa_images": aa_images, "aa_search": aa_search}
+    judging |= {"attacks": attacks} if attacks else {}
     experiment = config.experiment({"threat": {"eps": eps, "step": step}, "eval": judging})
     place = _place(results, data_dir, device)
     spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})

@@ -89,9 +89,7 @@ class Evaluation(Section):
     transfer_attacks: tuple[str, ...] = ("pgd20", "cw")
     step: FractionText = Field(None, description="of PGD and C&W; none means the threat model's")
     start: Literal["uniform", "gauss", "clean"] | None = Field(None, description="theirs; none means uniform")
-    aa_search: Literal["fast", "exact"] = Field(
-        "fast", description="fast: bfloat16, confirmed in float32; exact: float32"
-    )
+    aa_search: Literal["exact", "fast"] = Field("exact", description="fast: bfloat16, confirmed in float32")
     aa_shard: int = Field(200, ge=1, description="images that AutoAttack attacks, and finishes, at a time")
     checkpoint: Literal["best", "last"] = Field("best", description="best on the held-out split, or last")
     batch_size: int = Field(250, ge=1)

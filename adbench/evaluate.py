@@ -66,7 +66,7 @@ class Evaluator:
         batch_size: int,
         device: torch.device,
         start: Start = Start.UNIFORM,
-        search: str = "fast",
+        search: str = "exact",
         shard: int = 200,
     ) -> None:
         """threat: its step is that of PGD and C&W, as `start` is theirs. search: AutoAttack's, exact or fast

@@ -37,5 +37,3 @@ digits --methods smaraad --seeds 3 $(gamma 10) --set hyper.smaraad.cam_norm=none
 cifar --methods smaraad-pp $(gamma 10)
 cifar --methods smaraad-pp $(gamma 10) --set hyper.smaraad-pp.self_rho_sign=1
 cifar --methods smaraad $(gamma 10) --set hyper.smaraad.cam_norm=none
-# What plain distillation reaches with the same budget.
-cifar --methods kd
