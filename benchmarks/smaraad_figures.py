@@ -106,7 +106,7 @@ def pull(gamma: float, confidence: float, images: int = 4000, classes: int = 10)
 
 def pulls() -> Figure:
     """What L_sm does to a wrong class by how sure the student is of it."""
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
     confidences = [0.15 + 0.05 * i for i in range(17)]
     print("\nMean derivative of L_sm in the logit of a wrong class of probability p\n")
@@ -119,14 +119,14 @@ def pulls() -> Figure:
     axes.axhline(0, color="#1c1c1a", linewidth=0.8)
     axes.set_xlabel("Student's probability of a wrong class")
     axes.set_ylabel("Derivative of L_sm in its logit")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     axes.grid(axis="y", linewidth=0.5)
     return figure
 
 
 def norms(runs: list[Run]) -> Figure:
     """Held-out accuracy by epoch on CIFAR-10, maps normalised and not."""
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     wanted = [(g, n) for g in (10.0, 1000.0) for n in ("minmax", "none")]
     for axes, key, title in zip(panels, ("val_clean", "val_robust"), ("natural", "under attack"), strict=True):
@@ -146,7 +146,7 @@ def norms(runs: list[Run]) -> Figure:
         axes.set_title(title, loc="left", fontsize=9)
         axes.grid(axis="y", linewidth=0.5)
     panels[0].set_ylabel("Held-out accuracy (%)")
-    panels[0].legend(frameon=False, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
