@@ -131,11 +131,9 @@ def check(cell: Cell, place: Place) -> None:
     for name in (*attacks, *transferred):
         if name not in autoattack.VERSIONS:
             gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
-    if {"aa", "aa-plus"} & set(attacks) and dataset.classes < 4:
-        raise UserError(
-            f"AutoAttack standard and plus need at least 4 classes, '{cell.dataset}' has {dataset.classes}; "
-            'set eval.attacks to others, as in eval.attacks = ["fgsm", "pgd20", "cw"]'
-        )
+    for name in set(attacks) & set(autoattack.VERSIONS):
+        if dataset.classes < autoattack.least_classes(name):
+            raise UserError(autoattack.too_few_classes(name, f"'{cell.dataset}' has {dataset.classes}"))
     if cell.method is None:
         weights_of(cell, place, dataset, "best")
 

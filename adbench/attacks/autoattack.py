@@ -55,6 +55,19 @@ def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, s
     }
 
 
+def least_classes(name: str) -> int:
+    """The number of classes from which on a version is defined: its losses need so many logits."""
+    return 3 if name == "aa-rand" else 4
+
+
+def too_few_classes(name: str, found: str) -> str:
+    """What to say where there are fewer."""
+    return (
+        f"AutoAttack {VERSIONS[name]} needs at least {least_classes(name)} classes, {found}; "
+        'set eval.attacks to others, as in eval.attacks = ["fgsm", "pgd20", "cw"]'
+    )
+
+
 class _Flags(logging.Handler):
     """Collects the warnings of one evaluation."""
 
@@ -181,12 +194,8 @@ def _run(model: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name:
 
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
-    least = 3 if name == "aa-rand" else 4
-    if classes < least:
-        raise UserError(
-            f"AutoAttack {VERSIONS[name]} needs at least {least} classes, this network has {classes}; "
-            'set eval.attacks to others, as in eval.attacks = ["fgsm", "pgd20", "cw"]'
-        )
+    if classes < least_classes(name):
+        raise UserError(too_few_classes(name, f"this network has {classes}"))
     # The counters behind the "dynamic defense" warning are never reset by the package itself.
     for counter in checks.funcs:
         checks.funcs[counter] = 0
