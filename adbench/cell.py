@@ -6,11 +6,8 @@ evaluation from its last attack, and a failure is recorded with its reason.
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,12 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor
 
-from adbench import checkpoint, files, record, robustbench, train
+from adbench import checkpoint, files, kept, masking, record, robustbench, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
@@ -151,6 +145,7 @@ class _Run:
     teachers: dict[str, Any] = field(default_factory=lambda: {"robust": None, "natural": None})
     summary: train.Summary | None = None
     dataset: Dataset | None = None
+    masking: dict[str, Any] | None = None
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -182,7 +177,7 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any]:
 
 def _tidy(folder: Path, judged: Path) -> None:
     """Remove a finished cell's partial outcomes, and what processes killed while writing left of their files."""
-    for passing in (judged / "traceback.txt", *judged.glob("partial-*.npz"), *folder.rglob(".*.tmp")):
+    for passing in (judged / "traceback.txt", *judged.glob(kept.PARTIAL), *folder.rglob(".*.tmp")):
         passing.unlink(missing_ok=True)
 
 
@@ -226,9 +221,10 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
             start=_start(cell.evaluation),
             search=cell.evaluation.aa_search,
             shard=cell.evaluation.aa_shard,
+            keep=cell.evaluation.keep_adversarial,
         )
         outcomes = _evaluate(run, dataset, evaluator, folder)
-        _write_outcomes(folder / record.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
+        kept.write_table(folder / record.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
     return outcomes
 
 
@@ -245,6 +241,7 @@ def _network_entry(cell: Cell, network: Network, which: str) -> dict[str, Any]:
         "parameters": count_parameters(network),
         "weights_sha256": checkpoint.weights_sha256(network),
         "checkpoint": which if cell.method else str(source.kind if source else "file"),
+        **({"file": str(source.path)} if isinstance(source, LocalFile) else {}),
     }
 
 
@@ -284,8 +281,13 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
 
 def _training_attack(config: Train, threat: Threat) -> Ball:
     """The ball that training attacks in: the threat model's, unless the recipe has one of its own."""
-    eps = threat.eps if config.attack_eps is None else parse_fraction(config.attack_eps)
-    step = threat.step * eps / threat.eps if config.attack_step is None else parse_fraction(config.attack_step)
+    eps, step = threat.eps, threat.step
+    if config.attack_eps is not None:
+        eps = parse_fraction(config.attack_eps)
+        # A larger ball is crossed in as many steps; a ball of radius 0 has no proportion to keep.
+        step = step * eps / threat.eps if threat.eps else step
+    if config.attack_step is not None:
+        step = parse_fraction(config.attack_step)
     return Ball(float(eps), float(step), config.attack_steps)
 
 
@@ -301,59 +303,24 @@ def _evaluate(run: _Run, dataset: Dataset, evaluator: Evaluator, folder: Path) -
     settings = cell.evaluation
     proxies = {proxy.name: teacher_network(proxy, place, dataset) for proxy in cell.proxies}
 
+    weights = str(run.model and run.model["weights_sha256"])
+
     def keep(name: str, outcome: Outcome) -> None:
-        meta = {"name": name, "definition": outcome.definition, "seconds": outcome.seconds, "flags": outcome.flags,
-                "weights": run.model and run.model["weights_sha256"]}  # fmt: skip
-        target = folder / f"partial-{files.content_id(name)[:12]}.npz"
-        arrays = {"right": outcome.right.numpy(), "meta": np.array(json.dumps(meta))}
-        files.write_atomic(target, lambda path: _savez(path, arrays))
+        kept.save(folder, name, outcome, evaluator, dataset, weights)
         run.report({"what": "attack", "name": name, "value": outcome.metric()["value"]})
 
-    known = _partial(folder, str(run.model and run.model["weights_sha256"]))
-    return evaluate(
+    outcomes = evaluate(
         evaluator,
         settings.attacks,
         aa_images=settings.aa_images,
         proxies=proxies,
         transfer_attacks=settings.transfer_attacks,
-        known=known,
+        known=kept.load(folder, weights),
         on_attack=keep,
     )
-
-
-def _savez(path: Path, arrays: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def _partial(folder: Path, weights: str) -> dict[str, Outcome]:
-    """The outcomes that an interrupted evaluation of the same weights left behind."""
-    found = {}
-    for path in sorted(folder.glob("partial-*.npz")):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                meta, right = json.loads(str(arrays["meta"])), torch.from_numpy(arrays["right"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            continue  # damaged, so computed again
-        if meta["weights"] == weights:
-            found[meta["name"]] = Outcome(right, meta["definition"], meta["seconds"], meta["flags"])
-    return found
-
-
-def _write_outcomes(path: Path, dataset: Dataset, predicted: Tensor, outcomes: dict[str, Outcome]) -> None:
-    """One row a test image; a column an attack, empty for the images that this attack was not run on."""
-    n = len(dataset.test)
-    columns: dict[str, Any] = {
-        "index": np.arange(n),
-        "label": dataset.test.labels.numpy(),
-        "prediction": predicted.numpy(),
-    }
-    for name, outcome in outcomes.items():
-        column = pd.array([None] * n, dtype="boolean")
-        column[: len(outcome.right)] = outcome.right.numpy()
-        columns[name] = column
-    table = pd.DataFrame(columns)
-    files.write_atomic(path, lambda p: table.to_parquet(p, index=False))
+    if settings.masking:
+        run.masking = masking.examine(evaluator, outcomes, settings.masking)
+    return outcomes
 
 
 def _record(
@@ -383,21 +350,14 @@ def _record(
         "seed": cell.seed if cell.method else None,
         "config": {"training": cell.training, "evaluation": cell.judging},
         "provenance": provenance(run.place.describe(), torch.get_num_threads(), _source(cell), started),
-        "data": dataset
-        and {
-            "fingerprint": dataset.fingerprint,
-            "classes": dataset.classes,
-            "image_shape": list(dataset.image_shape),
-            "train_images": len(dataset.train),
-            "val_images": len(dataset.val),
-            "test_images": len(dataset.test),
-        },
+        "data": dataset and dataset.summary(),
         "model": run.model,
         "teachers": run.teachers,
         "training": training,
-        "metrics": {name: outcome.metric() for name, outcome in outcomes.items()},
+        "metrics": {name: outcome.entry(dataset) for name, outcome in outcomes.items() if dataset},
         "outcomes": outcomes_file and {"file": outcomes_file.name, "sha256": files.sha256(outcomes_file)},
         "timing": run.timing,
+        **({"masking": run.masking} if run.masking else {}),
     }
 
 

@@ -86,6 +86,15 @@ def _seeds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     return numbers
 
 
+def _one_seed(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+    """A seed, or "all"."""
+    if value is None or value == "all":
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"'{value}' is neither a seed nor 'all'")
+    return int(value)
+
+
 def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """A comma list of numbers, one a channel."""
     if value is None:
@@ -118,6 +127,32 @@ data_dir_option = click.option(
 device_option = click.option(
     "--device", default=None, metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."
 )
+
+
+keep_option = click.option(
+    "--keep-adversarial", is_flag=True, help="Store the adversarial examples of every attack, for adbench verify."
+)
+
+
+def _finished_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that takes finished networks: which of them, and on how many images."""
+    for option in reversed(
+        (
+            click.option("--dataset", metavar="NAME", help="Only this dataset. [default: each]"),
+            click.option("--methods", "--method", multiple=True, callback=_names, metavar="NAMES",
+                         help="Only students of these methods (or labels of the report). [default: all]"),
+            click.option("--student", "--students", "students", multiple=True, callback=_names, metavar="NAMES",
+                         help="Only students of these architectures. [default: all]"),
+            click.option("--seed", callback=_one_seed, metavar="N|all",
+                         help="Students of this seed. [default: of each method the lowest]"),
+            click.option("--images", type=click.IntRange(min=1), metavar="N",
+                         help="First N test images. [default: 1000, or all if there are fewer]"),
+            click.option("--skip-missing", is_flag=True, help="Leave out networks whose weights are not there."),
+            device_option, data_dir_option, results_option,
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.group(
@@ -176,6 +211,7 @@ def main(context: click.Context) -> None:
     metavar="NAMES",
     help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
 )
+@keep_option
 @click.option(
     "--seeds", callback=_seeds, metavar="N|LIST", help="How many seeds (3 means 0,1,2), or which. [default: 1]"
 )
@@ -212,7 +248,7 @@ def main(context: click.Context) -> None:
 def run(
     methods: tuple[str, ...], students: tuple[str, ...], teachers: tuple[str, ...], datasets: tuple[str, ...],
     seeds: tuple[int, ...] | None, presets: tuple[str, ...], config: Path | None, settings: tuple[str, ...],
-    jobs: int, dry_run: bool, device: str | None, data_dir: Path, results: Path,
+    jobs: int, dry_run: bool, keep_adversarial: bool, device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
 
@@ -226,7 +262,10 @@ def run(
       adbench run --methods rslad --set train.epochs=5 --set hyper.rslad.alpha=0.5 --dry-run
     """
     asked = {"methods": methods, "students": students, "teachers": teachers, "datasets": datasets, "seeds": seeds}
-    experiment = _experiment({k: v for k, v in asked.items() if v}, presets, config, settings)
+    named: dict[str, Any] = {k: v for k, v in asked.items() if v}
+    if keep_adversarial:
+        named["eval"] = {"keep_adversarial": True}
+    experiment = _experiment(named, presets, config, settings)
     failed = _carry_out(experiment, results, data_dir, device, jobs, dry_run)
     sys.exit(1 if failed else 0)
 
@@ -400,11 +439,11 @@ def teachers(
         return
     click.echo(listing.describe_teacher(name))
     if verify:
-        import adbench.verify as verification
+        from adbench.claims import verify_teacher
 
         place = _place(results, data_dir, device)
         _make_writable(results)
-        lines, agrees = verification.verify_teacher(name, dataset, images, place)
+        lines, agrees = verify_teacher(name, dataset, images, place)
         for line in lines:
             click.echo(line)
         sys.exit(0 if agrees else 1)
@@ -426,6 +465,8 @@ def teachers(
     show_default=True,
     help="AutoAttack in float32, or by a bfloat16 search that float32 confirms.",
 )
+@keep_option
+@click.option("--masking", type=click.IntRange(min=1), metavar="N", help="Test for gradient masking on N images.")
 @click.option("--mean", callback=_numbers, metavar="M,M,M", help="Normalisation that the checkpoint was trained with.")
 @click.option("--std", callback=_numbers, metavar="S,S,S", help="The same: standard deviation by channel.")
 @device_option
@@ -433,7 +474,8 @@ def teachers(
 @results_option
 def eval_(
     checkpoint: Path, arch: str, dataset: str, attacks: tuple[str, ...], images: int | None, aa_images: int | None,
-    eps: str | None, step: str | None, aa_search: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    eps: str | None, step: str | None, aa_search: str, keep_adversarial: bool, masking: int | None,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
     device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Evaluate any checkpoint of a supported architecture and record it.
@@ -453,6 +495,7 @@ def eval_(
 
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images, "aa_search": aa_search}
     judging |= {"attacks": attacks} if attacks else {}
+    judging |= {"masking": masking or 0, "keep_adversarial": keep_adversarial}
     experiment = config.experiment({"threat": {"eps": eps, "step": step}, "eval": judging})
     place = _place(results, data_dir, device)
     spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})
@@ -469,6 +512,10 @@ def eval_(
             f"{name:8} {100 * metric['value']:6.2f}%   n = {metric['n']}   "
             f"95% interval over test images {percent(low)}-{percent(high)}%"
         )
+    if "masking" in found.data:
+        click.echo(f"gradient masking: {found['masking']['verdict']}")
+        for test in found["masking"]["tests"]:
+            click.echo(f"  {test['verdict']:8} {test['says']}")
     click.echo(f"record in {path}")
     sys.exit(0 if found.done else 1)
 
@@ -526,6 +573,104 @@ def compare(first: str, second: str, results: Path) -> None:
 
     for line in comparison.lines(first, second, results):
         click.echo(line)
+
+
+@main.command()
+@click.option("--attack", default="pgd20", show_default=True, metavar="NAME", help="A gradient attack: pgdK, cw, fgsm.")
+@_finished_options
+def cross(
+    attack: str, dataset: str | None, methods: tuple[str, ...], students: tuple[str, ...], seed: int | str | None,
+    images: int | None, skip_missing: bool, device: str | None, data_dir: Path, results: Path,
+) -> None:  # fmt: skip
+    """Attack every finished network with the adversarial examples of every other one.
+
+    One matrix for each dataset and threat model, on its diagonal the white-box accuracy. A run can be killed at any
+    time; the same command goes on with the next network. `adbench report` draws the result.
+
+    \b
+    Examples:
+      adbench cross
+      adbench cross --dataset cifar10 --methods trades,rslad --attack cw --images 500
+    """
+    from adbench import cross as crossing
+    from adbench.report.finished import Wanted, select
+
+    groups = select(results, Wanted(dataset, methods, students, seed))
+    place = _ready(results, data_dir, device)
+    for line in crossing.lines(groups, place, attack=attack, images=images, skip_missing=skip_missing):
+        click.echo(line)
+
+
+@main.command()
+@_finished_options
+def cam(
+    dataset: str | None, methods: tuple[str, ...], students: tuple[str, ...], seed: int | str | None,
+    images: int | None, skip_missing: bool, device: str | None, data_dir: Path, results: Path,
+) -> None:  # fmt: skip
+    """Compare where students look with where their teacher looks: class activation maps on the same images.
+
+    The images are clean ones, and adversarial ones made on the teacher (PGD-20). `adbench report` draws some of the
+    maps, and prints by how much they agree.
+
+    \b
+    Examples:
+      adbench cam
+      adbench cam --dataset cifar10 --methods ard,smaraad --images 500
+    """
+    from adbench import cam as attribution
+    from adbench.report.finished import Wanted, select
+
+    groups = select(results, Wanted(dataset, methods, students, seed))
+    place = _ready(results, data_dir, device)
+    for line in attribution.lines(groups, place, images=images, skip_missing=skip_missing):
+        click.echo(line)
+
+
+def _ready(results: Path, data_dir: Path, device: str | None) -> Place:
+    """The place of a command that computes on finished networks in this process, with torch prepared for it."""
+    from adbench import runner
+
+    place = _place(results, data_dir, device)
+    runner.prepare_torch(place, runner.threads_per_job(1))
+    return place
+
+
+@main.command()
+@click.argument("record_path", metavar="RECORD", type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The network's weights. [default: where the record has them]",
+)
+@click.option("--again", type=click.IntRange(min=1), metavar="N", help="Attack N test images anew, chosen by chance.")
+@device_option
+@data_dir_option
+def verify(record_path: Path, checkpoint: Path | None, again: int | None, device: str | None, data_dir: Path) -> None:
+    """Recompute a record's figures from its checkpoint, the test images and the stored adversarial examples.
+
+    For records made with --keep-adversarial. One line a figure; exit code 1 if any does not follow. Stored examples
+    show that broken images are broken; whether survivors survive, --again tests with the record's gradient attacks.
+
+    \b
+    Example:
+      adbench verify results/.../record.json --again 200
+    """
+    from adbench import record, runner
+    from adbench import verify as verification
+
+    place = _place(record_path.parent, data_dir, device)
+    runner.prepare_torch(place, runner.threads_per_job(1))
+    path = record_path / record.FILE if record_path.is_dir() else record_path
+    findings = []
+    for finding in verification.verify(
+        path, data_dir=place.data_dir, device=place.torch_device, weights=checkpoint, again=again or 0
+    ):
+        findings.append(finding)
+        click.echo(f"  {'ok' if finding.holds else 'FAILS':5}  {finding.what}: {finding.says}")
+    click.echo(verification.NOT_CHECKED)
+    failed = sum(not finding.holds for finding in findings)
+    click.echo(f"{failed} of {len(findings)} findings fail" if failed else "the record follows")
+    sys.exit(1 if failed else 0)
 
 
 @main.command()

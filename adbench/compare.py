@@ -145,7 +145,7 @@ def _seed_table(rows: Sequence[Seeds], first: str, second: str) -> Iterator[str]
          "-" if math.isnan(r.half) else f"{100 * (r.difference - r.half):+.2f} to {100 * (r.difference + r.half):+.2f}")
         for r in rows
     ]  # fmt: skip
-    yield from _columns([head, *body])
+    yield from columns([head, *body])
 
 
 def _pair_table(rows: Sequence[Pair], first: str, second: str) -> Iterator[str]:
@@ -157,14 +157,15 @@ def _pair_table(rows: Sequence[Pair], first: str, second: str) -> Iterator[str]:
          str(r.only_first), str(r.only_second), f"{r.p_value:.3g}")
         for r in rows
     ]  # fmt: skip
-    yield from _columns([head, *body])
+    yield from columns([head, *body])
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Rows as lines of a table on a terminal: the first column flush left, the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [

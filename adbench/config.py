@@ -91,6 +91,8 @@ class Evaluation(Section):
     start: Literal["uniform", "gauss", "clean"] | None = Field(None, description="theirs; none means uniform")
     aa_search: Literal["exact", "fast"] = Field("exact", description="fast: bfloat16, confirmed in float32")
     aa_shard: int = Field(200, ge=1, description="images that AutoAttack attacks, and finishes, at a time")
+    masking: int = Field(0, ge=0, description="test images for the tests of gradient masking; 0: no tests")
+    keep_adversarial: bool = Field(False, description="store the adversarial examples, for adbench verify")
     checkpoint: Literal["best", "last"] = Field("best", description="best on the held-out split, or last")
     batch_size: int = Field(250, ge=1)
     seed: int = Field(0, ge=0)
@@ -224,9 +226,11 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
                 # One by one, so that a complaint counts as the user does.
                 validated(Override, rule, f"[[override]] number {number}")
             # Hyperparameters of earlier layers come before these overrides, as overrides themselves.
-            for method in {m: None for rule in added for m in rule["methods"]}:
-                if earlier := settings.get("hyper", {}).pop(method, None):
-                    rules.append({"methods": [method], "hyper": earlier})
+            named = {method for rule in added for method in rule["methods"]}
+            earlier = {m: h for m, h in _table(settings, "hyper").items() if named & {m, "all"}}
+            if earlier:
+                settings["hyper"] = _without(settings["hyper"], earlier)
+            rules += [{"methods": [method], "hyper": hyper} for method, hyper in earlier.items()]
             rules += added
             layer = {key: value for key, value in layer.items() if key != "override"}
         settings = merged(settings, layer)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adbench.errors import UserError
 from adbench.matrix import configured, passes
-from adbench.method import Ball, Method, Mode, Need, Net, Step, Teacher
+from adbench.method import Ball, Method, Mode, Need, Net, Step, Teacher, complaint
 from adbench.models import Network, build
 
 IMAGES, CLASSES = 8, 10
@@ -341,9 +341,8 @@ def _loss(method: Method, step: Step, x_adv: Tensor | None = None) -> Tensor:
     x_adv = _attack(method, step) if x_adv is None else x_adv
     torch.manual_seed(step.iteration)
     loss = _unchanged(step, lambda: method.loss(step, x_adv))
-    if not isinstance(loss, Tensor) or loss.shape != step.y.shape:
-        has = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
-        raise Broken(f"loss has {has}, expected one value an example, {tuple(step.y.shape)}")
+    if said := complaint(loss, step.y):
+        raise Broken(said)
     if not torch.isfinite(loss).all():
         raise Broken(f"the loss is not finite ({loss.mean().item()})")
     return loss

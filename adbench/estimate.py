@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import torch
 
+from adbench import masking
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.cell import Place, cell_dataset, network_for, weights_of
@@ -117,6 +118,9 @@ class Estimator:
                 total += images * (AA_PASSES * searched.both + AA_QUERIES * searched.forward)
             else:
                 total += n * steps(name) * speed.both
+        if cell.evaluation.masking:
+            both, forward = masking.passes()
+            total += min(n, cell.evaluation.masking) * (both * speed.both + forward * speed.forward)
         for proxy in cell.proxies:
             total += sum(map(steps, cell.evaluation.transfer_attacks)) * n * self.of(proxy).both
         return total

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from adbench import __version__
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import GradientAttack, gradient_attack
-from adbench.data import Split, Threat
+from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
 from adbench.models import Network
 from adbench.stats import wilson
@@ -26,15 +27,21 @@ from adbench.stats import wilson
 
 @dataclass
 class Outcome:
-    """How one network fared under one attack on the first n test images.
+    """How one network fared under one attack on n test images.
 
-    right: (n,) booleans, True where the prediction stayed right. definition: exactly what was run.
+    right: (n,) booleans, True where the prediction stayed right. definition: exactly what was run. x_adv:
+    (n, C, H, W), if kept: the last x' of each image, the image itself where it was not attacked or AutoAttack failed.
+    stored: the file that they went to, and its SHA-256. doubtful: of a shard of AutoAttack, (n,) booleans, where a
+    fast search leaves it to float32 to decide.
     """
 
     right: Tensor
     definition: dict[str, Any]
     seconds: float
     flags: list[str] = field(default_factory=list)
+    x_adv: Tensor | None = None
+    stored: dict[str, str] | None = None
+    doubtful: Tensor | None = None
 
     def metric(self) -> dict[str, Any]:
         """The figure and its interval over test images, as a record states them."""
@@ -47,7 +54,16 @@ class Outcome:
             "seconds": self.seconds,
             "attack": self.definition,
             "flags": self.flags,
+            **({"adversarial": self.stored} if self.stored else {}),
         }
+
+    def entry(self, dataset: Dataset) -> dict[str, Any]:
+        """What a record says of it: `metric`, and of each class how many images stayed right and how many it has."""
+        labels = dataset.test.labels[: len(self.right)]
+        counts = [
+            [int(self.right[labels == label].sum()), int((labels == label).sum())] for label in range(dataset.classes)
+        ]
+        return self.metric() | {"per_class": counts}
 
 
 OnAttack = Callable[[str, Outcome], None]
@@ -68,17 +84,19 @@ class Evaluator:
         start: Start = Start.UNIFORM,
         search: str = "exact",
         shard: int = 200,
+        keep: bool = False,
     ) -> None:
         """threat: its step is that of PGD and C&W, as `start` is theirs. search: AutoAttack's, exact or fast
-        (where this device is faster in bfloat16); shard: how many images it attacks at a time.
+        (where this device is faster in bfloat16); shard: how many images it attacks at a time. keep: outcomes
+        have their adversarial examples.
         """
         self.network = network.to(device).eval()
         self.x = to_float(test.images.to(device))
         self.y = test.labels.to(device)
         self.threat, self.seed, self.batch_size = threat, seed, batch_size
-        self.start, self.search, self.shard_size = start, search, shard
+        self.start, self.asked_search, self.shard_size, self.keep = start, search, shard, keep
         begun = time.perf_counter()
-        self.predicted = self._predict(self.x)
+        self.predicted = self.predict(self.x)
         self.right = self.predicted == self.y
         self.clean = Outcome(
             self.right.cpu(),
@@ -86,57 +104,73 @@ class Evaluator:
             time.perf_counter() - begun,
         )
 
-    def under(self, name: str, images: int) -> Outcome:
-        """The outcome under gradient attack `name` on the first `images` test images."""
-        begun = time.perf_counter()
-        index = self.right[:images].nonzero().squeeze(1)
-        right = torch.zeros(images, dtype=torch.bool, device=self.x.device)
-        attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
-        right[index] = self._against(attack, self.network, index)
-        return Outcome(right.cpu(), attack.definition(self.seed), time.perf_counter() - begun)
+    @cached_property
+    def search(self) -> str:
+        """How AutoAttack searches on this device: as asked, unless a fast search would be none."""
+        slow = self.asked_search == "fast" and not autoattack.faster(self.network, self.x)
+        return "exact" if slow else self.asked_search
 
-    def shard(self, name: str, first: int, last: int) -> Outcome:
-        """The outcome under AutoAttack `name` on the test images from `first` to `last - 1`, one shard."""
-        begun = time.perf_counter()
-        index = first + self.right[first:last].nonzero().squeeze(1)
-        right = torch.zeros(last - first, dtype=torch.bool, device=self.x.device)
-        if self.search == "fast" and not autoattack.faster(self.network, self.x):
-            self.search = "exact"
-        classes = self._predict_logits(self.x[:1]).shape[1]
-        definition = autoattack.definition(name, self.threat.eps, classes, self.seed, self.search, self.shard_size)
-        right[index - first], flags = autoattack.survivors(
-            self.network, self.x[index], self.y[index], self.threat.eps,
-            seed=self.seed, name=name, search=self.search,
-        )  # fmt: skip
-        return Outcome(right.cpu(), definition, time.perf_counter() - begun, flags)
+    def under(self, name: str, images: int | Tensor) -> Outcome:
+        """The outcome under gradient attack `name` on the first `images` test images, or on those at places (n,)."""
+        attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
+        return self._attacked(attack, self.network, images, attack.definition(self.seed))
 
     def transferred(self, name: str, proxy_name: str, proxy: Network, images: int) -> Outcome:
         """The outcome under examples that attack `name` crafts on `proxy`, a network on the same device."""
-        begun = time.perf_counter()
         attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
-        index = self.right[:images].nonzero().squeeze(1)
-        right = torch.zeros(images, dtype=torch.bool, device=self.x.device)
-        right[index] = self._against(attack, proxy, index)
-        definition = attack.definition(self.seed) | {"proxy": proxy_name}
-        return Outcome(right.cpu(), definition, time.perf_counter() - begun)
+        return self._attacked(attack, proxy, images, attack.definition(self.seed) | {"proxy": proxy_name})
 
-    def _against(self, attack: GradientAttack, target: Network, index: Tensor) -> Tensor:
-        """Whether the evaluated network is still right at every x' crafted on `target`, for the images at `index`."""
-        right = torch.ones(len(index), dtype=torch.bool, device=self.x.device)
+    def _attacked(
+        self, attack: GradientAttack, source: Network, images: int | Tensor, definition: dict[str, Any]
+    ) -> Outcome:
+        """How the evaluated network fares at every x' crafted on `source`."""
+        begun = time.perf_counter()
+        index = torch.arange(images) if isinstance(images, int) else images
+        index = index.to(self.x.device)
+        right = self.right[index]
+        kept = self.x[index] if self.keep else None
         for restart in range(attack.restarts):
             for part in torch.split(right.nonzero().squeeze(1), self.batch_size):
                 places = index[part]
-                x_adv = attack(target, self.x[places], self.y[places], places, self.seed, restart)
-                right[part] = self._predict(x_adv) == self.y[places]
-        return right
+                x_adv = attack(source, self.x[places], self.y[places], places, self.seed, restart)
+                right[part] = self.predict(x_adv) == self.y[places]
+                if kept is not None:
+                    kept[part] = x_adv
+        return Outcome(right.cpu(), definition, time.perf_counter() - begun, x_adv=kept)
+
+    def shard(self, name: str, index: Tensor, search: str | None = None) -> Outcome:
+        """The outcome under AutoAttack `name` on the test images at `index` (n,), one shard, by the search asked for.
+
+        After a fast search it is not final where it is doubtful.
+        """
+        begun = time.perf_counter()
+        index, search = index.to(self.x.device), search or self.search
+        right = self.right[index]
+        classes = self.logits(self.x[:1]).shape[1]
+        definition = autoattack.definition(name, self.threat.eps, classes, self.seed, self.search, self.shard_size)
+        attacked = index[right]
+        found = autoattack.attack(
+            self.network, self.x[attacked], self.y[attacked], self.threat.eps,
+            seed=self.seed, name=name, search=search,
+        )  # fmt: skip
+        survived, doubtful = torch.zeros_like(right), torch.zeros_like(right)
+        survived[right], doubtful[right] = ~found.broken, found.doubtful
+        kept = None
+        if self.keep:
+            kept = self.x[index]
+            kept[right] = found.x_adv
+        return Outcome(
+            survived.cpu(), definition, time.perf_counter() - begun, found.flags, x_adv=kept, doubtful=doubtful.cpu()
+        )
 
     @torch.no_grad()
-    def _predict_logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
-        return logits
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of images x (B, C, H, W), a batch at a time."""
+        return torch.cat([self.network(part) for part in torch.split(x, self.batch_size)])
 
-    def _predict(self, x: Tensor) -> Tensor:
-        return torch.cat([self._predict_logits(part).argmax(dim=1) for part in torch.split(x, self.batch_size)])
+    def predict(self, x: Tensor) -> Tensor:
+        """Predicted labels (B,) of images x (B, C, H, W)."""
+        return self.logits(x).argmax(dim=1)
 
 
 def evaluate(
@@ -183,20 +217,36 @@ def evaluate(
 def _by_shards(
     evaluator: Evaluator, name: str, count: int, known: Mapping[str, Outcome], on_attack: OnAttack | None
 ) -> Outcome:
-    """The outcome under AutoAttack on the first `count` images, each shard finished by itself."""
-    shards = []
-    for first in range(0, count, evaluator.shard_size):
-        last = min(first + evaluator.shard_size, count)
-        label = f"{name}, images {first} to {last - 1}"
+    """The outcome under AutoAttack on the first `count` images, each shard finished by itself.
+
+    What a fast search leaves doubtful is gathered from all shards, and searched again in shards of its own.
+    """
+
+    def finished(label: str, index: Tensor, search: str | None = None) -> Outcome:
         if label in known:
-            shards.append(known[label])
-            continue
-        shards.append(evaluator.shard(name, first, last))
+            return known[label]
+        outcome = evaluator.shard(name, index, search)
         if on_attack:
-            on_attack(label, shards[-1])
+            on_attack(label, outcome)
+        return outcome
+
+    shards = [
+        finished(f"{name}, images {int(index[0])} to {int(index[-1])}", index)
+        for index in torch.split(torch.arange(count), evaluator.shard_size)
+    ]
+    right = torch.cat([shard.right for shard in shards])
+    kept = torch.cat([shard.x_adv for shard in shards if shard.x_adv is not None]) if evaluator.keep else None
+    doubtful = torch.cat([shard.doubtful for shard in shards if shard.doubtful is not None])
+    again = torch.split(doubtful.nonzero().squeeze(1), evaluator.shard_size) if doubtful.any() else ()
+    for number, index in enumerate(again, 1):
+        shards.append(finished(f"{name}, doubtful images, part {number} of {len(again)}", index, "exact"))
+        right[index] = shards[-1].right
+        if kept is not None and shards[-1].x_adv is not None:
+            kept[index.to(kept.device)] = shards[-1].x_adv.to(kept.device)
     return Outcome(
-        torch.cat([shard.right for shard in shards]),
+        right,
         shards[0].definition,
         sum(shard.seconds for shard in shards),
         list(dict.fromkeys(flag for shard in shards for flag in shard.flags)),
+        kept,
     )

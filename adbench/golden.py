@@ -251,9 +251,8 @@ class Reference:
     def tables(self, name: str) -> tuple[dict[str, Tensor], Tensor]:
         """A set of logits by name, and their labels."""
         chosen = self.content["logit_sets"][name]
-        found = Node({k: v for k, v in chosen.items() if isinstance(v, list) and k != "labels"}, chosen.path)
-        for key, value in found.items():
-            found[key] = tensor(value)
+        found = Node({}, chosen.path)
+        found.update({k: tensor(v) for k, v in chosen.items() if isinstance(v, list) and k != "labels"})
         return found, torch.tensor(chosen["labels"])
 
     def table_step(self, logits: str, scale: tuple[float, float] = (1.0, 1.0), **changes: Any) -> tuple[Replay, Tensor]:

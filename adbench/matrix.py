@@ -105,8 +105,8 @@ class Cell:
         # How many images go through the network at once changes the time it takes, not the verdict.
         settings.pop("batch_size")
         # Settings that came later: where they are unset, the figures are what they were without them.
-        for later in ("step", "start"):
-            if settings[later] is None:
+        for later in ("step", "start", "masking", "keep_adversarial"):
+            if not settings[later]:
                 settings.pop(later)
         settings["revision"] = REVISION
         if any(name.startswith("aa") for name in settings["attacks"]):
@@ -146,7 +146,7 @@ class Cell:
 
     def folder(self, results: Path) -> Path:
         """Where its weights and training log lie."""
-        dataset = safe(self.dataset if self.dataset in DATASETS else Path(self.dataset).stem)
+        dataset = dataset_folder(self.dataset)
         if self.kind != "student":
             return results / dataset / f"{self.kind}s" / f"{safe(self.name)}-{self.train_id[:8]}"
         pair = f"{safe(self.teacher_name or 'none')}__{safe(self.architecture)}"
@@ -159,6 +159,11 @@ class Cell:
     def required(self) -> list[Cell]:
         """The cells that must be finished before this one can start."""
         return [cell for cell in (self.teacher, self.natural, *self.proxies) if cell is not None]
+
+
+def dataset_folder(name: str) -> str:
+    """The folder of a dataset's results: its name, of a path its last component."""
+    return safe(name if name in DATASETS else Path(name).stem)
 
 
 def safe(name: str) -> str:

@@ -288,6 +288,14 @@ class Method(BaseModel):
         """Take back what `state_dict` gave; `setup` was called before."""
 
 
+def complaint(loss: Any, y: Tensor) -> str | None:
+    """What is wrong with the form of a loss for labels y (B,): it has to be one value an example."""
+    if isinstance(loss, Tensor) and loss.shape == y.shape:
+        return None
+    has = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
+    return f"loss {has}, expected one value an example, {tuple(y.shape)}; reduce over everything but the batch"
+
+
 Reduction = Classes | Literal["auto"]
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adbench import document
 from adbench.errors import UserError
 from adbench.files import write_json
 
@@ -26,23 +24,13 @@ FILE = "record.json"
 OUTCOMES = "outcomes.parquet"
 
 
-@cache
 def schema() -> dict[str, Any]:
     """The published JSON schema (draft 2020-12) of a record."""
-    text = (files("adbench") / "record.schema.json").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
+    return document.schema("record")
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(document.Document):
     """One `record.json` and where it lies."""
-
-    path: Path
-    data: dict[str, Any]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.data[key]
 
     @property
     def done(self) -> bool:
@@ -77,16 +65,7 @@ def write(path: Path, data: dict[str, Any]) -> None:
 
 def read(path: Path) -> Record:
     """Read one record. Raises UserError when it is not a record of a version that is understood."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"'{path}' is not a readable record ({error}); delete it and run its cell again") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"'{path}' has schema version {version!r}; this adbench reads version {SCHEMA_VERSION}")
-    if lacking := [key for key in schema()["required"] if key not in data]:
-        raise UserError(f"'{path}' is no whole record, it lacks {', '.join(lacking)}; delete it and run its cell again")
-    return Record(path, data)
+    return Record(path, document.content(path, "record", "delete it and run its cell again"))
 
 
 def read_all(results: Path) -> Iterator[Record]:

@@ -28,7 +28,7 @@ from adbench.data import Dataset, Split
 from adbench.data.batches import augment, batches, epoch_order, to_float
 from adbench.errors import UserError
 from adbench.losses import cross_entropy
-from adbench.method import Ball, Method, Need, Net, Step, Teacher
+from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.models import Network
 from adbench.seeding import derive, generator
 
@@ -205,12 +205,8 @@ class Trainer:
         self.student.train()
         x_adv = self.method.attack(step)
         loss = self.method.loss(step, x_adv)
-        if not isinstance(loss, Tensor) or loss.shape != step.y.shape:
-            has = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
-            raise UserError(
-                f"method '{self.method.label}': loss {has}, "
-                f"expected one value an example, {tuple(step.y.shape)}; reduce over everything but the batch"
-            )
+        if said := complaint(loss, step.y):
+            raise UserError(f"method '{self.method.label}': {said}")
         mean = loss.mean()
         self.optimiser.zero_grad(set_to_none=True)
         mean.backward()  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """What SmaraAD and the variants of its ablation (Figure 4) share: Eq. 8 and 9 around a guidance that they choose."""
 
+from abc import abstractmethod
 from typing import Literal
 
 from torch import Tensor
@@ -25,9 +26,9 @@ class Guided(Method):
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (open; AdaAD's)")
     attack_bn: Mode = ATTACK_BN
 
+    @abstractmethod
     def guidance(self, step: Step, student: Output, teacher: Output) -> Tensor:
         """What the student minimises given both networks' outputs at one input: (B,)."""
-        raise NotImplementedError
 
     def difference(self, step: Step, student: Output, teacher: Output) -> Tensor:
         """What the attack maximises (Eq. 8), given both networks' outputs at one input: (B,)."""

@@ -48,10 +48,8 @@ class MTARD(Method):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         robust_target, natural_target = step.teacher(x_adv), step.natural_teacher(step.x)
         reduction = reduction_for(self.kl_reduction, robust_target, many=Classes.MEAN_X10)
-        robust = kl(step.student(x_adv), robust_target, reduction, floor=FLOOR)
-        natural = kl(step.student(step.x), natural_target, reduction, floor=FLOOR)
-        step.term("kl_adversarial", robust)
-        step.term("kl_natural", natural)
+        robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
+        natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
         if self.dynamic:
             self._rebalance(robust.mean().item(), natural.mean().item())
         step.log("weight_natural", self._w_n)

@@ -1,4 +1,4 @@
-"""Fixtures for real data, which not every checkout has: a test that asks for one is skipped, visibly."""
+"""Fixtures: a small trained network, and real data, which not every checkout has (tests of it are then skipped)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from adbench.data import Split
+from adbench.losses import cross_entropy
+from adbench.models import build
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Test processes share the cores; more threads than cores would only wait for each other.
+torch.set_num_threads(1)
 
 
 def _shared() -> Path:
@@ -50,3 +59,44 @@ def cifar10_npz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run([sys.executable, data / "make_npz.py", data / "cifar10", made], check=True)
     yield made
     made.unlink()  # 180 MB, which pytest would keep for three sessions
+
+
+@pytest.fixture
+def robust_teacher(shared: Path) -> Any:
+    """The shared WRN-10-2, adversarially trained on CIFAR-10."""
+    from adbench.checkpoint import load_into, read_state_dict
+
+    net = build("wrn-10-2", classes=10)
+    path = shared / "data" / "teachers" / "wrn-10-2_cifar10_linf.pt"
+    load_into(net, read_state_dict(path), str(path))
+    return net
+
+
+@pytest.fixture(scope="session")
+def trained() -> tuple[Any, Any]:
+    """A small network that is right on most of 40 images and breakable on many of them."""
+    generator = torch.Generator().manual_seed(6)
+    torch.manual_seed(0)
+    centres = torch.rand(5, 1, 8, 8, generator=generator)
+    y = torch.arange(200) % 5
+    x = (centres[y] + 0.25 * torch.randn(200, 1, 8, 8, generator=generator)).clamp(0, 1)
+    net = build("cnn-8", classes=5, channels=1)
+    optimiser = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimiser.zero_grad()
+        cross_entropy(net(x), y).mean().backward()
+        optimiser.step()
+    return net.eval(), Split((255 * x[:40]).round().to(torch.uint8), y[:40])
+
+
+@pytest.fixture(scope="module")
+def torch_as_it_was() -> Iterator[None]:
+    """Commands take one thread, and torch's global settings are put back."""
+    from adbench import runner
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runner, "threads_per_job", lambda _: 1)
+        yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)

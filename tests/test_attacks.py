@@ -109,23 +109,6 @@ def test_modes_and_flags_are_restored_even_when_the_attack_fails() -> None:
     assert all(p.requires_grad for p in net.parameters())
 
 
-@pytest.fixture(scope="module")
-def trained() -> tuple[nn.Module, Split]:
-    """A small network that is right on most of 40 images and breakable on many of them."""
-    generator = torch.Generator().manual_seed(6)
-    torch.manual_seed(0)
-    centres = torch.rand(5, 1, 8, 8, generator=generator)
-    y = torch.arange(200) % 5
-    x = (centres[y] + 0.25 * torch.randn(200, 1, 8, 8, generator=generator)).clamp(0, 1)
-    net = build("cnn-8", classes=5, channels=1)
-    optimiser = torch.optim.Adam(net.parameters(), 0.01)
-    for _ in range(60):
-        optimiser.zero_grad()
-        cross_entropy(net(x), y).mean().backward()
-        optimiser.step()
-    return net.eval(), Split((255 * x[:40]).round().to(torch.uint8), y[:40])
-
-
 def outcomes(net: nn.Module, split: Split, batch_size: int, *attacks: str) -> dict[str, Tensor]:
     evaluator = Evaluator(
         net, split, Threat(Fraction(30, 255), Fraction(8, 255)),
@@ -193,14 +176,10 @@ def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(traine
     )
     expected = net(x_adv).argmax(1) == y
     state = torch.random.get_rng_state()
-    found, _ = autoattack.survivors(
-        net,
-        x,
-        y,
-        Fraction(32, 255),
-        seed=5,
-    )
-    assert torch.equal(found, expected)
+    found = autoattack.attack(net, x, y, Fraction(32, 255), seed=5)
+    assert torch.equal(~found.broken, expected)
+    assert torch.equal(found.x_adv, torch.where(expected[:, None, None, None], x, x_adv))
+    assert not found.doubtful.any()
     assert 0 < expected.sum() < len(expected)
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random stream moved"
 
@@ -208,11 +187,11 @@ def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(traine
 def test_autoattack_copes_with_no_image_and_with_one(trained) -> None:
     net, split = trained
     x, y = split.images[:1].float() / 255, split.labels[:1]
-    none, flags = autoattack.survivors(net, x[:0], y[:0], EPS, seed=0)
-    assert none.shape == (0,)
-    assert flags == []
-    one, _ = autoattack.survivors(net, x, net(x).argmax(1), Fraction(0), seed=0)
-    assert one.tolist() == [True]
+    none = autoattack.attack(net, x[:0], y[:0], EPS, seed=0)
+    assert none.broken.shape == (0,)
+    assert none.flags == []
+    one = autoattack.attack(net, x, net(x).argmax(1), Fraction(0), seed=0)
+    assert one.broken.tolist() == [False]
 
 
 class Noisy(nn.Module):
@@ -227,9 +206,9 @@ class Noisy(nn.Module):
 def test_autoattacks_warnings_become_flags_and_do_not_leak_into_the_next_model(trained) -> None:
     net, split = trained
     x, y = split.images[:2].float() / 255, split.labels[:2]
-    _, flags = autoattack.survivors(Noisy(net), x, y, EPS, seed=0)
+    flags = autoattack.attack(Noisy(net), x, y, EPS, seed=0).flags
     assert any("randomized" in flag for flag in flags)
-    _, flags = autoattack.survivors(net, x, y, EPS, seed=0)
+    flags = autoattack.attack(net, x, y, EPS, seed=0).flags
     assert not any("randomized" in flag or "dynamic" in flag for flag in flags)
 
 
@@ -237,7 +216,7 @@ def test_autoattack_refuses_fewer_than_four_classes(trained) -> None:
     net = build("cnn-4", classes=3, channels=1).eval()
     x = trained[1].images[:2].float() / 255
     with pytest.raises(UserError, match="at least 4 classes"):
-        autoattack.survivors(net, x, torch.zeros(2, dtype=torch.long), EPS, seed=0)
+        autoattack.attack(net, x, torch.zeros(2, dtype=torch.long), EPS, seed=0)
 
 
 def test_transfer_attacks_are_crafted_on_the_proxy(trained) -> None:
@@ -279,15 +258,12 @@ def with_foolbox(net: nn.Module, x: Tensor, y: Tensor, name: str, start: Tensor)
 
 @pytest.mark.cifar10
 @pytest.mark.slow
-def test_verdicts_on_the_shared_teacher_are_foolboxs_and_its_accuracy_is_the_published(shared, cifar10_npz) -> None:
+def test_verdicts_on_the_teacher_are_foolboxs_and_its_accuracy_is_the_published(robust_teacher, cifar10_npz) -> None:
     """500 test images: image for image, and within three standard errors of the README's figures for all 10,000."""
-    from adbench.checkpoint import load_into, read_state_dict
     from adbench.data import load
 
     data = load(str(cifar10_npz), cifar10_npz.parent, test_images=500)
-    net = build("wrn-10-2", classes=10)
-    path = shared / "data" / "teachers" / "wrn-10-2_cifar10_linf.pt"
-    load_into(net, read_state_dict(path), str(path))
+    net = robust_teacher
     evaluator = Evaluator(net, data.test, Threat(EPS, STEP), seed=0, batch_size=250, device=torch.device("cpu"))
     found = evaluate(evaluator, ("fgsm", "pgd20", "cw"))
     for name, published in {"clean": 0.6787, "fgsm": 0.3961, "pgd20": 0.3497, "cw": 0.3323}.items():
@@ -301,6 +277,26 @@ def test_verdicts_on_the_shared_teacher_are_foolboxs_and_its_accuracy_is_the_pub
                 start = (x + float(EPS) * noise(x, part, 0, name)).clamp(0, 1)
                 x_adv = with_foolbox(net, x, y, name, start)
                 assert torch.equal(net(x_adv).argmax(1) == y, found[name].right[part]), name
+
+
+def test_verdicts_on_the_shared_teacher_are_those_of_every_batch_size_and_order(robust_teacher, cifar10_npz) -> None:
+    from adbench.data import load
+
+    test = load(str(cifar10_npz), cifar10_npz.parent, test_images=64).test
+    net = robust_teacher
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    for name in ("fgsm", "pgd20", "cw"):
+        found = []
+        for batch_size in (256, 64, 7, 1):
+            judge = Evaluator(
+                net, test, Threat(EPS, STEP), seed=0, batch_size=batch_size, device=torch.device("cpu")
+            )  # fmt: skip
+            found.append(judge.under(name, 64).right)
+        judge.batch_size = 7
+        shuffled = torch.empty(64, dtype=torch.bool)
+        shuffled[order] = judge.under(name, order).right
+        assert 10 < found[0].sum() < 40
+        assert all(torch.equal(other, found[0]) for other in (*found[1:], shuffled)), name
 
 
 def test_the_worst_of_several_restarts_counts_and_the_first_is_the_single_one(trained) -> None:

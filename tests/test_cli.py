@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ import click
 import jsonschema
 import pandas as pd
 import pytest
-import torch
 from rich.console import Console
 from tiny import SETTINGS, TEACHER, cli, options, record_of, records, run
 
-from adbench import record, runner
+from adbench import record
 from adbench.cell import lookup
 from adbench.cli import main
 from adbench.config import experiment, merged, parse_setting, read_preset
@@ -46,15 +44,7 @@ class Mine(Method):
 '''
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _torch_as_it_was() -> Iterator[None]:
-    """Runs take one thread, and torch's global settings are put back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(runner, "threads_per_job", lambda _: 1)
-        yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 
 @pytest.fixture(autouse=True)

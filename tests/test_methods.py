@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from adbench.contract import counted
 from adbench.errors import UserError
 from adbench.losses import cross_entropy
 from adbench.matrix import PAPER_METHODS, configured
 from adbench.method import Ball, Method, Need, Net, Step, Teacher
-from adbench.models import Network, build
+from adbench.models import build
 
 SMALL = {"las-at": {"policy": "cnn-2", "interval": 2, "eps_choices": [8], "steps_choices": [4], "step_choices": [2]}}
 ALTERNATIVES = [
@@ -96,41 +98,24 @@ def test_the_same_seed_gives_the_same_step(name, hyper) -> None:
     assert torch.equal(found[0][1], found[1][1])
 
 
-class Counting:
-    """Counts a network's passes over the batch: forward, and forward with a backward that follows."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.counts: Counter[str] = Counter()
-        module.register_forward_hook(self._seen)
-
-    def _seen(self, _: nn.Module, __: Any, output: Any) -> None:
-        logits = output[0] if isinstance(output, tuple) else output
-        self.counts["both" if logits.requires_grad else "forward"] += 1
-
-
-def counted(network: Network) -> Counting:
-    """Counts at the head, which every kind of forward pass ends in."""
-    return Counting(network.classifier)
-
-
 @pytest.mark.parametrize(("name", "hyper"), ALTERNATIVES, ids=IDS)
 def test_the_declared_cost_is_the_cost_of_a_step(name, hyper) -> None:
     method = make(name, hyper)
     step = step_for(method, epoch=9, iteration=3)  # after every warm-up
-    student = counted(step.student.module)
-    teachers = {need: counted(t.module) for need, t in step.teachers.items()}
-    method.loss(step, method.attack(step)).mean().backward()
+    with ExitStack() as counting:
+        student = counting.enter_context(counted(step.student.module))
+        teachers = {need: counting.enter_context(counted(t.module)) for need, t in step.teachers.items()}
+        method.loss(step, method.attack(step)).mean().backward()
     declared = method.passes(step.threat.steps)
     if name == "las-at":  # the declared cost has every twentieth iteration's policy update in it
-        assert declared.student > student.counts["both"] == 4 + 1
+        assert declared.student > student["both"] == 4 + 1
         return
-    assert student.counts["both"] == declared.student
-    assert student.counts["forward"] == declared.student_forward
-    robust = teachers.get(Need.TEACHER)
-    assert (robust.counts["both"] if robust else 0) == declared.teacher
-    assert (robust.counts["forward"] if robust else 0) == declared.teacher_forward
-    natural = teachers.get(Need.NATURAL_TEACHER)
-    assert (natural.counts["forward"] if natural else 0) == declared.natural_forward
+    assert student["both"] == declared.student
+    assert student["forward"] == declared.student_forward
+    robust, natural = (teachers.get(need, Counter()) for need in (Need.TEACHER, Need.NATURAL_TEACHER))
+    assert robust["both"] == declared.teacher
+    assert robust["forward"] == declared.teacher_forward
+    assert natural["forward"] == declared.natural_forward
 
 
 @pytest.mark.parametrize("name", [n for n in PAPER_METHODS if n != "las-at"])
@@ -151,17 +136,17 @@ def test_a_few_steps_lower_the_loss_on_a_fixed_batch(name) -> None:
 
 def test_a_teacher_is_asked_once_a_batch_for_the_same_input() -> None:
     network = build("cnn-4", classes=10, channels=1)
-    count = counted(network).counts
     teacher = Teacher(network)
     x = torch.rand(2, 1, 8, 8)
-    first = teacher(x)
-    assert teacher(x) is first
-    teacher.features(x)
-    assert torch.equal(teacher(x), first)
-    assert count["forward"] == 2, "features need one pass of their own, then serve logits too"
-    teacher.forget()
-    teacher(x)
-    assert count["forward"] == 3
+    with counted(network) as count:
+        first = teacher(x)
+        assert teacher(x) is first
+        teacher.features(x)
+        assert torch.equal(teacher(x), first)
+        assert count["forward"] == 2, "features need one pass of their own, then serve logits too"
+        teacher.forget()
+        teacher(x)
+        assert count["forward"] == 3
     z = x.clone().requires_grad_()
     teacher(z).sum().backward()
     assert z.grad is not None

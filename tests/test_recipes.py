@@ -93,6 +93,10 @@ def test_an_override_wins_over_the_hyperparameters_of_an_earlier_layer_and_yield
     own = [{"methods": ["smaraad"], "datasets": ["cifar10"], "hyper": {"gamma": 50}}]
     assert students("digits", override=own)["smaraad"].hyper["gamma"] == 50
     assert students("digits", override=own, dataset="cifar100")["smaraad"].hyper["gamma"] == 10
+    for_all = [{"methods": ["all"], "hyper": {"attack_bn": "train"}}]
+    cells = students("digits", methods=["smaraad", "ard"], override=for_all)
+    assert {c.hyper["attack_bn"] for c in cells.values()} == {"train"}
+    assert cells["smaraad"].hyper["gamma"] == 10
     assert students("digits", own=("hyper.smaraad.gamma=60",), override=own)["smaraad"].hyper["gamma"] == 60
 
 
@@ -125,6 +129,9 @@ def test_an_ablation_is_four_methods_under_any_recipe() -> None:
 def test_the_radius_of_training_scales_its_step_unless_both_are_given() -> None:
     assert _training_attack(Train(attack_eps="16/255"), THREAT) == Ball(16 / 255, 4 / 255, 10)
     assert _training_attack(Train(attack_step="4/255"), THREAT) == Ball(8 / 255, 4 / 255, 10)
+    nothing = Threat(Fraction(0), Fraction(0))
+    assert _training_attack(Train(), nothing) == Ball(0, 0, 10)
+    assert _training_attack(Train(attack_eps="8/255", attack_step="2/255"), nothing) == Ball(8 / 255, 2 / 255, 10)
 
 
 @pytest.mark.parametrize(

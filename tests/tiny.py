@@ -20,6 +20,7 @@ SETTINGS = {
     "eval.images": "16",
     "eval.attacks": '["fgsm","pgd20"]',
     "eval.proxies": "[]",
+    "eval.masking": "0",
 }
 
 TEACHER = """
@@ -66,3 +67,19 @@ def record_of(results: Path, method: str) -> dict[str, Any]:
     """The one student's record of a method."""
     (found,) = (r for r in records(results).values() if r["method"] == method and r["kind"] == "student")
     return found
+
+
+def family(folder: Path) -> Path:
+    """A results folder with a teacher, two students of it and one of nobody, judged on 40 images, also by transfer.
+
+    Trained long enough for PGD-20 to leave different networks different images.
+    """
+    teacher = folder / "tiny.toml"
+    teacher.write_text(TEACHER.replace("epochs = 1", "epochs = 6"), encoding="utf-8")
+    settings = {
+        "train__epochs": "4", "data__train_images": "400", "eval__images": "40", "eval__attacks": '["pgd20"]',
+        "eval__proxies": f'["{teacher}"]', "eval__transfer_attacks": '["pgd20"]', "threat__eps": "12/255",
+    }  # fmt: skip
+    result = run("--methods", "pgd-at,ard,smaraad", "--teacher", teacher, "--results", folder / "results", **settings)
+    assert result.exit_code == 0, result.output
+    return folder / "results"

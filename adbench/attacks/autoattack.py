@@ -2,16 +2,18 @@
 
 The search may run in bfloat16; what counts is float32. An image is broken only if the x' that was found lies in the
 ball and in [0, 1] and is misclassified by the network in float32. Images for which bfloat16 may have decided wrongly
-are searched again in float32 (`survivors` says which).
+are named, to be searched again in float32 (`attack` says which).
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
 from typing import Any
@@ -30,7 +32,7 @@ VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 SEARCHES = ("fast", "exact")
 
 # pyautoattack keeps counters and log handlers at module level: one evaluation at a time in a process.
-_LOCK = threading.Lock()
+LOCK = threading.Lock()
 
 # A survivor of the fast search is searched again in float32 if a short float32 attack on the margin brings it this
 # close to the boundary, in units of the gap between its first and third logit.
@@ -39,7 +41,7 @@ PROBE_STEPS = 20
 
 
 def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, shard: int) -> dict[str, Any]:
-    """What `survivors` runs, for the record.
+    """What `attack` runs, for the record.
 
     shard: images at a time. The package draws its random numbers a batch at a time, so it is part of the attack.
     """
@@ -107,15 +109,19 @@ class _Exact(nn.Module):
 
 
 class _Fast(nn.Module):
-    """The same network as the search sees it: bfloat16 where autocast has it, channels last, in parts on a CPU."""
+    """A copy of the network as the search sees it: bfloat16 where autocast has it, channels last, in parts on a CPU."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        for module in self.network.modules():
+            # Autocast would convert these weights anew in every pass.
+            if type(module) in (nn.Conv2d, nn.Linear):
+                module.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
         # A CPU is fastest where a part's activations fit its caches.
-        parts = torch.split(x, 32) if x.device.type == "cpu" else (x,)
+        parts = torch.split(x, 64) if x.device.type == "cpu" else (x,)
         return torch.cat([self._logits(part) for part in parts])
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -160,31 +166,42 @@ def faster(network: nn.Module, x: Tensor) -> bool:
         return seconds(_Fast(network)) < 0.8 * seconds(_Exact(network))
 
 
-def survivors(
+@dataclass(frozen=True)
+class Found:
+    """What one search of N images found.
+
+    x_adv: (N, C, H, W), the x' that breaks an image where one was found, else the image. broken: (N,) booleans.
+    doubtful: (N,) booleans, images that a fast search did not break and float32 should search again. flags: the
+    warnings that the attack raised.
+    """
+
+    x_adv: Tensor
+    broken: Tensor
+    doubtful: Tensor
+    flags: list[str]
+
+
+def attack(
     network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, *, seed: int, name: str = "aa", search: str = "exact"
-) -> tuple[Tensor, list[str]]:
-    """Which images AutoAttack does not break; the images are one shard.
+) -> Found:
+    """AutoAttack on one shard of images.
 
     x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,); search: "exact" (float32
-    throughout) or "fast". Returns a (N,) boolean tensor (True: survived) and the warnings that the attack raised.
-
-    After a fast search, float32 searches again: images that bfloat16 calls broken and float32 does not, and survivors
-    which a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of the boundary.
-    Raises UserError with fewer classes than the version is defined for.
+    throughout) or "fast". After a fast search these are doubtful: images that bfloat16 calls broken and float32 does
+    not, and survivors which a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of the
+    boundary. Raises UserError with fewer classes than the version is defined for.
     """
+    none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
-        return torch.zeros(0, dtype=torch.bool, device=y.device), []
-    with _LOCK, attacking(network), _captured() as flags:
-        if search == "exact":
-            broken = _broken(network, x, _run(_Exact(network), x, y, eps, seed, name)[0], y, eps)
-        else:
-            found, claimed = _run(_Fast(network), x, y, eps, seed, name)
-            broken = _broken(network, x, found, y, eps)
-            again = (~broken & (claimed | _close(network, x, y, eps))).nonzero().squeeze(1)
-            if len(again):
-                found, _ = _run(_Exact(network), x[again], y[again], eps, seed, name)
-                broken[again] = _broken(network, x[again], found, y[again], eps)
-    return ~broken, list(flags.messages)
+        return Found(x, none, none, [])
+    with LOCK, attacking(network), _captured() as flags:
+        found, claimed = _run(searching(network, search), x, y, eps, seed, name)
+        broken = falls(network, x, found, y, eps)
+        doubtful = none.clone()
+        if search == "fast":
+            left = (~broken).nonzero().squeeze(1)
+            doubtful[left] = claimed[left] | (closeness(network, x[left], y[left], eps) <= CLOSE)
+    return Found(torch.where(broken[:, None, None, None], found, x), broken, doubtful, list(flags.messages))
 
 
 def _run(model: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> tuple[Tensor, Tensor]:
@@ -211,7 +228,7 @@ def _run(model: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name:
 
 
 @torch.no_grad()
-def _broken(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fraction) -> Tensor:
+def falls(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fraction) -> Tensor:
     """Where x' lies in the ball and in [0, 1] and float32 misclassifies it."""
     predicted: Tensor = network(x_adv.contiguous()).argmax(1)
     inside = (x_adv - x).abs().flatten(1).amax(1) <= float(eps) + 1e-6
@@ -219,11 +236,16 @@ def _broken(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fracti
     return inside & (predicted != y)
 
 
-def _close(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction) -> Tensor:
-    """Where a short float32 attack on the margin comes within CLOSE of the boundary, or crosses it."""
+def closeness(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction) -> Tensor:
+    """How far from the boundary a short float32 attack on the margin ends: (N,), negative where it crosses.
+
+    In units of the gap between the first and the third logit there, so that it does not depend on their scale.
+    """
+    if len(x) == 0:
+        return torch.zeros(0, device=x.device)
     x_adv = ascend(x, lambda z: margin(network(z), y), eps=float(eps), step=float(eps) / 4, steps=PROBE_STEPS)
     with torch.no_grad():
         logits: Tensor = network(x_adv)
     ordered = logits.sort(dim=1, descending=True).values
     gap = ordered[:, 0] - ordered[:, min(2, ordered.shape[1] - 1)]
-    return margin(logits, y) >= -CLOSE * gap
+    return -margin(logits, y) / gap.clamp_min(1e-12)

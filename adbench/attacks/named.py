@@ -75,6 +75,8 @@ class GradientAttack:
 
 def noise(x: Tensor, index: Tensor, seed: int, name: str, restart: int = 0, gauss: bool = False) -> Tensor:
     """U(-1, 1), or N(0, 1), shaped like images x; row i is a function of (seed, name, restart, index[i])."""
+    if not len(index):
+        return torch.zeros_like(x)
     stream = int.from_bytes(name.encode()[:8].ljust(8, b"\0"), "big") ^ seed
 
     def row(place: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,17 @@ class Dataset:
         """(C, H, W)"""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def summary(self) -> dict[str, Any]:
+        """What a record says of the data."""
+        return {
+            "fingerprint": self.fingerprint,
+            "classes": self.classes,
+            "image_shape": list(self.image_shape),
+            "train_images": len(self.train),
+            "val_images": len(self.val),
+            "test_images": len(self.test),
+        }
 
 
 def load(

@@ -2,6 +2,7 @@
 
 records --> runs.py --> tables.py, paper.py --> Table --> render.py --> HTML, LaTeX, Markdown, CSV
            (over seeds)           figures.py --> Plot --------------> SVG, PNG, PDF
+what `adbench cross` and `adbench cam` left beside the records --> cross.py, attribution.py --> Table, Plot
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from adbench.errors import UserError
 from adbench.files import write_atomic, write_text
 from adbench.record import Record, read_all
-from adbench.report import figures, page, paper, render, tables, teachers
+from adbench.report import attribution, classes, cross, figures, masking, page, paper, render, tables, teachers
 from adbench.report.model import Table
 from adbench.report.page import Section
 from adbench.report.runs import collect
@@ -63,13 +64,17 @@ def _contents(records: list[Record], results: Path) -> tuple[list[Section], Tabl
     sections = [
         Section("white-box", "White-box robustness", tuple(tables.white_box(students, records))),
         Section("black-box", "Black-box transfer", tuple(tables.transfer(students, records))),
+        Section("cross-transfer", "Cross-transfer", *cross.contents(results, records)),
         Section(
             "teachers",
             "Teachers",
             tuple(tables.teachers(networks)),
             tuple(figures.teacher_student(students, records)),
         ),
+        Section("masking", "Gradient masking", tuple(masking.table((*students, *networks, *others)))),
+        Section("classes", "Accuracy by class", tuple(classes.tables(students))),
         Section("ablation", "Ablation", (), tuple(figures.ablation(students))),
+        Section("attribution", "Attribution maps", *attribution.contents(results, records)),
         Section("checkpoints", "Other networks", tuple(tables.checkpoints(others))),
         Section("paper", "Against the paper", tuple(paper.comparison(students, networks))),
         Section("training", "Training", tuple(tables.costs(students)), tuple(figures.curves(students))),

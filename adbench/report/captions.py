@@ -125,6 +125,13 @@ def name(run: Run) -> str:
     return f"{run.label} on {run.student}" + (f" taught by {run.teacher}" if run.teacher else "")
 
 
+def attack(definition: dict[str, object]) -> str:
+    """One attack in words, as an analysis defines it: "PGD-20 (20 steps of 2/255) within ε = 8/255 in L∞"."""
+    steps = _steps(definition)
+    within = f"within ε = {size(definition['eps'])} in L∞"
+    return f"{heading(str(definition['name']))}{f' ({steps})' if steps else ''} {within}"
+
+
 def _definitions(records: Sequence[Record], metric: str) -> list[dict[str, object]]:
     return [r["metrics"][metric]["attack"] for r in records if metric in r["metrics"]]
 

@@ -37,6 +37,9 @@ _DAY = {"paper": "#ffffff", "ink": "#1c1c1a", "grid": "#dcdcd6"}
 _NIGHT = {"paper": "#161718", "ink": "#dfdfda", "grid": "#3a3b3d"}
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+NARROWEST = 6.6
+"""Inches: figures are shown as wide as the text, so that letters in a narrower one would be larger."""
+
 _RC = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -183,17 +186,21 @@ def _mean(run: Run, attack: str) -> float:
     return estimate.mean
 
 
+def _bars(ys: Sequence[float], spans: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """Intervals as matplotlib's error bars: the lengths below and above each y."""
+    return [
+        [y - low for y, (low, _) in zip(ys, spans, strict=True)],
+        [high - y for y, (_, high) in zip(ys, spans, strict=True)],
+    ]
+
+
 def _ablation(group: Sequence[Run], attacks: Sequence[str], labels: Sequence[str]) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for place, run in enumerate(group):
             xs = [number + 0.6 * ((place + 0.5) / len(group) - 0.5) for number in range(len(attacks))]
             ys = [_mean(run, attack) for attack in attacks]
-            spans = [run.interval(attack) for attack in attacks]
-            errors = [
-                [y - low for y, (low, _) in zip(ys, spans, strict=True)],
-                [high - y for y, (_, high) in zip(ys, spans, strict=True)],
-            ]
+            errors = _bars(ys, [run.interval(attack) for attack in attacks])
             style = look(run.label, labels) | {"linestyle": ""}
             axes.errorbar(xs, ys, errors, capsize=2.5, elinewidth=0.9, label=run.label, **style)
         axes.set_xticks(range(len(attacks)), [heading(attack) for attack in attacks])
@@ -254,11 +261,7 @@ def _teacher_student(
         for number, (label, points) in enumerate(lines.items()):
             shift = nudge * (number - (len(lines) - 1) / 2)
             ys = [_mean(run, "aa") for _, run in points]
-            lows, highs = zip(*(run.interval("aa") for _, run in points), strict=True)
-            errors = [
-                [y - a for y, a in zip(ys, lows, strict=True)],
-                [b - y for y, b in zip(ys, highs, strict=True)],
-            ]
+            errors = _bars(ys, [run.interval("aa") for _, run in points])
             artist = axes.errorbar(
                 [x + shift for x, _ in points], ys, errors, capsize=2.2, elinewidth=0.8, **look(label, labels)
             )

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from adbench.record import Record
-from adbench.report import captions
+from adbench.report import captions, masking
 from adbench.report.model import FAILED, MISSING, Cell, Column, Row, Table, ranked
 from adbench.report.runs import Estimate, Run, attacks_of, heading, natural, slug
 from adbench.report.teachers import proxy_accuracy, teacher_accuracy
@@ -173,7 +173,8 @@ def _networks(runs: Sequence[Run], label: str, name: str, title: str, what: str)
         for run in runs
     ]
     caption = _join(what, *_evidence(runs, metrics))
-    return [Table(label, title, caption, columns, tuple(rows), captions.warnings(runs, metrics))]
+    notes = captions.warnings(runs, metrics) + masking.notes(runs)
+    return [Table(label, title, caption, columns, tuple(rows), notes)]
 
 
 def _white_box_page(dataset: str, runs: Sequence[Run], names: Sequence[str], part: str, number: int) -> Table:
@@ -196,7 +197,8 @@ def _white_box_page(dataset: str, runs: Sequence[Run], names: Sequence[str], par
     )
     label = slug("whitebox", dataset, *([str(number)] if number else []))
     title = f"White-box robustness, {dataset}{part}"
-    return Table(label, title, caption, tuple(columns), ranked(rows, columns), captions.warnings(runs, metrics))
+    notes = captions.warnings(runs, metrics) + masking.notes(runs)
+    return Table(label, title, caption, tuple(columns), ranked(rows, columns), notes)
 
 
 def _evidence(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:

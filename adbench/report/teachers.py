@@ -18,7 +18,7 @@ def shown(records: Iterable[Record]) -> list[Record]:
     teachers = [r for r in records if r["kind"] == "teacher"]
     finished = {r["train_id"] for r in teachers if r.done}
     found: dict[tuple[str, ...], Record] = {}
-    for record in sorted(teachers, key=_fullness):
+    for record in sorted(teachers, key=fullness):
         if record.done:
             found[record["dataset"], record["label"], _weights(record)] = record
         elif record["train_id"] not in finished:
@@ -51,7 +51,7 @@ def _accuracy(found: Sequence[Record], metric: str, students: Sequence[Record]) 
     having = [record for record in found if metric in record["metrics"]]
     if not having:
         return None
-    best = max(having, key=lambda record: (_judged(record) in alike, _fullness(record)))
+    best = max(having, key=lambda record: (_judged(record) in alike, fullness(record)))
     return 100 * float(best["metrics"][metric]["value"])
 
 
@@ -63,7 +63,7 @@ def _weights(record: Record) -> str:
     return str(record["model"]["weights_sha256"])
 
 
-def _fullness(record: Record) -> tuple[int, int, str, str]:
+def fullness(record: Record) -> tuple[int, int, str, str]:
     """More metrics first, then more test images; the rest only makes the order total."""
     metrics = record["metrics"].values()
     return len(metrics), sum(m["n"] for m in metrics), record["provenance"]["finished"], str(record.path)

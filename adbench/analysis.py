@@ -1,0 +1,51 @@
+"""What `adbench cross` and `adbench cam` leave behind: one JSON file an analysis, with a published schema.
+
+They lie in `results/<dataset>/<kind>/<id>/<kind>.json`, kind being the verb. Reading needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from adbench.document import Document, content
+
+SCHEMA_VERSION = 1
+
+
+class Analysis(Document):
+    """One analysis and where it lies."""
+
+
+def read(path: Path) -> Analysis:
+    """Read one analysis. Raises UserError when it is not a whole one of a version that is understood."""
+    return Analysis(path, content(path, path.stem, f"delete it and run `adbench {path.stem}` again"))
+
+
+def read_all(results: Path, kind: str) -> list[Analysis]:
+    """Every analysis of a kind below `results`, in path order."""
+    return [read(found) for found in sorted(results.rglob(f"{kind}/*/{kind}.json"))]
+
+
+def latest(found: Iterable[Analysis]) -> list[Analysis]:
+    """Those that no later one replaces, in path order.
+
+    A later one replaces an earlier one of the same images and setting if it has all of its networks.
+    """
+    kept: list[Analysis] = []
+    for one in sorted(found, key=lambda a: (a["provenance"]["finished"], str(a.path)), reverse=True):
+        if not any(_replaces(later, one) for later in kept):
+            kept.append(one)
+    return sorted(kept, key=lambda a: str(a.path))
+
+
+def _replaces(later: Analysis, earlier: Analysis) -> bool:
+    alike = all(later[key] == earlier[key] for key in ("dataset", "setting"))
+    alike = alike and later["data"]["fingerprint"] == earlier["data"]["fingerprint"]
+    # The first network of `cam` is the teacher that the others are compared with.
+    alike = alike and (later.path.stem != "cam" or _weights(later)[0] == _weights(earlier)[0])
+    return alike and set(_weights(earlier)) <= set(_weights(later))
+
+
+def _weights(one: Analysis) -> list[str]:
+    return [network["weights_sha256"] for network in one["networks"]]

@@ -1,0 +1,110 @@
+"""What an evaluation leaves on disk while it runs and when it ends: outcomes, and their adversarial examples."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from adbench import adversarial, files
+from adbench.data import Dataset
+from adbench.evaluate import Evaluator, Outcome
+from adbench.matrix import safe
+
+PARTIAL = "partial-*.npz"
+"""The files of an unfinished evaluation, which its record replaces."""
+
+
+def save(folder: Path, name: str, outcome: Outcome, evaluator: Evaluator, dataset: Dataset, weights: str) -> None:
+    """Write one finished attack, or one shard of AutoAttack, for `load`.
+
+    Adversarial examples of an attack go to their final file and out of memory; those of a shard wait for the others.
+    """
+    arrays: dict[str, Any] = {"right": outcome.right.numpy()}
+    if outcome.doubtful is not None:  # a shard
+        arrays["doubtful"] = outcome.doubtful.numpy()
+        if outcome.x_adv is not None:
+            arrays["x_adv"] = outcome.x_adv.cpu().numpy()
+    elif outcome.x_adv is not None:
+        outcome.stored = _store(folder, name, outcome.x_adv, outcome.right, evaluator, dataset)
+        outcome.x_adv = None
+    meta = {
+        "name": name,
+        "definition": outcome.definition,
+        "seconds": outcome.seconds,
+        "flags": outcome.flags,
+        "stored": outcome.stored,
+        "weights": weights,
+    }
+    arrays["meta"] = np.array(json.dumps(meta))
+    files.write_npz(folder / PARTIAL.replace("*", files.content_id(name)[:12]), arrays)
+
+
+def load(folder: Path, weights: str) -> dict[str, Outcome]:
+    """The outcomes that an interrupted evaluation of the same weights left behind, by name; damaged ones are not."""
+    found = {}
+    for path in sorted(folder.glob(PARTIAL)):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                meta = json.loads(str(arrays["meta"]))
+                kept = {key: torch.from_numpy(arrays[key]) for key in ("right", "doubtful", "x_adv") if key in arrays}
+            outcome = Outcome(
+                definition=meta["definition"],
+                seconds=meta["seconds"],
+                flags=meta["flags"],
+                stored=meta["stored"],
+                **kept,
+            )
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+            continue
+        if meta["weights"] == weights and _whole(folder, outcome.stored):
+            found[meta["name"]] = outcome
+    return found
+
+
+def write_table(path: Path, dataset: Dataset, predicted: Tensor, outcomes: dict[str, Outcome]) -> None:
+    """One row a test image; a column an attack, empty for the images that this attack was not run on."""
+    n = len(dataset.test)
+    columns: dict[str, Any] = {
+        "index": np.arange(n),
+        "label": dataset.test.labels.numpy(),
+        "prediction": predicted.numpy(),
+    }
+    for name, outcome in outcomes.items():
+        column = pd.array([None] * n, dtype="boolean")
+        column[: len(outcome.right)] = outcome.right.numpy()
+        columns[name] = column
+    table = pd.DataFrame(columns)
+    files.write_atomic(path, lambda p: table.to_parquet(p, index=False))
+
+
+def _store(
+    folder: Path, name: str, x_adv: Tensor, right: Tensor, evaluator: Evaluator, dataset: Dataset
+) -> dict[str, str]:
+    """Write the adversarial examples of an attack; returns where, relative to the record, and their hash."""
+    n, device = len(right), evaluator.x.device
+    arrays = adversarial.pack(
+        dataset.test.images[:n],
+        x_adv,
+        right,
+        dataset.threat.eps,
+        lambda x: adversarial.verdicts(evaluator.logits(x.to(device)), evaluator.y[:n]),
+    )
+    file = f"{adversarial.FOLDER}/{safe(name)}-{files.content_id(name)[:8]}.npz"
+    files.write_npz(folder / file, arrays)
+    return {"file": file, "sha256": files.sha256(folder / file)}
+
+
+def _whole(folder: Path, stored: dict[str, str] | None) -> bool:
+    """Whether the adversarial examples of an outcome are still what was written, if they were kept at all."""
+    if stored is None:
+        return True
+    file = folder / stored["file"]
+    return file.is_file() and files.sha256(file) == stored["sha256"]

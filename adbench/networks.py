@@ -1,0 +1,95 @@
+"""From a record back to the images it speaks of and the network it judges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from adbench import checkpoint, robustbench
+from adbench.data import Dataset, Threat, load, parse_fraction
+from adbench.errors import UserError
+from adbench.models import Network, build
+from adbench.record import Record
+from adbench.train import BEST, LAST
+
+
+def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> Dataset:
+    """The data that the record was made with, under its threat model.
+
+    whole_test: with all test images, not only those that the network was judged on. Raises UserError where the
+    dataset of that name has other images or labels today.
+    """
+    training, judged = record["config"]["training"], record["config"]["evaluation"]
+    data = training["data"]
+    dataset = load(
+        record["dataset"],
+        data_dir,
+        train_images=data["train_images"],
+        val_images=data["val_images"],
+        test_images=None if whole_test else judged["images"],
+    )
+    if dataset.fingerprint != data["content"]:
+        raise UserError(
+            f"dataset '{record['dataset']}' has the fingerprint {dataset.fingerprint[:12]}..., "
+            f"'{record.path}' was made with {data['content'][:12]}...; give the same data"
+        )
+    threat = training["threat"]
+    return replace(dataset, threat=Threat(eps=parse_fraction(threat["eps"]), step=parse_fraction(threat["step"])))
+
+
+def network_of(
+    record: Record,
+    dataset: Dataset,
+    data_dir: Path,
+    file: Path | None = None,
+    remedy: str = "give them with --checkpoint",
+) -> Network:
+    """The network that the record judges, on the CPU in evaluation mode.
+
+    file: its weights, where they do not lie where the record has them. remedy: what a user can do about weights that
+    are not there. Raises UserError for the record of a failed cell, for weights that are not there, and for weights
+    with another hash than the record's.
+    """
+    model = record["model"]
+    if not record.done or model is None:
+        raise UserError(f"'{record.path}' is the record of a failed cell; there is no network")
+    training = record["config"]["training"]
+    source = training["source"] if record["method"] is None else None
+    if file is None and source and source["source"]["kind"] == "robustbench":
+        network = robustbench.load(source["source"]["id"], record["dataset"], cache_dir=data_dir / "robustbench")
+    else:
+        network = _built(record, dataset)
+        path = file or _weights(record, remedy)
+        checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
+    found = checkpoint.weights_sha256(network)
+    if found != model["weights_sha256"]:
+        where = f"the weights in '{file}'" if file else "the weights"
+        raise UserError(
+            f"{where} have the SHA-256 {found[:12]}..., '{record.path}' was made with "
+            f"{model['weights_sha256'][:12]}...; give the checkpoint that the record is about"
+        )
+    return network.eval()
+
+
+def _built(record: Record, dataset: Dataset) -> Network:
+    training = record["config"]["training"]
+    if record["method"] is None:
+        source: dict[str, Any] = training["source"]
+        mean, std = source["mean"], source["std"]
+    else:
+        mean, std = training["normalisation"]
+    return build(training["architecture"], classes=dataset.classes, channels=dataset.image_shape[0], mean=mean, std=std)
+
+
+def _weights(record: Record, remedy: str) -> Path:
+    model, folder = record["model"], record.path.parent.parent
+    if record["method"] is not None:
+        path = folder / (BEST if model["checkpoint"] == "best" else LAST)
+    elif "file" in model:
+        path = Path(model["file"])
+    else:
+        raise UserError(f"'{record.path}' does not say where its weights lay; {remedy}")
+    if not path.is_file():
+        raise UserError(f"the weights of '{record.path}' are not at '{path}'; {remedy}")
+    return path

@@ -1,0 +1,191 @@
+"""The matrix of `adbench cross` as a heat map and a table: sources are rows, targets columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
+from numpy.typing import NDArray
+
+from adbench.analysis import Analysis
+from adbench.record import Record
+from adbench.report import captions
+from adbench.report.figures import NARROWEST, Plot
+from adbench.report.finished import shown
+from adbench.report.model import Cell, Column, Row, Table
+from adbench.report.runs import slug
+
+# Darker is more accurate, also in grey; both ends are far enough from the paper, by day and by night.
+_COLOURS = LinearSegmentedColormap.from_list("accuracy", ["#f3ead2", "#c9d3c0", "#7fb0bf", "#3a7ca8", "#143f6b"])
+_CLEAN = "Clean images"
+_AXES = ("Accuracy (%) of →", "Images made on ↓")
+_FONT = 9.0  # points
+_CELL, _GAP = 0.5, 0.08  # inches
+
+
+def contents(results: Path, records: Sequence[Record]) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
+    """A table and a figure of every matrix whose networks are all in the report."""
+    found = shown(results, records, "cross")
+    several: dict[str, int] = {}
+    tables, plots = [], []
+    for one, names in found:
+        number = several[one["dataset"]] = several.get(one["dataset"], 0) + 1
+        label = slug("cross", one["dataset"], *([str(number)] if number > 1 else []))
+        tables.append(_table(one, names, label))
+        plots.append(_plot(one, names, label))
+    return tuple(tables), tuple(plots)
+
+
+def _percent(entry: dict[str, Any]) -> float:
+    return 100 * float(entry["correct"]) / float(entry["n"])
+
+
+def _title(one: Analysis) -> str:
+    return f"Cross-transfer, {one['dataset']}, ε = {captions.size(one['setting']['eps'])}"
+
+
+def _caption(one: Analysis) -> str:
+    halves = [50 * (e["ci_test"][1] - e["ci_test"][0]) for row in one["matrix"] for e in row]
+    return (
+        f"Cross-transfer on {one['dataset']}: accuracy (%) of each network (columns) on adversarial examples made on "
+        f"each (rows) by {captions.attack(one['attack'])}. On the diagonal the attacker has the network itself "
+        f"(white-box). n = {captions.whole(one['data']['images'])} test images; 95% Wilson interval over them: at most "
+        f"±{max(halves):.2f} points. Computed with adbench {one['provenance']['adbench']}."
+    )
+
+
+def _notes(one: Analysis, names: Sequence[str]) -> tuple[str, ...]:
+    """Networks that fall to others' examples more often than to their own."""
+    notes = []
+    for target, name in enumerate(names):
+        column = [row[target]["correct"] for row in one["matrix"]]
+        source = min(range(len(names)), key=column.__getitem__)
+        if column[source] < column[target]:
+            theirs, own = (_percent(one["matrix"][i][target]) for i in (source, target))
+            notes.append(
+                f"{name} is right on fewer images made on {names[source]} than on its own ({theirs:.2f} against "
+                f"{own:.2f}): an attack on its own gradients does not find all there is."
+            )
+    return tuple(notes)
+
+
+def _table(one: Analysis, names: Sequence[str], label: str) -> Table:
+    columns = (Column("Made on", numeric=False), *(Column(name, "Accuracy of") for name in names))
+    clean = Row((Cell(_CLEAN), *(Cell(f"{_percent(network['clean']):.2f}") for network in one["networks"])))
+    rows = [
+        Row((Cell(name), *(Cell(f"{_percent(entry):.2f}") for entry in entries)), "Adversarial images")
+        for name, entries in zip(names, one["matrix"], strict=True)
+    ]
+    return Table(label, _title(one), _caption(one), columns, (clean, *rows), _notes(one, names))
+
+
+def _plot(one: Analysis, names: Sequence[str], label: str) -> Plot:
+    values = np.array([[_percent(entry) for entry in row] for row in one["matrix"]])
+    clean = np.array([[_percent(network["clean"]) for network in one["networks"]]])
+    white = "; ".join(f"{name} {values[i, i]:.1f}" for i, name in enumerate(names))
+    others = values[~np.eye(len(names), dtype=bool)]
+    alt = (
+        f"Matrix of accuracy in percent, {len(names)} sources by {len(names)} targets. White-box: {white}. "
+        f"Off the diagonal: {others.min():.1f} to {others.max():.1f}."
+    )
+    layout = _Layout.of(names)
+    return Plot(label, _title(one), _caption(one), alt, _draw(values, clean, names, layout), layout.inches)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Inches: names to the left of the matrix, and slanted above it, have the room that they take."""
+
+    side: float
+    left: float
+    above: float
+    right: float
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> _Layout:
+        widths = [_width(name) for name in names]
+        slanted = [0.5**0.5 * width for width in widths]
+        # Each column's name begins over the middle of its cell.
+        over = max(reach - (len(names) - i - 0.5) * _CELL for i, reach in enumerate(slanted))
+        side = _CELL * len(names)
+        left, right = max(*widths, *map(_width, (_CLEAN, *_AXES))) + 0.2, max(over, 0.0) + 0.15
+        # Figures are shown as wide as the text: a small matrix stands in the middle of it.
+        spare = max(0.0, NARROWEST - left - side - right) / 2
+        return cls(side, left + spare, max(*slanted, 0.4) + 0.25, right + spare)
+
+    @property
+    def inches(self) -> tuple[float, float]:
+        return self.left + self.side + self.right, self.above + _CELL + _GAP + self.side + 0.1
+
+    def axes(self, figure: Figure) -> tuple[Axes, Axes]:
+        """Those of the clean row and those of the matrix, with square cells."""
+        figure.set_layout_engine("none")
+        width, height = self.inches
+        wide, left = self.side / width, self.left / width
+        clean = figure.add_axes((left, (0.1 + self.side + _GAP) / height, wide, _CELL / height))
+        return clean, figure.add_axes((left, 0.1 / height, wide, self.side / height))
+
+
+def _width(text: str) -> float:
+    """How wide a text on the axes is, in inches."""
+    return float(TextPath((0, 0), text, size=_FONT, usetex=False).get_extents().width) / 72
+
+
+def _draw(
+    values: NDArray[np.float64], clean: NDArray[np.float64], names: Sequence[str], layout: _Layout
+) -> Callable[[Figure], None]:
+    everything = np.concatenate([values, clean])
+    low, high = float(everything.min()), float(everything.max())
+    scale = Normalize(low, max(high, low + 1))
+
+    def draw(figure: Figure) -> None:
+        above, axes = layout.axes(figure)
+        for panel, numbers in ((above, clean), (axes, values)):
+            _heat(panel, numbers, scale, bold=panel is axes)
+        for i in range(len(names)):
+            box = Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=mpl.rcParams["text.color"], linewidth=1.5)
+            # Over the lines between cells, and whole at the matrix's corners.
+            box.set(zorder=3, clip_on=False)
+            axes.add_patch(box)
+        above.set_yticks([0], [_CLEAN], fontsize=_FONT)
+        above.xaxis.tick_top()
+        above.set_xticks(
+            range(len(names)), names, rotation=45, ha="left", va="bottom", rotation_mode="anchor", fontsize=_FONT
+        )
+        axes.set_xticks([])
+        axes.set_yticks(range(len(names)), names, fontsize=_FONT)
+        for panel in (above, axes):
+            panel.tick_params(length=0, pad=4)
+        above.annotate(
+            "\n".join(_AXES), (0, 1), (-4, 7), xycoords="axes fraction", textcoords="offset points",
+            ha="right", va="bottom", fontsize=_FONT, linespacing=1.4,
+        )  # fmt: skip
+
+    return draw
+
+
+def _heat(panel: Axes, numbers: NDArray[np.float64], scale: Normalize, *, bold: bool) -> None:
+    """Cells with their numbers; those of the diagonal in bold, if asked."""
+    panel.imshow(numbers, cmap=_COLOURS, norm=scale, aspect="auto")
+    panel.spines[:].set_visible(False)
+    # Lines between the cells, in which the paper shows through.
+    for edge in range(1, numbers.shape[1]):
+        panel.axvline(edge - 0.5, color=mpl.rcParams["figure.facecolor"], linewidth=1)
+        if edge < len(numbers):
+            panel.axhline(edge - 0.5, color=mpl.rcParams["figure.facecolor"], linewidth=1)
+    for (row, column), value in np.ndenumerate(numbers):
+        red, green, blue, _ = _COLOURS(scale(value))
+        light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
+        panel.text(
+            column, row, f"{value:.1f}", ha="center", va="center", fontsize=8,
+            color="#1c1c1a" if light else "#ffffff", fontweight="bold" if bold and row == column else "normal",
+        )  # fmt: skip

@@ -1,0 +1,215 @@
+"""The finished networks of a results folder: those judged alike together, each once, named as the tables name them.
+
+What `adbench cross` and `adbench cam` compute on, and how their results find the report's records again. Needs no
+torch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adbench import analysis
+from adbench.analysis import Analysis
+from adbench.errors import UserError, unknown
+from adbench.record import Record, read_all
+from adbench.report.runs import collect, natural
+from adbench.report.teachers import fullness
+
+KINDS = ("teacher", "student", "checkpoint")
+"""Kinds of network in the order in which they are listed."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One network: its record (the fullest one, if it was judged more than once) and its label in the report."""
+
+    record: Record
+    label: str
+
+    @property
+    def kind(self) -> str:
+        return str(self.record["kind"])
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of its weights, by which it is known."""
+        return str(self.record["model"]["weights_sha256"])
+
+    @property
+    def taught_by(self) -> str | None:
+        """SHA-256 of its teacher's weights; None for a network that no robust teacher taught."""
+        robust = self.record["teachers"]["robust"]
+        return str(robust["weights_sha256"]) if robust else None
+
+    @property
+    def run(self) -> tuple[str, str, str]:
+        """What it has in common with the same experiment's other seeds."""
+        return self.label, str(self.record["student"]), self.record["teacher"] or ""
+
+    def entry(self, name: str, results: Path) -> dict[str, Any]:
+        """What an analysis writes down of it."""
+        keys = ("kind", "method", "student", "teacher", "seed")
+        where = self.record.path.relative_to(results).as_posix()
+        told = {key: self.record[key] for key in keys}
+        return {"name": name, **told, "weights_sha256": self.weights, "record": where}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How networks are attacked: radius and step (as written: "8/255"), start and seed of the noise."""
+
+    eps: str
+    step: str
+    start: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The networks of one dataset that were judged in one setting. Only these are compared with each other."""
+
+    dataset: str
+    fingerprint: str
+    setting: Setting
+    networks: tuple[Finished, ...]
+
+    def __str__(self) -> str:
+        start = "" if self.setting.start == "uniform" else f", start {self.setting.start}"
+        seed = "" if self.setting.seed == 0 else f", noise {self.setting.seed}"
+        return f"{self.dataset}, eps {self.setting.eps}, step {self.setting.step}{start}{seed}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which networks are asked for; empty or None means all, but of a student's seeds only the lowest.
+
+    methods: registry names or labels of students; students: their architectures. seed: a number, or "all".
+    """
+
+    dataset: str | None = None
+    methods: tuple[str, ...] = ()
+    students: tuple[str, ...] = ()
+    seed: int | str | None = None
+
+
+def groups(records: Iterable[Record]) -> list[Group]:
+    """Finished networks by dataset and setting; in each group teachers first, then students as the tables list them."""
+    found: dict[tuple[str, str, Setting], list[Record]] = defaultdict(list)
+    for record in records:
+        if record.done:
+            found[record["dataset"], record["data"]["fingerprint"], _setting(record)].append(record)
+    ordered = sorted(found.items(), key=lambda item: (natural(item[0][0]), item[0][1], str(item[0][2])))
+    return [Group(*key, tuple(_networks(members))) for key, members in ordered]
+
+
+def _setting(record: Record) -> Setting:
+    threat, judged = record["config"]["training"]["threat"], record["config"]["evaluation"]
+    # Unset, or from before the setting was there.
+    return Setting(
+        eps=threat["eps"],
+        step=judged.get("step") or threat["step"],
+        start=judged.get("start") or "uniform",
+        seed=judged["seed"],
+    )
+
+
+def _networks(records: Sequence[Record]) -> Iterator[Finished]:
+    once: dict[str, Record] = {}
+    for record in sorted(records, key=lambda r: (-KINDS.index(r["kind"]), fullness(r))):
+        once[record["model"]["weights_sha256"]] = record
+    for kind in KINDS:
+        for run in collect(once.values(), kind):
+            for record in run.done:
+                yield Finished(record, run.label)
+
+
+def select(results: Path, wanted: Wanted) -> list[Group]:
+    """The groups below `results` with the networks that are asked for.
+
+    Raises UserError where there is no finished network, and for a name or seed that no network has.
+    """
+    found = groups(read_all(results))
+    if not found:
+        raise UserError(f"no finished network in '{results}'; `adbench run` makes them")
+    if wanted.dataset is not None:
+        known = {group.dataset for group in found}
+        found = [group for group in found if group.dataset == wanted.dataset]
+        if not found:
+            raise unknown("dataset", wanted.dataset, known, f"in '{results}'")
+    students = [n for group in found for n in group.networks if n.kind == "student"]
+    _check_names("method", wanted.methods, [{n.record["method"], n.label} for n in students], results)
+    _check_names("student", wanted.students, [{n.record["student"]} for n in students], results)
+    if isinstance(wanted.seed, int) and wanted.seed not in {n.record["seed"] for n in students}:
+        raise UserError(f"no finished student in '{results}' has the seed {wanted.seed}")
+    return [replace(group, networks=tuple(_chosen(group.networks, wanted))) for group in found]
+
+
+def _check_names(kind: str, asked: Sequence[str], there: Sequence[set[str]], results: Path) -> None:
+    known = set().union(*there)
+    for name in asked:
+        if name not in known:
+            raise unknown(kind, name, known, f"in '{results}'")
+
+
+def _chosen(networks: Sequence[Finished], wanted: Wanted) -> Iterator[Finished]:
+    lowest: dict[tuple[str, str, str], int] = {}
+    for network in networks:
+        if network.kind == "student":
+            seed = network.record["seed"]
+            lowest[network.run] = min(seed, lowest.get(network.run, seed))
+    for network in networks:
+        if network.kind != "student":
+            yield network
+            continue
+        seed = lowest[network.run] if wanted.seed is None else wanted.seed
+        named = {network.record["method"], network.label}
+        if (
+            (not wanted.methods or named & set(wanted.methods))
+            and (not wanted.students or network.record["student"] in wanted.students)
+            and seed in ("all", network.record["seed"])
+        ):
+            yield network
+
+
+def names(networks: Sequence[Finished]) -> list[str]:
+    """A name for each: its label, and what else tells these networks apart (architecture, teacher, seed)."""
+    students = [n for n in networks if n.kind == "student"]
+    architectures = {n.record["student"] for n in students}
+    teachers = {n.record["teacher"] for n in students if n.record["teacher"]}
+    several_seeds = len({n.run for n in students}) < len(students)
+
+    def name(network: Finished) -> str:
+        if network.kind != "student":
+            return f"{network.kind} {network.label}"
+        taught = network.record["teacher"] if len(teachers) > 1 else None
+        parts = [network.label, *([network.record["student"]] if len(architectures) > 1 else [])]
+        parts += [f"from {taught}"] if taught else []
+        parts += [f"seed {network.record['seed']}"] if several_seeds else []
+        return ", ".join(parts)
+
+    found = [name(network) for network in networks]
+    return [
+        f"{text} #{network.weights[:6]}" if found.count(text) > 1 else text
+        for text, network in zip(found, networks, strict=True)
+    ]
+
+
+def shown(results: Path, records: Sequence[Record], kind: str) -> list[tuple[Analysis, list[str]]]:
+    """The analyses of a kind to print, with their networks' names in the report.
+
+    Those whose networks are all in the report, the latest of equal or fewer networks.
+    """
+    written = analysis.latest(analysis.read_all(results, kind))
+    # Records need not be grouped where there is nothing to find in them.
+    by_setting = {(g.dataset, g.fingerprint, g.setting): g for g in (groups(records) if written else ())}
+    found = []
+    for one in written:
+        group = by_setting.get((one["dataset"], one["data"]["fingerprint"], Setting(**one["setting"])))
+        there = {network.weights: network for network in (group.networks if group else ())}
+        if all(network["weights_sha256"] in there for network in one["networks"]):
+            found.append((one, names([there[network["weights_sha256"]] for network in one["networks"]])))
+    return found
