@@ -114,7 +114,8 @@ class Estimator:
         for name in cell.evaluation.attacks:
             if name in autoattack.VERSIONS:
                 images = min(n, cell.evaluation.aa_images or n) * AA_SURVIVING
-                searched = self.of(cell, cell.evaluation.aa_search)
+                # A fast search that would be slower is none.
+                searched = min(speed, self.of(cell, cell.evaluation.aa_search), key=lambda found: found.both)
                 total += images * (AA_PASSES * searched.both + AA_QUERIES * searched.forward)
             else:
                 total += n * steps(name) * speed.both

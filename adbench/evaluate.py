@@ -222,6 +222,11 @@ def _by_shards(
     What a fast search leaves doubtful is gathered from all shards, and searched again in shards of its own.
     """
 
+    begun = [outcome.definition["search"] for label, outcome in known.items() if label.startswith(f"{name}, ")]
+    if begun:
+        # An interrupted evaluation goes on as it began, also where another probe would choose otherwise.
+        evaluator.search = "exact" if begun[0] == "float32" else "fast"
+
     def finished(label: str, index: Tensor, search: str | None = None) -> Outcome:
         if label in known:
             return known[label]

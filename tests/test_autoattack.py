@@ -68,6 +68,18 @@ def test_where_bfloat16_is_not_faster_the_search_is_exact(few, monkeypatch) -> N
     assert found.definition["search"] == "float32"
 
 
+def test_an_interrupted_fast_search_stays_fast(few, monkeypatch) -> None:
+    monkeypatch.setattr(autoattack, "faster", lambda *_: True)
+    kept: dict[str, Outcome] = {}
+    split = Split(few[1].images[:4], few[1].labels[:4])
+    evaluate(evaluator(few[0], split, search="fast", shard=2), ("aa",), on_attack=kept.__setitem__)
+    monkeypatch.setattr(autoattack, "faster", lambda *_: False)
+    resumed = evaluator(few[0], split, search="fast", shard=2)
+    first = "aa, images 0 to 1"
+    found = evaluate(resumed, ("aa",), known={first: kept[first]})["aa"]
+    assert found.definition["search"].startswith("bfloat16")
+
+
 class UnlikeInHalf(nn.Module):
     """A network that is another one under autocast, as a bad bfloat16 arithmetic would make it."""
 

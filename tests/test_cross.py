@@ -420,7 +420,7 @@ def test_a_damaged_analysis_is_named(synthetic: Path, tmp_path: Path) -> None:
     path = written(synthetic, {"RSLAD": [0.5, 0.7], "ARD": [0.75, 0.4]})
     content = json.loads(path.read_text(encoding="utf-8"))
     for text, said in [
-        ("{", "cannot be read"),
+        ("{", "is not a readable cross"),
         (json.dumps(content | {"schema_version": 9}), "schema version 9"),
         (json.dumps({k: v for k, v in content.items() if k != "matrix"}), "lacks matrix"),
     ]:

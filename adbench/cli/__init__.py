@@ -1,0 +1,36 @@
+"""The command line: words to calls. Commands import what they need when they run, so that help is instant."""
+
+from __future__ import annotations
+
+import click
+
+from adbench import __version__
+from adbench.cli.catalogue import golden, info, list_, new_method, teachers, validate
+from adbench.cli.group import Group
+from adbench.cli.records import cam, compare, cross, report, results_, verify
+from adbench.cli.run import eval_, run
+
+
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="adbench")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """The benchmark for adversarial distillation.
+
+    \b
+    Ten methods on the embedded dataset, then their report:
+      adbench run --methods all
+      adbench report
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _command in (
+    run, report, list_, teachers, eval_, results_, compare, cross, cam, verify, golden, info, validate, new_method,
+):  # fmt: skip
+    main.add_command(_command)

@@ -1,0 +1,178 @@
+"""What there is and whether it is right: list, teachers, info, golden, validate, new-method."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from adbench.cli.options import data_dir_option, device_option, make_writable, place_of, plugin_option, results_option
+from adbench.errors import UserError
+
+
+@click.command("list")
+@click.argument(
+    "what", required=False, type=click.Choice(["methods", "teachers", "students", "datasets", "attacks", "presets"])
+)
+@plugin_option
+def list_(what: str | None) -> None:
+    """Print what there is: methods, teachers, students, datasets, attacks, presets.
+
+    \b
+    Examples:
+      adbench list
+      adbench list methods --plugin mine.py
+    """
+    from adbench.listing import sections
+
+    for title, rows in sections().items():
+        if what in (None, title):
+            click.secho(title, bold=True)
+            width = max(len(name) for name, _ in rows)
+            for name, summary in rows:
+                click.echo(f"  {name:{width}}  {summary}")
+            click.echo()
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--verify", is_flag=True, help="Measure the teacher's clean and PGD-20 accuracy against its claim.")
+@click.option("--dataset", metavar="NAME", help="Dataset to verify on. [default: the teacher's own]")
+@click.option("--images", type=click.IntRange(min=1), help="Verify on the first N test images. [default: all]")
+@device_option
+@data_dir_option
+@results_option
+def teachers(
+    name: str | None, verify: bool, dataset: str | None, images: int | None, device: str | None,
+    data_dir: Path, results: Path,
+) -> None:  # fmt: skip
+    """List the teachers, show one, or verify one against what it claims.
+
+    A teacher that adbench trains itself is trained first if it is not there yet.
+
+    \b
+    Examples:
+      adbench teachers
+      adbench teachers digits-robust --verify
+      adbench teachers mine.toml --verify --dataset cifar10 --images 1000
+    """
+    from adbench import listing
+
+    if name is None:
+        for row in listing.teacher_rows():
+            click.echo("  ".join(row))
+        return
+    click.echo(listing.describe_teacher(name))
+    if verify:
+        from adbench.claims import verify_teacher
+
+        place = place_of(results, data_dir, device)
+        make_writable(results)
+        lines, agrees = verify_teacher(name, dataset, images, place)
+        for line in lines:
+            click.echo(line)
+        sys.exit(0 if agrees else 1)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def golden(file: Path) -> None:
+    """Replay reference values of the authors' own code through the methods' losses and attacks.
+
+    One line an entry with its largest absolute and relative error; exit code 1 if any differs. Losses and gradients
+    must agree to 1e-9 (relative to |value| + 0.001), adversarial examples to 1e-12.
+
+    \b
+    Example:
+      adbench golden golden.json
+    """
+    from adbench import golden as reference
+
+    content = reference.read(file)
+    passed = total = 0
+    for result in reference.replay(content):
+        click.echo(str(result))
+        total, passed = total + 1, passed + result.passed
+    if not total:
+        raise UserError(f"reference '{file}' has no entry to replay")
+    click.echo(f"{passed} of {total} entries agree")
+    sys.exit(0 if passed == total else 1)
+
+
+@click.command()
+@click.argument("method", metavar="METHOD|FILE.py")
+def info(method: str) -> None:
+    """Print what a method maximises and minimises, what it needs and costs, and its hyperparameters.
+
+    \b
+    Examples:
+      adbench info smaraad
+      adbench info mine.py
+    """
+    from adbench.card import card
+
+    click.echo(card(_method(method)))
+
+
+def _method(text: str) -> str:
+    """The name of a method that is given by name or as the file that defines it."""
+    from adbench.registry import METHODS
+
+    return METHODS.add_file(Path(text)) if text.endswith(".py") else text
+
+
+@click.command()
+@click.argument("methods", nargs=-1, required=True, metavar="METHOD|FILE.py|all ...")
+def validate(methods: tuple[str, ...]) -> None:
+    """Check methods against the plugin contract on a tiny problem, in seconds each.
+
+    A line for each promise, and what was seen where it is broken; exit code 1 then. "all" stands for all registered.
+
+    \b
+    Examples:
+      adbench validate mine.py
+      adbench validate all
+    """
+    import torch
+
+    from adbench.contract import validate as verdicts
+    from adbench.registry import METHODS
+
+    torch.set_num_threads(1)  # on so small a problem, a second thread only waits
+    broken = 0
+    for method in methods:
+        for name in METHODS.names() if method == "all" else [_method(method)]:
+            click.secho(name, bold=True)
+            for verdict in verdicts(name):
+                word = "broken" if verdict.error else "ok" if verdict.claimed else "-"
+                click.echo(f"  {word:6}  {verdict.check}{'' if verdict.claimed else ' (not claimed)'}")
+                if verdict.error:
+                    broken += 1
+                    click.echo(f"          {verdict.error}")
+    click.echo(f"{broken} broken promise{'s' if broken != 1 else ''}" if broken else "all promises kept")
+    sys.exit(1 if broken else 0)
+
+
+@click.command("new-method")
+@click.argument("name")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default=True,
+    help="Folder to write the file to.",
+)
+def new_method(name: str, out: Path) -> None:
+    """Write a working plugin file to start a method of your own from.
+
+    \b
+    Example:
+      adbench new-method mine
+      adbench validate mine.py
+      adbench run --methods mine,rslad --plugin mine.py
+    """
+    from adbench.scaffold import write_method
+
+    path = write_method(name, out)
+    click.echo(f"wrote {path}; try: adbench validate {path}, then adbench run --methods {name} --plugin {path}")

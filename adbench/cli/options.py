@@ -1,0 +1,147 @@
+"""Options that several commands share, and where a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adbench.errors import UserError
+
+if TYPE_CHECKING:
+    from adbench.cell import Place
+
+DATA_DIR = "~/.cache/adbench"
+# Who asks for more means a seed of that value.
+MOST_SEEDS = 1000
+
+
+def names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """Repeated options and comma lists alike, in order, once each."""
+    return tuple(dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip()))
+
+
+def seeds_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """A number of seeds ("3" is 0, 1, 2) or a comma list of them ("0,4")."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in value.split(",") if part.strip())
+    except ValueError as error:
+        raise click.BadParameter(f"'{value}' is neither a number of seeds nor a list like 0,1,2") from error
+    if numbers and "," not in value:
+        if numbers[0] > MOST_SEEDS:
+            raise click.BadParameter(f"'{value}' is a number of seeds; for that one seed write '{value},'")
+        numbers = tuple(range(numbers[0]))
+    if not numbers or min(numbers) < 0:
+        raise click.BadParameter(f"'{value}': give at least one seed, none below 0")
+    return numbers
+
+
+def one_seed(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+    """A seed, or "all"."""
+    if value is None or value == "all":
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"'{value}' is neither a seed nor 'all'")
+    return int(value)
+
+
+def numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """A comma list of numbers, one a channel."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"'{value}' is not a list of numbers like 0.49,0.48,0.45") from error
+
+
+def _plugins(_: click.Context, __: click.Parameter, paths: Sequence[Path]) -> tuple[str, ...]:
+    from adbench.registry import METHODS
+
+    return tuple(METHODS.add_file(path) for path in paths)
+
+
+plugin_option = click.option(
+    "--plugin", "plugins", type=click.Path(path_type=Path), multiple=True, callback=_plugins, expose_value=False,
+    is_eager=True, metavar="FILE.py", help="Add the method that this Python file defines, under the file's name.",
+)  # fmt: skip
+results_option = click.option(
+    "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
+    help="Folder of the records.",
+)  # fmt: skip
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), default=DATA_DIR, show_default=True,
+    envvar="ADBENCH_DATA", help="Folder of the datasets (downloaded there if they are not): the torchvision "
+    "layout, or cifar10.npz / cifar100.npz. Also read from ADBENCH_DATA.",
+)  # fmt: skip
+device_option = click.option(
+    "--device", default=None, metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."
+)
+
+
+keep_option = click.option(
+    "--keep-adversarial", is_flag=True, help="Store the adversarial examples of every attack, for adbench verify."
+)
+exact_option = click.option(
+    "--exact", is_flag=True, help="AutoAttack in float32 throughout, not by a bfloat16 search that float32 confirms."
+)
+
+
+def finished_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that takes finished networks: which of them, and on how many images."""
+    for option in reversed(
+        (
+            click.option("--dataset", metavar="NAME", help="Only this dataset. [default: each]"),
+            click.option("--methods", "--method", multiple=True, callback=names, metavar="NAMES",
+                         help="Only students of these methods (or labels of the report). [default: all]"),
+            click.option("--student", "--students", "students", multiple=True, callback=names, metavar="NAMES",
+                         help="Only students of these architectures. [default: all]"),
+            click.option("--seed", callback=one_seed, metavar="N|all",
+                         help="Students of this seed. [default: of each method the lowest]"),
+            click.option("--images", type=click.IntRange(min=1), metavar="N",
+                         help="First N test images. [default: 1000, or all if there are fewer]"),
+            click.option("--skip-missing", is_flag=True, help="Leave out networks whose weights are not there."),
+            device_option, data_dir_option, results_option,
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
+    """Where to run, on a device that is there."""
+    import torch
+
+    from adbench.cell import Place
+
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # Torch knows devices, as "meta", on which nothing can be computed.
+        found = torch.zeros(1, device=name).device.type in ("cpu", "cuda")
+    except (RuntimeError, AssertionError):
+        found = False
+    if not found:
+        raise UserError(f"device '{name}' cannot be used here; choose cpu, cuda or cuda:N")
+    return Place(results, data_dir.expanduser(), name)
+
+
+def make_writable(results: Path) -> None:
+    """Make the results folder. Raises UserError where nothing can be written."""
+    from adbench import files
+
+    probe = results / ".writable"
+    files.write_text(probe, "")
+    probe.unlink(missing_ok=True)
+
+
+def ready(results: Path, data_dir: Path, device: str | None) -> Place:
+    """The place of a command that computes on finished networks in this process, with torch prepared for it."""
+    from adbench import runner
+
+    place = place_of(results, data_dir, device)
+    runner.prepare_torch(place, runner.threads_per_job(1))
+    return place

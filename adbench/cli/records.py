@@ -1,0 +1,176 @@
+"""What is made of records: report, results, compare, cross, cam, verify."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from adbench.cli.options import data_dir_option, device_option, finished_options, place_of, ready, results_option
+
+
+@click.command()
+@results_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("reports"),
+    show_default=True,
+    help="Folder to write to.",
+)
+def report(results: Path, out: Path) -> None:
+    """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, PNG and PDF.
+
+    \b
+    Example:
+      adbench report --results results --out reports
+    """
+    from adbench import report as reports
+
+    written = reports.write(results, out)
+    click.echo(f"{len(written)} files in {out}; open {out / 'index.html'}")
+
+
+@click.command("results")
+@results_option
+@click.option("--dataset", metavar="NAME", help="Only this dataset.")
+@click.option("--method", metavar="NAME", help="Only this method.")
+@click.option("--teacher", metavar="NAME", help="Only students of this teacher.")
+@click.option("--student", metavar="NAME", help="Only this architecture.")
+@click.option("--kind", type=click.Choice(["student", "teacher", "checkpoint"]), help="Only this kind of network.")
+@click.option("--status", type=click.Choice(["done", "failed"]), help="Only finished or only failed ones.")
+@click.option(
+    "--format",
+    "form",
+    default="table",
+    show_default=True,
+    type=click.Choice(["table", "csv", "json", "parquet", "latex", "markdown"]),
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write there instead of printing.")
+def results_(
+    results: Path, dataset: str | None, method: str | None, teacher: str | None, student: str | None,
+    kind: str | None, status: str | None, form: str, out: Path | None,
+) -> None:  # fmt: skip
+    """Filter and print the records, or export them.
+
+    \b
+    Examples:
+      adbench results --method rslad
+      adbench results --kind student --format csv --out students.csv
+    """
+    from adbench import export
+
+    wanted = {"dataset": dataset, "method": method, "teacher": teacher, "student": student,
+              "kind": kind, "status": status}  # fmt: skip
+    export.export(results, {k: v for k, v in wanted.items() if v}, form, out)
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@results_option
+def compare(first: str, second: str, results: Path) -> None:
+    """Compare two methods (or labels of the report) over their seeds, or two records, on the same test images.
+
+    Differences of methods come with a 95% interval over the seeds that both have; of two networks with the images that
+    only one of them gets right, and McNemar's exact test.
+
+    \b
+    Examples:
+      adbench compare rslad adaad
+      adbench compare results/a/record.json results/b/record.json
+    """
+    from adbench import compare as comparison
+
+    for line in comparison.lines(first, second, results):
+        click.echo(line)
+
+
+@click.command()
+@click.option("--attack", default="pgd20", show_default=True, metavar="NAME", help="A gradient attack: pgdK, cw, fgsm.")
+@finished_options
+def cross(
+    attack: str, dataset: str | None, methods: tuple[str, ...], students: tuple[str, ...], seed: int | str | None,
+    images: int | None, skip_missing: bool, device: str | None, data_dir: Path, results: Path,
+) -> None:  # fmt: skip
+    """Attack every finished network with the adversarial examples of every other one.
+
+    One matrix for each dataset and threat model, on its diagonal the white-box accuracy. A run can be killed at any
+    time; the same command goes on with the next network. `adbench report` draws the result.
+
+    \b
+    Examples:
+      adbench cross
+      adbench cross --dataset cifar10 --methods trades,rslad --attack cw --images 500
+    """
+    from adbench import cross as crossing
+    from adbench.report.finished import Wanted, select
+
+    groups = select(results, Wanted(dataset, methods, students, seed))
+    place = ready(results, data_dir, device)
+    for line in crossing.lines(groups, place, attack=attack, images=images, skip_missing=skip_missing):
+        click.echo(line)
+
+
+@click.command()
+@finished_options
+def cam(
+    dataset: str | None, methods: tuple[str, ...], students: tuple[str, ...], seed: int | str | None,
+    images: int | None, skip_missing: bool, device: str | None, data_dir: Path, results: Path,
+) -> None:  # fmt: skip
+    """Compare where students look with where their teacher looks: class activation maps on the same images.
+
+    The images are clean ones, and adversarial ones made on the teacher (PGD-20). `adbench report` draws some of the
+    maps, and prints by how much they agree.
+
+    \b
+    Examples:
+      adbench cam
+      adbench cam --dataset cifar10 --methods ard,smaraad --images 500
+    """
+    from adbench import cam as attribution
+    from adbench.report.finished import Wanted, select
+
+    groups = select(results, Wanted(dataset, methods, students, seed))
+    place = ready(results, data_dir, device)
+    for line in attribution.lines(groups, place, images=images, skip_missing=skip_missing):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("record_path", metavar="RECORD", type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The network's weights. [default: where the record has them]",
+)
+@click.option("--again", type=click.IntRange(min=1), metavar="N", help="Attack N test images anew, chosen by chance.")
+@device_option
+@data_dir_option
+def verify(record_path: Path, checkpoint: Path | None, again: int | None, device: str | None, data_dir: Path) -> None:
+    """Recompute a record's figures from its checkpoint, the test images and the stored adversarial examples.
+
+    For records made with --keep-adversarial. One line a figure; exit code 1 if any does not follow. Stored examples
+    show that broken images are broken; whether survivors survive, --again tests with the record's gradient attacks.
+
+    \b
+    Example:
+      adbench verify results/.../record.json --again 200
+    """
+    from adbench import record, runner
+    from adbench import verify as verification
+
+    place = place_of(record_path.parent, data_dir, device)
+    runner.prepare_torch(place, runner.threads_per_job(1))
+    path = record_path / record.FILE if record_path.is_dir() else record_path
+    findings = []
+    for finding in verification.verify(
+        path, data_dir=place.data_dir, device=place.torch_device, weights=checkpoint, again=again or 0
+    ):
+        findings.append(finding)
+        click.echo(f"  {'ok' if finding.holds else 'FAILS':5}  {finding.what}: {finding.says}")
+    click.echo(verification.NOT_CHECKED)
+    failed = sum(not finding.holds for finding in findings)
+    click.echo(f"{failed} of {len(findings)} findings fail" if failed else "the record follows")
+    sys.exit(1 if failed else 0)
