@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any
 
@@ -10,7 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from adbench.estimate import Cost
 from adbench.matrix import Cell
+from adbench.method import Passes
 from adbench.runner import Plan
 
 
@@ -108,25 +114,77 @@ def _escaped(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def plan_table(plan: Plan, seconds: dict[str, float]) -> Table:
-    """The plan as a table: every cell, where it stands, and what is expected of it."""
+def plan_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
+    """The plan as a table: every cell, where it stands, what it costs and what is expected of it."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("dataset", "method", "student", "teacher", "seed", "state"):
         table.add_column(heading)
-    table.add_column("expected", justify="right")
+    for heading in ("passes", "GMAC", "floor", "expected"):
+        table.add_column(heading, justify="right")
     # Recipes may give methods epochs of their own.
     uneven = len({cell.train.epochs for cell in plan.matrix.students}) > 1
     if uneven:
         table.add_column("epochs", justify="right")
     for cell in plan.matrix.cells:
-        state = plan.states[cell.id]
-        role = f"(teacher) {cell.name}" if cell.kind == "teacher" else cell.name
-        expected = "" if state == "done" else duration(seconds[cell.id])
+        state, cost = plan.states[cell.id], costs[cell.id]
+        expected = "" if state == "done" else duration(cost.seconds)
         table.add_row(
-            _escaped(cell.dataset), role, cell.architecture, cell.teacher_name or "-", str(cell.seed), state, expected,
-            *([str(cell.train.epochs) if cell.method else "-"] if uneven else []),
+            _escaped(cell.dataset), _role(cell), cell.architecture, cell.teacher_name or "-", str(cell.seed), state,
+            *_counts(cost), expected, *([str(cell.train.epochs) if cell.method else "-"] if uneven else []),
         )  # fmt: skip
     return table
+
+
+def cost_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
+    """What each network costs, its seeds in one row."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("dataset", "method", "student", "teacher"):
+        table.add_column(heading)
+    for heading in ("seeds", "epochs", "passes", "GMAC", "floor", "each", "all seeds"):
+        table.add_column(heading, justify="right")
+    for cell, count in _over_seeds(plan):
+        cost = costs[cell.id]
+        table.add_row(
+            _escaped(cell.dataset), _role(cell), cell.architecture, cell.teacher_name or "-", str(count),
+            str(cell.train.epochs) if cell.method else "-", *_counts(cost), duration(cost.seconds),
+            duration(count * cost.seconds),
+        )  # fmt: skip
+    return table
+
+
+def cost_csv(plan: Plan, costs: Mapping[str, Cost]) -> str:
+    """The same for machines: passes by kind, multiply-adds a training image and epoch, seconds."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    kinds = [field.name for field in fields(Passes)]
+    head = ["dataset", "kind", "method", "student", "teacher", "seeds", "epochs", *kinds]
+    writer.writerow([*head, "multiply_adds", "floor_seconds", "seconds"])
+    for cell, count in _over_seeds(plan):
+        cost = costs[cell.id]
+        passes = [getattr(cost.passes, kind) for kind in kinds] if cost.passes else [0] * len(kinds)
+        names = [cell.dataset, cell.kind, cell.name, cell.architecture, cell.teacher_name or ""]
+        epochs = cell.train.epochs if cell.method else 0
+        writer.writerow([*names, count, epochs, *passes, cost.multiply_adds, cost.floor, cost.seconds])
+    return out.getvalue()
+
+
+def _over_seeds(plan: Plan) -> list[tuple[Cell, int]]:
+    """Of cells that differ in their seed alone, the first one and how many there are."""
+    alike: dict[str, list[Cell]] = {}
+    for cell in plan.matrix.cells:
+        alike.setdefault(replace(cell, seed=0).id if cell.kind == "student" else cell.id, []).append(cell)
+    return [(cells[0], len(cells)) for cells in alike.values()]
+
+
+def _role(cell: Cell) -> str:
+    return f"(teacher) {cell.name}" if cell.kind == "teacher" else cell.name
+
+
+def _counts(cost: Cost) -> tuple[str, str, str]:
+    """Passes and multiply-adds (in thousand millions) of one image and epoch, and the floor of the training."""
+    if cost.passes is None:
+        return "-", "-", "-"
+    return f"{cost.passes.total:.4g}", f"{cost.multiply_adds / 1e9:.3g}", duration(cost.floor)
 
 
 def summary_table(records: list[dict[str, Any]]) -> Table:

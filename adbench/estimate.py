@@ -1,4 +1,8 @@
-"""What a matrix will cost: passes counted from the methods, their time measured in a short probe."""
+"""What a matrix will cost: passes counted from the methods, their time measured in a short probe.
+
+Beside the expected time stands a floor: the multiply-adds of all these passes at the rate that the device reaches in
+matrix products. No implementation can be faster, and the distance says what is left to gain.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,11 @@ import torch
 from adbench import masking
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
-from adbench.cell import Place, cell_dataset, network_for, weights_of
+from adbench.cell import Place, cell_dataset, network_for
+from adbench.flops import matrix_rate, multiply_adds
 from adbench.losses import cross_entropy
 from adbench.matrix import Cell, configured, passes
+from adbench.method import Passes
 from adbench.train import LOG
 
 # Standard AutoAttack on an image that survives: 100 + 9 x 100 APGD steps, 9 x 100 FAB steps of about one and a half
@@ -36,6 +42,21 @@ class Speed:
     forward: float
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a cell costs, whatever of it is done already.
+
+    passes: of the training, an image and epoch; None for a network that is not trained. multiply_adds: the same, in
+    multiply-adds. floor: seconds of the whole training at the device's matrix rate. seconds: expected wall seconds of
+    what is left, evaluation included.
+    """
+
+    passes: Passes | None
+    multiply_adds: float
+    floor: float
+    seconds: float
+
+
 class Estimator:
     """Estimates for the cells of one run; each pair of architecture and data is probed once."""
 
@@ -43,8 +64,11 @@ class Estimator:
         self.place = place
         self._speeds: dict[tuple[str, str, str], Speed] = {}
 
-    def of(self, cell: Cell, search: str = "exact") -> Speed:
-        """Speed of a cell's network on random images, at its batch size but at most 64, or as AutoAttack runs it."""
+    def of(self, cell: Cell, search: str = "") -> Speed:
+        """Speed of a cell's network on random images, at its batch size but at most 64, or as AutoAttack runs it.
+
+        search: AutoAttack's.
+        """
         key = (cell.architecture, cell.dataset, search)
         if key not in self._speeds:
             self._speeds[key] = self._probe(cell, search)
@@ -52,9 +76,8 @@ class Estimator:
 
     def _probe(self, cell: Cell, search: str) -> Speed:
         dataset, device = cell_dataset(cell, self.place), self.place.torch_device
-        network = network_for(cell, dataset) if cell.method else weights_of(cell, self.place, dataset, "best")
-        network.to(device).eval()
-        model = network if search == "exact" else autoattack.searching(network, search)
+        network = network_for(cell, dataset).to(device).eval()
+        model = autoattack.searching(network, search) if search else network
         x = torch.rand((min(64, cell.train.batch_size), *dataset.image_shape), device=device)
         y = torch.zeros(len(x), dtype=torch.long, device=device)
 
@@ -92,10 +115,38 @@ class Estimator:
         begun = log.read_text(encoding="utf-8").count("\n") if state == "continue" and log.is_file() else 0
         return self._training(cell) * (1 - begun / cell.train.epochs) + evaluation
 
-    def _training(self, cell: Cell) -> float:
-        assert cell.method is not None
+    def cost(self, cell: Cell, state: str) -> Cost:
+        """Passes, multiply-adds, floor and expected time of a cell."""
+        cost = self._passes(cell)
+        if cost is None:
+            return Cost(None, 0.0, 0.0, self.seconds(cell, state))
+        each = self._multiply_adds(cell, cost)
+        total = each * len(cell_dataset(cell, self.place).train) * cell.train.epochs
+        rate = matrix_rate(self.place.torch_device, torch.float32)
+        return Cost(cost, each, total / rate, self.seconds(cell, state))
+
+    def _passes(self, cell: Cell) -> Passes | None:
+        if cell.method is None:
+            return None
+        return passes(configured(cell.method, cell.hyper), cell.method, cell.train.attack_steps)
+
+    def _multiply_adds(self, cell: Cell, cost: Passes) -> float:
+        """Of one training image in one epoch."""
         dataset = cell_dataset(cell, self.place)
-        cost = passes(configured(cell.method, cell.hyper), cell.method, cell.train.attack_steps)
+
+        def of(one: Cell | None) -> int:
+            return multiply_adds(one.architecture, dataset.classes, dataset.image_shape) if one else 0
+
+        # A backward pass to the input costs as much as a forward pass, one to the weights as much again. The attack
+        # needs none of these, and an update at most that of a clean and an adversarial batch.
+        attack = min(cell.train.attack_steps, cost.student - 1)
+        student = 2 * cost.student + min(2, cost.student - attack) + cost.student_forward + cost.own
+        teacher = 2 * cost.teacher + cost.teacher_forward
+        return student * of(cell) + teacher * of(cell.teacher) + cost.natural_forward * of(cell.natural)
+
+    def _training(self, cell: Cell) -> float:
+        dataset, cost = cell_dataset(cell, self.place), self._passes(cell)
+        assert cost is not None
         student = self.of(cell)
         # A method's own network is taken to be about the student's size.
         image = cost.student * student.both + (cost.student_forward + cost.own) * student.forward
@@ -115,7 +166,8 @@ class Estimator:
             if name in autoattack.VERSIONS:
                 images = min(n, cell.evaluation.aa_images or n) * AA_SURVIVING
                 # A fast search that would be slower is none.
-                searched = min(speed, self.of(cell, cell.evaluation.aa_search), key=lambda found: found.both)
+                searches = {"exact", cell.evaluation.aa_search}
+                searched = min((self.of(cell, search) for search in searches), key=lambda found: found.both)
                 total += images * (AA_PASSES * searched.both + AA_QUERIES * searched.forward)
             else:
                 total += n * steps(name) * speed.both

@@ -8,7 +8,7 @@ from adbench import __version__
 from adbench.cli.catalogue import golden, info, list_, new_method, teachers, validate
 from adbench.cli.group import Group
 from adbench.cli.records import cam, compare, cross, report, results_, verify
-from adbench.cli.run import eval_, run
+from adbench.cli.run import cost, eval_, run
 
 
 @click.group(
@@ -31,6 +31,7 @@ def main(context: click.Context) -> None:
 
 
 for _command in (
-    run, report, list_, teachers, eval_, results_, compare, cross, cam, verify, golden, info, validate, new_method,
+    run, cost, report, list_, teachers, eval_, results_, compare, cross, cam, verify, golden, info, validate,
+    new_method,
 ):  # fmt: skip
     main.add_command(_command)

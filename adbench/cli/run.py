@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adbench.cli.matrix import matrix_options
 from adbench.cli.options import (
     data_dir_option,
     device_option,
@@ -18,76 +19,18 @@ from adbench.cli.options import (
     names,
     numbers,
     place_of,
-    plugin_option,
     results_option,
-    seeds_of,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
+    from adbench.cell import Place
     from adbench.config import Experiment
+    from adbench.estimate import Cost
     from adbench.runner import Plan
 
 
 @click.command()
-@click.option(
-    "--methods",
-    "--method",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Methods, comma-separated or repeated; 'all' is the ten of the paper. [default: all]",
-)
-@click.option(
-    "--student",
-    "--students",
-    "students",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Student architectures. [default: cnn-16]",
-)
-@click.option(
-    "--teacher",
-    "--teachers",
-    "teachers",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Teachers: a name (adbench teachers), FILE.toml, ARCHITECTURE@CHECKPOINT or robustbench:ID. "
-    "[default: the dataset's own]",
-)
-@click.option(
-    "--dataset",
-    "--datasets",
-    "datasets",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
-)
-@exact_option
-@keep_option
-@click.option(
-    "--seeds", callback=seeds_of, metavar="N|LIST", help="How many seeds (3 means 0,1,2), or which. [default: 1]"
-)
-@click.option(
-    "--preset",
-    "presets",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Recipe: adbench list presets; of several, later ones win. [default: digits for digits, else paper]",
-)
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings; they win over the preset."
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3.",
-)
+@matrix_options
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -96,15 +39,10 @@ if TYPE_CHECKING:
     help="Cells at a time, each in a process with its share of the cores.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost, then stop.")
-@plugin_option
 @device_option
 @data_dir_option
 @results_option
-def run(
-    methods: tuple[str, ...], students: tuple[str, ...], teachers: tuple[str, ...], datasets: tuple[str, ...],
-    seeds: tuple[int, ...] | None, presets: tuple[str, ...], config: Path | None, settings: tuple[str, ...],
-    jobs: int, dry_run: bool, exact: bool, keep_adversarial: bool, device: str | None, data_dir: Path, results: Path,
-) -> None:  # fmt: skip
+def run(experiment: Experiment, jobs: int, dry_run: bool, device: str | None, data_dir: Path, results: Path) -> None:
     """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
 
     Finished cells are skipped, interrupted ones continue, a failing one does not stop the others. Exit code 1
@@ -116,26 +54,8 @@ def run(
       adbench run --dataset cifar10 --methods trades,rslad --teacher wrn-34-10@teacher.pt --student rn18 --seeds 3
       adbench run --methods rslad --set train.epochs=5 --set hyper.rslad.alpha=0.5 --dry-run
     """
-    asked = {"methods": methods, "students": students, "teachers": teachers, "datasets": datasets, "seeds": seeds}
-    named: dict[str, Any] = {k: v for k, v in asked.items() if v}
-    judging = ({"aa_search": "exact"} if exact else {}) | ({"keep_adversarial": True} if keep_adversarial else {})
-    named |= {"eval": judging} if judging else {}
-    experiment = _experiment(named, presets, config, settings)
     failed = _carry_out(experiment, results, data_dir, device, jobs, dry_run)
     sys.exit(1 if failed else 0)
-
-
-def _experiment(
-    asked: dict[str, Any], presets: Sequence[str], config: Path | None, settings: Sequence[str]
-) -> Experiment:
-    """The experiment of the command line: presets, then file, then --set, then the named options."""
-    from adbench import config as configuration
-
-    file = configuration.read_toml(config) if config else {}
-    line = configuration.merged(*(configuration.parse_setting(text) for text in settings), asked)
-    chosen = presets or [configuration.default_preset(configuration.merged(file, line))]
-    layers = (*(configuration.read_preset(name) for name in chosen), file, line)
-    return configuration.experiment(configuration.layered(*layers))
 
 
 def _carry_out(
@@ -147,27 +67,22 @@ def _carry_out(
     console = Console()
     with console.status("reading data and teachers"):
         from adbench import runner
-        from adbench.cell import check, lookup
+        from adbench.cell import check
         from adbench.display import Display, duration, plan_table, summary_table
-        from adbench.estimate import Estimator
-        from adbench.matrix import expand
 
         place = place_of(results, data_dir, device)
-        matrix = expand(experiment, lookup(place.data_dir))
-        for cell in matrix.cells:
+        plan = _plan(experiment, place)
+        for cell in plan.matrix.cells:
             check(cell, place)
         if not dry_run:
             make_writable(results)
-        plan = runner.plan(matrix, results)
-        runner.prepare_torch(place, runner.threads_per_job(jobs))
-        estimator = Estimator(place)
-        seconds = {cell.id: estimator.seconds(cell, plan.states[cell.id]) for cell in matrix.cells}
-    console.print(plan_table(plan, seconds))
+        costs = _costs(plan, place, jobs)
+    console.print(plan_table(plan, costs))
     # Jobs share a GPU; each has cores of its own.
     shares = 1 if place.torch_device.type == "cuda" else min(jobs, max(1, len(plan.open)))
-    total = sum(seconds.values()) / shares
+    total = sum(cost.seconds for cost in costs.values()) / shares
     console.print(
-        f"\n{len(plan.open)} of {len(matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
+        f"\n{len(plan.open)} of {len(plan.matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
         f" with {jobs} at a time\n",
         highlight=False,
     )
@@ -176,6 +91,24 @@ def _carry_out(
     with Display(console, len(plan.open)) as display:
         runner.run(plan, place, jobs, display)
     return _summarise(console, plan, results, summary_table)
+
+
+def _plan(experiment: Experiment, place: Place) -> Plan:
+    from adbench import runner
+    from adbench.cell import lookup
+    from adbench.matrix import expand
+
+    return runner.plan(expand(experiment, lookup(place.data_dir)), place.results)
+
+
+def _costs(plan: Plan, place: Place, jobs: int) -> dict[str, Cost]:
+    """What each cell of the plan costs, by its id, in a process of `jobs` at a time."""
+    from adbench import runner
+    from adbench.estimate import Estimator
+
+    runner.prepare_torch(place, runner.threads_per_job(jobs))
+    estimator = Estimator(place)
+    return {cell.id: estimator.cost(cell, plan.states[cell.id]) for cell in plan.matrix.cells}
 
 
 def _summarise(console: Any, plan: Plan, results: Path, table: Callable[[list[dict[str, Any]]], Any]) -> int:
@@ -190,6 +123,42 @@ def _summarise(console: Any, plan: Plan, results: Path, table: Callable[[list[di
     if failed:
         console.print(f"[red]{failed} of {len(records)} cells failed[/]; run the same command to try them again")
     return failed
+
+
+@click.command()
+@matrix_options
+@click.option("--format", "form", type=click.Choice(["table", "csv"]), default="table", show_default=True)
+@device_option
+@data_dir_option
+@results_option
+def cost(experiment: Experiment, form: str, device: str | None, data_dir: Path, results: Path) -> None:
+    """What a matrix costs on this device, from its beginning to its end: a row for the seeds of each network.
+
+    Passes and multiply-adds are those of one training image in one epoch, counted; the floor is their time at the
+    device's measured rate of matrix products; the estimate comes from a short probe, and includes the evaluation.
+    Teachers' weights are not needed.
+
+    \b
+    Examples:
+      adbench cost --dataset cifar10 --methods all --student rn18,mn-v2 --seeds 3
+      adbench cost --methods rslad,adaad --format csv
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from adbench.display import cost_csv, cost_table, duration
+
+    place = place_of(results, data_dir, device)
+    plan = _plan(experiment, place)
+    plan = replace(plan, states={cell.id: "new" if cell.method else "evaluate" for cell in plan.matrix.cells})
+    costs = _costs(plan, place, jobs=1)
+    if form == "csv":
+        click.echo(cost_csv(plan, costs), nl=False)
+        return
+    Console().print(cost_table(plan, costs))
+    total = sum(cost.seconds for cost in costs.values())
+    click.echo(f"\n{len(plan.matrix.cells)} networks, about {duration(total)} on {place.describe()}")
 
 
 @click.command("eval")

@@ -1,0 +1,50 @@
+"""The arithmetic of a network, counted, and how much of it a device can do, measured."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+from adbench.models import build
+
+
+@cache
+def multiply_adds(architecture: str, classes: int, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of one forward pass of one image (C, H, W), by torch's own counter; nothing is computed.
+
+    Convolutions and matrix products count, as is usual; normalisation and activations, a few percent, do not.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        network = build(architecture, classes=classes, channels=image_shape[0]).eval()
+        x = torch.empty((1, *image_shape))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x)
+    return int(counter.get_total_flops()) // 2
+
+
+@cache
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiply-adds a second of the device in square matrix products of `dtype`: the best of several.
+
+    The measure of what a device can do at best; a network of convolutions comes near it and does not reach it.
+    """
+    size, seconds = (8192, 0.5) if device.type == "cuda" else (1024, 0.2)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    torch.mm(a, b)  # the first one chooses an algorithm
+    while time.perf_counter() < end:
+        _synchronize(device)
+        begun = time.perf_counter()
+        torch.mm(a, b)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - begun)
+    return float(size) ** 3 / best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
