@@ -7,7 +7,6 @@ are named, to be searched again in float32 (`attack` says which).
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import time
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from adbench.attacks.linf import ascend, attacking
 from adbench.data.threat import as_text
+from adbench.engine import Engine, Lean
 from adbench.errors import UserError
 from adbench.losses import margin
 
@@ -30,6 +30,9 @@ VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 """Names of the attack, and what its authors call these versions."""
 
 SEARCHES = ("fast", "exact")
+
+FAST = Engine("bfloat16", lean=True)
+"""How a fast search runs the network."""
 
 # pyautoattack keeps counters and log handlers at module level: one evaluation at a time in a process.
 LOCK = threading.Lock()
@@ -108,43 +111,9 @@ class _Exact(nn.Module):
         return logits.float()
 
 
-class _Fast(nn.Module):
-    """A copy of the network as the search sees it: bfloat16 where autocast has it, channels last, in parts on a CPU."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).to(memory_format=torch.channels_last)
-        for module in self.network.modules():
-            # Autocast would convert these weights anew in every pass.
-            if type(module) in (nn.Conv2d, nn.Linear):
-                module.to(torch.bfloat16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # A CPU is fastest where a part's activations fit its caches.
-        parts = torch.split(x, 64) if x.device.type == "cpu" else (x,)
-        return torch.cat([self._logits(part) for part in parts])
-
-    def _logits(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            logits: Tensor = self.network(_ChannelsLast.apply(x))
-        return logits.float()
-
-
-class _ChannelsLast(torch.autograd.Function):
-    """An input in channels-last layout, whose gradient comes back contiguous."""
-
-    @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def backward(_: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous()
-
-
 def searching(network: nn.Module, search: str) -> nn.Module:
     """The network as a search sees it."""
-    return _Exact(network) if search == "exact" else _Fast(network)
+    return _Exact(network) if search == "exact" else Lean(network, FAST)
 
 
 def faster(network: nn.Module, x: Tensor) -> bool:
@@ -163,7 +132,7 @@ def faster(network: nn.Module, x: Tensor) -> bool:
         return min(taken[1:])
 
     with attacking(network):
-        return seconds(_Fast(network)) < 0.8 * seconds(_Exact(network))
+        return seconds(Lean(network, FAST)) < 0.8 * seconds(_Exact(network))
 
 
 @dataclass(frozen=True)
