@@ -99,7 +99,7 @@ def iad(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
     return kl(adversarial, target) / len(x) + ((1 - trust) * itself).mean()
 
 
-def rslad(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
+def rslad(nets: Nets, x: Tensor, _: Tensor) -> Tensor:
     with torch.no_grad():
         target = nets.teacher(x)
     x_adv = ascent(nets, x, near(x), lambda z: kl(nets.student(z), target))
@@ -116,7 +116,7 @@ def mtard(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
     return (robust_loss + ratio * natural_loss) / (1 + ratio)
 
 
-def adaad(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
+def adaad(nets: Nets, x: Tensor, _: Tensor) -> Tensor:
     x_adv = ascent(nets, x, near(x), lambda z: kl(nets.student(z), nets.teacher(z)))
     with torch.no_grad():
         target = nets.teacher(x_adv)
