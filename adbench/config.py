@@ -62,6 +62,7 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: what the device is fastest in; float32: every layer as it is written"
     )
+    compile: bool = Field(False, description="torch.compile the networks (not measured on a GPU yet; no gain on a CPU)")
     micro_batch: int | None = Field(
         None, ge=2, description="images at a time, their gradients summed up over the batch; none means all"
     )

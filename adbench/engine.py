@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adbench.models import Network
 
 Precision = Literal["float32", "bfloat16"]
+F = TypeVar("F", bound=Callable[..., Any])
 
 LEAST_WORK = 10_000_000
 """Multiply-adds of one image from which on the lean form is chosen: a smaller network's time is not in its layers."""
@@ -54,22 +56,38 @@ class Engine:
 
     precision: of convolutions and matrix products (weights and all that is not one stay in float32, and so does all
     that a method computes from logits and feature maps). lean: attacks see `Lean` networks; without it every layer
-    runs as it is written.
+    runs as it is written. compiled: by torch.compile, each shape of a batch by itself.
     """
 
     precision: Precision = "float32"
     lean: bool = False
+    compiled: bool = False
 
     @classmethod
-    def chosen(cls, asked: str, network: nn.Module, image_shape: tuple[int, ...], device: torch.device) -> Engine:
+    def chosen(
+        cls,
+        asked: str,
+        network: nn.Module,
+        image_shape: tuple[int, ...],
+        device: torch.device,
+        *,
+        compiled: bool = False,
+    ) -> Engine:
         """The engine for `train.precision`: "float32" runs every layer as written, "bfloat16" is fast and narrow.
 
         "auto" is the fast form in the device's `native` precision, but for networks below LEAST_WORK. It depends on
         nothing but network and hardware, so that the same command ends in the same bits.
         """
         if asked == "float32" or (asked == "auto" and multiply_adds(network, image_shape) < LEAST_WORK):
-            return cls()
-        return cls("bfloat16" if asked == "bfloat16" else native(device), lean=True)
+            return cls(compiled=compiled)
+        return cls("bfloat16" if asked == "bfloat16" else native(device), lean=True, compiled=compiled)
+
+    def prepared(self, function: F) -> F:
+        """A network's function as this engine runs it."""
+        if not self.compiled:
+            return function
+        compiled: F = torch.compile(function, dynamic=False)  # type: ignore[assignment]
+        return compiled
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,6 +138,7 @@ class Lean(nn.Module):
             for name, tensor in (*self.body.named_parameters(), *self.body.named_buffers())
             if id(tensor) not in inside
         ]
+        self._outputs = engine.prepared(self.body.__call__)
         self.follow()
 
     @torch.no_grad()
@@ -153,7 +172,7 @@ class Lean(nn.Module):
 
     def _part(self, x: Tensor) -> Any:
         with self.engine.autocast(x.device):
-            outputs = self.body(_ChannelsLast.apply(x))
+            outputs = self._outputs(_ChannelsLast.apply(x))
         return tuple(map(single, outputs)) if isinstance(outputs, tuple) else single(outputs)
 
 

@@ -164,7 +164,7 @@ class Cell:
 def _recipe(train: Train) -> dict[str, Any]:
     """The recipe's settings, without those that came later and leave everything as it was where they are unset."""
     settings = train.model_dump(mode="json")
-    for later, unset in (("precision", "auto"), ("micro_batch", None)):
+    for later, unset in (("precision", "auto"), ("compile", False), ("micro_batch", None)):
         if settings[later] == unset:
             settings.pop(later)
     return settings

@@ -6,10 +6,11 @@ and what it minimises. Everything it may see of the run is a `Step`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -117,6 +118,11 @@ class Net:
             finally:
                 self._held, self.engine = before
 
+    @cached_property
+    def _whole(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Logits and the last feature map, as the engine runs the network."""
+        return self.engine.prepared(self.module.forward_features)
+
     def _follow(self) -> None:
         """Bring the lean copy up to date."""
         if self._lean is None or self._lean.engine != self.engine:
@@ -129,7 +135,7 @@ class Net:
             assert self._lean is not None
             return self._lean.forward_features(x) if features else (self._lean(x), None)
         with self.engine.autocast(x.device):
-            logits, maps = self.module.forward_features(x) if features else (self.module(x), None)
+            logits, maps = self._whole(x) if features or self.engine.compiled else (self.module(x), None)
         return single(logits), None if maps is None else single(maps)
 
 

@@ -19,6 +19,7 @@ from adbench.cli.options import (
     numbers,
     place_of,
     plugin_option,
+    precision_option,
     results_option,
     seeds_of,
 )  # fmt: skip
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
 )
 @exact_option
+@precision_option
 @keep_option
 @click.option(
     "--seeds", callback=seeds_of, metavar="N|LIST", help="How many seeds (3 means 0,1,2), or which. [default: 1]"
@@ -103,7 +105,8 @@ if TYPE_CHECKING:
 def run(
     methods: tuple[str, ...], students: tuple[str, ...], teachers: tuple[str, ...], datasets: tuple[str, ...],
     seeds: tuple[int, ...] | None, presets: tuple[str, ...], config: Path | None, settings: tuple[str, ...],
-    jobs: int, dry_run: bool, exact: bool, keep_adversarial: bool, device: str | None, data_dir: Path, results: Path,
+    jobs: int, dry_run: bool, exact: bool, precision: str | None, keep_adversarial: bool, device: str | None,
+    data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
 
@@ -120,6 +123,8 @@ def run(
     named: dict[str, Any] = {k: v for k, v in asked.items() if v}
     judging = ({"aa_search": "exact"} if exact else {}) | ({"keep_adversarial": True} if keep_adversarial else {})
     named |= {"eval": judging} if judging else {}
+    precision = precision or ("float32" if exact else None)
+    named |= {"train": {"precision": precision}} if precision else {}
     experiment = _experiment(named, presets, config, settings)
     failed = _carry_out(experiment, results, data_dir, device, jobs, dry_run)
     sys.exit(1 if failed else 0)
