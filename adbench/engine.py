@@ -56,11 +56,13 @@ class Engine:
 
     precision: of convolutions and matrix products (weights and all that is not one stay in float32, and so does all
     that a method computes from logits and feature maps). lean: attacks see `Lean` networks; without it every layer
-    runs as it is written. compiled: by torch.compile, each shape of a batch by itself.
+    runs as it is written. folded: and these have batch-norm inside their convolutions. compiled: by torch.compile, each
+    shape of a batch by itself.
     """
 
     precision: Precision = "float32"
     lean: bool = False
+    folded: bool = True
     compiled: bool = False
 
     @classmethod
@@ -120,7 +122,8 @@ class Lean(nn.Module):
         super().__init__()
         self.engine = engine
         original = _Outputs(network) if isinstance(network, Network) else network
-        pairs, self.body = _without_batch_norm(copy.deepcopy(original).eval().requires_grad_(False))
+        body = copy.deepcopy(original).eval().requires_grad_(False)
+        pairs, self.body = _without_batch_norm(body) if engine.folded else ([], body)
         self._folded: list[tuple[Any, Any, Any]] = [
             (self.body.get_submodule(conv), original.get_submodule(conv), original.get_submodule(norm))
             for conv, norm in pairs
