@@ -7,6 +7,9 @@ First form: each method's attack gradient (at its start, and at a random point o
 weights, by the lean form in float32 and in bfloat16, against float32 as written. The gradients' relative error is
 |g - g32| / |g32|; a sign attack sees the share of equal signs. The student is trained naturally for a few steps first.
 With --train SEEDS: a short recipe trained both ways, and the robust accuracy of the outcomes.
+
+A CPU that does not multiply bfloat16 matrices has it done by float32 products of bfloat16 operands, the result rounded
+to bfloat16: the arithmetic of the hardware that has them, much faster than PyTorch's own fallback.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import math
 import statistics
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -27,12 +31,14 @@ import torch
 import torch.nn.functional as F
 from step import Bench, arguments, heading, methods, table
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from adbench.attacks.linf import Start, ascend, start_point
 from adbench.config import Train
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
-from adbench.engine import AS_WRITTEN, Engine
+from adbench.engine import AS_WRITTEN, Engine, native
 from adbench.losses import cross_entropy
 from adbench.matrix import configured
 from adbench.method import Ball, Mode, Need, Net, Step, Teacher
@@ -41,6 +47,19 @@ from adbench.train import Trainer
 
 BALL = Ball(8 / 255, 2 / 255, 10)
 ENGINES = {"float32": Engine("float32", lean=True), "bfloat16": Engine("bfloat16", lean=True)}
+
+
+class Products(TorchDispatchMode):
+    """bfloat16 convolutions and matrix products by float32 ones, whose results are rounded."""
+
+    NAMES = frozenset({"aten::convolution", "aten::convolution_backward", "aten::mm", "aten::addmm"})
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = [x for x in args if isinstance(x, Tensor)]
+        if func._schema.name not in self.NAMES or all(x.dtype != torch.bfloat16 for x in found):
+            return func(*args, **(kwargs or {}))
+        wide = tree_map_only(Tensor, lambda x: x.float(), args)
+        return tree_map_only(Tensor, lambda x: x.bfloat16(), func(*wide, **(kwargs or {})))
 
 
 @dataclass
@@ -194,14 +213,12 @@ def main() -> None:
     )
     parser.add_argument("--train", type=int, metavar="SEEDS", help="train both ways with so many seeds")
     parser.add_argument("--images", type=int, default=1024, help="training images of that")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="of its inner ascent")
     args = parser.parse_args()
     heading(args)
-    if args.train:
-        short_recipe(args)
-    else:
-        gradients(args)
+    with nullcontext() if native(torch.device(args.device)) == "bfloat16" else Products():
+        short_recipe(args) if args.train else gradients(args)
 
 
 if __name__ == "__main__":
