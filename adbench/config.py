@@ -59,6 +59,13 @@ class Train(Section):
     attack_step: FractionText = Field(None, description="its step size; none means the threat model's, to scale")
     val_every: int = Field(1, ge=1, description="epochs between evaluations on the held-out split")
     val_steps: int = Field(10, ge=1, description="PGD steps of that evaluation")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: what the device is fastest in; float32: every layer as it is written"
+    )
+    compile: bool = Field(False, description="torch.compile the networks (not measured on a GPU yet; no gain on a CPU)")
+    micro_batch: int | None = Field(
+        None, ge=2, description="images at a time, their gradients summed up over the batch; none means all"
+    )
 
     def drops(self) -> list[int]:
         """The epochs (counted from 0) before which the learning rate drops."""

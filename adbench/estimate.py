@@ -77,8 +77,8 @@ class Estimator:
     def _probe(self, cell: Cell, search: str) -> Speed:
         dataset, device = cell_dataset(cell, self.place), self.place.torch_device
         network = network_for(cell, dataset).to(device).eval()
-        model = autoattack.searching(network, search) if search else network
         x = torch.rand((min(64, cell.train.batch_size), *dataset.image_shape), device=device)
+        model = autoattack.searching(network, x, search) if search else network
         y = torch.zeros(len(x), dtype=torch.long, device=device)
 
         def forward() -> None:

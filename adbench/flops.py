@@ -7,23 +7,16 @@ from functools import cache
 
 import torch
 
+from adbench import engine
 from adbench.models import build
 
 
 @cache
 def multiply_adds(architecture: str, classes: int, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of one forward pass of one image (C, H, W), by torch's own counter; nothing is computed.
-
-    Convolutions and matrix products count, as is usual; normalisation and activations, a few percent, do not.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Multiply-adds of one forward pass of one image (C, H, W) through an architecture; nothing is computed."""
     with torch.device("meta"):
-        network = build(architecture, classes=classes, channels=image_shape[0]).eval()
-        x = torch.empty((1, *image_shape))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x)
-    return int(counter.get_total_flops()) // 2
+        network = build(architecture, classes=classes, channels=image_shape[0])
+    return engine.multiply_adds(network, image_shape)
 
 
 @cache

@@ -92,7 +92,7 @@ class Cell:
             "source": None if METHODS.built_in(self.method) else METHODS.source_hash(self.method),
             "hyper": self.hyper,
             "seed": self.seed,
-            "train": self.train.model_dump(mode="json"),
+            "train": _recipe(self.train),
             "normalisation": [self.spec.mean, self.spec.std] if self.spec else [None, None],
             "teacher": self.teacher.train_id if self.teacher else None,
             "natural": self.natural.train_id if self.natural else None,
@@ -159,6 +159,15 @@ class Cell:
     def required(self) -> list[Cell]:
         """The cells that must be finished before this one can start."""
         return [cell for cell in (self.teacher, self.natural, *self.proxies) if cell is not None]
+
+
+def _recipe(train: Train) -> dict[str, Any]:
+    """The recipe's settings, without those that came later and leave everything as it was where they are unset."""
+    settings = train.model_dump(mode="json")
+    for later, unset in (("precision", "auto"), ("compile", False), ("micro_batch", None)):
+        if settings[later] == unset:
+            settings.pop(later)
+    return settings
 
 
 def dataset_folder(name: str) -> str:
@@ -270,6 +279,8 @@ def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Tra
     if any(rule.train for rule in rules):
         own = merged(train.model_dump(mode="json"), *(rule.train for rule in rules))
         train = validated(Train, own, f"override for {name}, train")
+    if train.micro_batch and not method.divisible:
+        raise UserError(f"train.micro_batch: '{name}' needs its batches whole; unset it for this method")
     if experiment.budget is not None:
         cost = passes(method, name, train.attack_steps).total
         epochs = int(experiment.budget / cost)

@@ -6,17 +6,19 @@ and what it minimises. Everything it may see of the run is a `Step`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from adbench.attacks.linf import Objective, Start, ascend, attacking
+from adbench.attacks.linf import Objective, Start, attacking, climb, start_point
+from adbench.engine import AS_WRITTEN, Engine, Lean, single
 from adbench.errors import UserError
 from adbench.losses import Classes
 from adbench.models import Network
@@ -66,26 +68,24 @@ class Passes:
         return both + self.student_forward + self.teacher_forward + self.natural_forward + self.own
 
 
-def _single(logits: Tensor) -> Tensor:
-    """Logits in float32 or better, so that no divergence or rank is computed in half precision."""
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-
-
 class Net:
-    """A network as a method sees it: call it for logits (float32 or better), ask it for features."""
+    """A network as a method sees it: call it for logits, ask it for features; both in float32 or better."""
 
-    def __init__(self, module: Network) -> None:
+    def __init__(self, module: Network, engine: Engine = AS_WRITTEN) -> None:
         self.module = module
+        self.engine = engine
+        self._lean: Lean | None = None
+        self._held = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images x (B, C, H, W) in [0, 1]."""
-        logits: Tensor = self.module(x)
-        return _single(logits)
+        return self._run(x, features=False)[0]
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and the last feature map (B, K, H, W), from one forward pass."""
-        logits, maps = self.module.forward_features(x)
-        return _single(logits), maps
+        logits, maps = self._run(x, features=True)
+        assert maps is not None
+        return logits, maps
 
     @property
     def weight(self) -> Tensor:
@@ -98,7 +98,45 @@ class Net:
         Published codes run the clean batch even where its loss has weight zero, and that changes the student.
         """
         with torch.no_grad():
-            self.module(x)
+            self._run(x, features=False)
+
+    @contextmanager
+    def still(self, *, training: bool = False, exact: bool = False) -> Iterator[None]:
+        """The network as an attack sees it: frozen, and in evaluation mode unless `training`.
+
+        exact: in float32, whatever the engine's precision.
+        """
+        before = self._held, self.engine
+        with attacking(self.module, training=training):
+            try:
+                if exact and self.engine.precision != "float32":
+                    self.engine = AS_WRITTEN
+                self._held = self.engine.lean and not training
+                if self._held:
+                    self._follow()
+                yield
+            finally:
+                self._held, self.engine = before
+
+    @cached_property
+    def _whole(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Logits and the last feature map, as the engine runs the network."""
+        return self.engine.prepared(self.module.forward_features)
+
+    def _follow(self) -> None:
+        """Bring the lean copy up to date."""
+        if self._lean is None or self._lean.engine != self.engine:
+            self._lean = Lean(self.module, self.engine)
+        else:
+            self._lean.follow()
+
+    def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
+        if self._held:
+            assert self._lean is not None
+            return self._lean.forward_features(x) if features else (self._lean(x), None)
+        with self.engine.autocast(x.device):
+            logits, maps = self._whole(x) if features or self.engine.compiled else (self.module(x), None)
+        return single(logits), None if maps is None else single(maps)
 
 
 class Teacher(Net):
@@ -107,33 +145,24 @@ class Teacher(Net):
     At inputs that require gradient the graph runs through to the input (AdaAD's and SmaraAD's attacks).
     """
 
-    def __init__(self, module: Network) -> None:
-        super().__init__(module.eval().requires_grad_(False))
+    def __init__(self, module: Network, engine: Engine = AS_WRITTEN) -> None:
+        super().__init__(module.eval().requires_grad_(False), engine)
         self._seen: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def forget(self) -> None:
         """Drop the remembered outputs (the batch is over)."""
         self._seen.clear()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._run(x, features=False)[0]
-
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, maps = self._run(x, features=True)
-        assert maps is not None
-        return logits, maps
-
     def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
-        def forward() -> tuple[Tensor, Tensor | None]:
-            logits, maps = self.module.forward_features(x) if features else (self.module(x), None)
-            return _single(logits), maps
-
+        if self.engine.lean and not self._held:
+            self._follow()  # once: its weights never change
+            self._held = True
         if x.requires_grad:
-            return forward()
+            return super()._run(x, features=features)
         known = self._seen.get(id(x))
         if known is None or (features and known[2] is None):
             with torch.no_grad():
-                logits, maps = forward()
+                logits, maps = super()._run(x, features=features)
             # x itself is kept too: as long as it lives, its id belongs to no other tensor.
             known = self._seen[id(x)] = (x, logits, maps)
         return known[1], known[2]
@@ -186,11 +215,12 @@ class Step:
             )
         return self.teachers[need]
 
-    @contextmanager
-    def still(self, bn: Mode = Mode.EVAL) -> Iterator[None]:
-        """The student as an attack sees it: parameters frozen, batch-norm in mode `bn`."""
-        with attacking(self.student.module, training=bn is Mode.TRAIN):
-            yield
+    def still(self, bn: Mode = Mode.EVAL, *, exact: bool = False) -> AbstractContextManager[None]:
+        """The student as an attack sees it: parameters frozen, batch-norm in mode `bn`.
+
+        exact: in float32, for differences that half precision would drown.
+        """
+        return self.student.still(training=bn is Mode.TRAIN, exact=exact)
 
     def ascend(
         self,
@@ -201,20 +231,33 @@ class Step:
         eps: Tensor | None = None,
         step: Tensor | None = None,
         steps: Tensor | None = None,
+        exact_first: bool = False,
     ) -> Tensor:
         """The inner maximisation: `adbench.attacks.linf.ascend` at this step's x, student, threat and generator.
 
-        eps, step, steps: (B,) tensors where a method has its own for every example (LAS-AT).
+        eps, step, steps: (B,) tensors where a method has its own for every example (LAS-AT). exact_first: the first
+        gradient is taken in float32, because it is a small difference of nearly equal outputs (TRADES).
         """
+        radius = self.threat.eps if eps is None else eps
+        begun = start if isinstance(start, Tensor) else start_point(self.x, start, radius, self.generator)
+        first = exact_first
+
+        def staged(x: Tensor) -> Tensor:
+            nonlocal first
+            if not first:
+                return objective(x)
+            first = False
+            with self.still(bn, exact=True):
+                return objective(x)
+
         with self.still(bn):
-            return ascend(
+            return climb(
                 self.x,
-                objective,
-                eps=self.threat.eps if eps is None else eps,
+                staged,
+                begun,
+                eps=radius,
                 step=self.threat.step if step is None else step,
                 steps=self.threat.steps if steps is None else steps,
-                start=start,
-                generator=self.generator,
             )
 
     def term(self, name: str, values: Tensor) -> Tensor:
@@ -242,6 +285,8 @@ class Method(BaseModel):
     """Which accuracy on the held-out split chooses the best epoch."""
     separable: ClassVar[bool] = True
     """Whether an example's loss depends on that example alone, batch-norm aside."""
+    divisible: ClassVar[bool] = True
+    """Whether a batch may go through in parts, each attacked and differentiated by itself."""
 
     def needed(self) -> frozenset[Need]:
         """The teachers this configuration of the method needs; `needs`, unless a hyperparameter decides."""

@@ -8,8 +8,10 @@ is a function of (seed, name, epoch), and everything else is in the state that e
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
+import logging
 import math
 import resource
 import time
@@ -22,11 +24,13 @@ import torch
 from torch import Tensor
 
 from adbench import checkpoint, files
-from adbench.attacks.linf import Start, ascend, attacking
+from adbench.attacks.linf import Start, ascend
 from adbench.config import Train
 from adbench.data import Dataset, Split
-from adbench.data.batches import augment, batches, epoch_order, to_float
+from adbench.data.batches import batches, cropped, draw_crops, epoch_order, to_float
+from adbench.engine import Engine, Precision
 from adbench.errors import UserError
+from adbench.finite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.losses import cross_entropy
 from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.models import Network
@@ -40,6 +44,8 @@ LAST, BEST, LOG, SUMMARY, RESUME, FAILURE = (
     "resume.pt",
     "failure.pt",
 )
+
+logger = logging.getLogger("adbench")
 
 OnEpoch = Callable[[dict[str, Any]], None]
 OnBatch = Callable[[int, int, int], None]
@@ -55,6 +61,8 @@ class Summary:
     seconds: float
     images_per_second: float
     peak_memory_bytes: int
+    precision: Precision = "float32"
+    micro_batch: int | None = None
 
 
 def finished(folder: Path) -> Summary | None:
@@ -86,7 +94,9 @@ class Trainer:
     ) -> None:
         self.method = method
         self.student = student.to(device)
-        self.teachers = {need: Teacher(network.to(device)) for need, network in teachers.items()}
+        self.engine = Engine.chosen(config.precision, student, dataset.image_shape, device, compiled=config.compile)
+        self.net = Net(self.student, self.engine)
+        self.teachers = {need: Teacher(network.to(device), self.engine) for need, network in teachers.items()}
         self.images = dataset.train.images.to(device)
         self.labels = dataset.train.labels.to(device)
         self.pad, self.flip = dataset.pad, dataset.flip
@@ -98,7 +108,10 @@ class Trainer:
             config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=device.type == "cuda" or None,
         )
+        self.watch = Watch(self.optimiser, device, LOOK_EVERY if device.type == "cuda" else 1)
+        self.micro_batch = config.micro_batch
         self.epoch = 0
         self.iteration = 0
         self.seconds = 0.0
@@ -112,8 +125,9 @@ class Trainer:
         disk too. Raises UserError for a loss or gradient that is not finite, naming where, and saves the batch.
         """
         reset_peak_memory(self.device)
-        self._prepare_method()
+        self.prepare()
         self._resume()
+        self._run_by(self.engine)
         while self.epoch < self.config.epochs:
             entry = self._epoch(on_batch)
             self._save(entry)
@@ -125,6 +139,8 @@ class Trainer:
             seconds=self.seconds,
             images_per_second=self.epoch * len(self.labels) / max(self.seconds, 1e-9),
             peak_memory_bytes=self.peak,
+            precision=self.engine.precision,
+            micro_batch=self.micro_batch,
         )
         checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch)})
         files.write_json(self.folder / SUMMARY, summary.__dict__)
@@ -136,16 +152,15 @@ class Trainer:
         begun = time.perf_counter()
         # For layers with randomness of their own (dropout): a stream that depends on the epoch alone.
         torch.manual_seed(derive(self.seed, "layers", self.epoch))
-        attack_noise = generator(self.seed, "attack", self.epoch, device=self.device)
-        offsets = generator(self.seed, "augment", self.epoch)
-        order = epoch_order(len(self.labels), generator(self.seed, "order", self.epoch))
+        noise = generator(self.seed, "attack", self.epoch, device=self.device)
         logged: dict[str, list[Tensor]] = {}
         losses: list[Tensor] = []
-        parts = batches(order, self.config.batch_size)
-        for number, index in enumerate(parts, 1):
+        parts = self.batches()
+        for number, (index, crops) in enumerate(parts, 1):
             self.iteration += 1
-            losses.append(self._update(self._step(index, attack_noise, offsets, logged)))
+            losses.append(self.iterate(index, crops, noise, logged))
             on_batch(self.epoch, number, len(parts))
+        self._stop_if_failed(now=True)
         entry: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "lr": self.lr,
@@ -169,6 +184,7 @@ class Trainer:
             "images_per_second": len(self.labels) / trained,
             "val_clean": clean,
             "val_robust": robust,
+            **({"micro_batch": self.micro_batch} if self.micro_batch else {}),
         }
 
     @property
@@ -176,20 +192,23 @@ class Trainer:
         rate: float = self.optimiser.param_groups[0]["lr"]
         return rate
 
-    def _step(
-        self,
-        index: Tensor,
-        noise: torch.Generator,
-        offsets: torch.Generator,
-        logged: dict[str, list[Tensor]],
-    ) -> Step:
-        index = index.to(self.device)
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The epoch's batches: which images (B,), and their crops (3, B). On the device at once, not one by one."""
+        order = epoch_order(len(self.labels), generator(self.seed, "order", self.epoch))
+        offsets = generator(self.seed, "augment", self.epoch)
+        indices = batches(order, self.config.batch_size)
+        sizes = [len(index) for index in indices]
+        crops = torch.cat([draw_crops(size, offsets, self.pad, self.flip) for size in sizes], dim=1)
+        index = torch.cat(indices).to(self.device)
+        return list(zip(torch.split(index, sizes), torch.split(crops.to(self.device), sizes, dim=1), strict=True))
+
+    def _step(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> Step:
         for teacher in self.teachers.values():
             teacher.forget()
         return Step(
-            x=to_float(augment(self.images[index], offsets, self.pad, self.flip)),
+            x=to_float(cropped(self.images[index], crops, self.pad)),
             y=self.labels[index],
-            student=Net(self.student),
+            student=self.net,
             epoch=self.epoch,
             epochs=self.config.epochs,
             iteration=self.iteration,
@@ -197,80 +216,130 @@ class Trainer:
             threat=self.attack,
             generator=noise,
             teachers=self.teachers,
-            logged=logged,
         )
 
-    def _update(self, step: Step) -> Tensor:
-        """One optimiser step; returns the batch's mean loss."""
+    def iterate(self, index: Tensor, crops: Tensor, noise: torch.Generator, logged: dict[str, list[Tensor]]) -> Tensor:
+        """One optimiser step on one batch, in micro-batches that fit the memory; returns the batch's mean loss."""
+        while True:
+            begun = noise.get_state()
+            try:
+                parts = self._gradients(index, crops, noise)
+                break
+            except torch.OutOfMemoryError as error:
+                # The batch is taken again with the same noise. Batch-norm statistics may have moved once more.
+                self._halve(len(index), error)
+                noise.set_state(begun)
+        loss = self._update(parts)
+        for part in parts:
+            for name, values in part.step.logged.items():
+                logged.setdefault(name, []).extend(values)
+        return loss
+
+    def _halve(self, batch: int, error: Exception) -> None:
+        """Smaller micro-batches from now on. Raises UserError where there are none."""
+        size = min(self.micro_batch or batch, batch) // 2
+        if size < 2 or not self.method.divisible:
+            why = "one image at a time" if size < 2 else "and the method needs its batches whole"
+            raise UserError(
+                f"method '{self.method.label}': out of memory with a batch of {batch} ({why}); lower train.batch_size"
+            ) from error
+        self.micro_batch = size
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        logger.warning("out of memory: micro-batches of %d from epoch %d on", size, self.epoch + 1)
+
+    def _gradients(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> list[Taken]:
+        """The gradient of the batch's mean loss, summed up over its micro-batches."""
         self.student.train()
-        x_adv = self.method.attack(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        count = math.ceil(len(index) / (self.micro_batch or len(index)))
+        taken = []
+        for part, crop in zip(index.tensor_split(count), crops.tensor_split(count, dim=1), strict=True):
+            step = self._step(part, crop, noise)
+            x_adv = self.method.attack(step)
+            taken.append(Taken(step, x_adv, self._backward(step, x_adv, len(index))))
+        return taken
+
+    def _backward(self, step: Step, x_adv: Tensor, batch: int) -> Tensor:
+        """Add a part's share of the gradient of the mean over `batch` images; returns its losses, (B,)."""
         loss = self.method.loss(step, x_adv)
         if said := complaint(loss, step.y):
             raise UserError(f"method '{self.method.label}': {said}")
-        mean = loss.mean()
-        self.optimiser.zero_grad(set_to_none=True)
-        mean.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
-        if not torch.isfinite(mean + torch.nn.utils.get_total_norm(gradients)):
-            raise self._failure(step, x_adv, loss.detach())
-        if self.config.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.grad_clip)
-        self.optimiser.step()
-        return mean.detach()
+        (loss.sum() / batch).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
-    def _failure(self, step: Step, x_adv: Tensor, loss: Tensor) -> UserError:
-        """What to say of a loss or gradient that is not finite. The batch and all that met it are saved first."""
-        parameters = dict(self.student.named_parameters())
-        terms = {name: values[-1].item() for name, values in step.logged.items()}
-        wrong = {
-            "weights since the last update": [n for n, p in parameters.items() if not torch.isfinite(p).all()],
-            "adversarial examples": [f"{_not_finite(x_adv)} of {len(x_adv)}"] if _not_finite(x_adv) else [],
-            "terms": [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)],
-            "losses": [f"{_not_finite(loss)} of {len(loss)} examples"] if _not_finite(loss) else [],
-            "gradients": [n for n, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()],
-        }
-        told = "; ".join(f"{what}: {_first(found)}" for what, found in wrong.items() if found)
-        state = {
-            "x": step.x, "y": step.y, "x_adv": x_adv, "loss": loss, "terms": terms, "epoch": self.epoch,
-            "iteration": self.iteration, "lr": self.lr, "student": self.student.state_dict(),
+    def _update(self, parts: list[Taken]) -> Tensor:
+        """The optimiser's step; returns the batch's mean loss."""
+        mean = torch.cat([part.loss for part in parts]).mean()
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.watch.note(parts, mean + norm)
+        self._stop_if_failed()
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+        self.optimiser.step()
+        return mean
+
+    def _stop_if_failed(self, *, now: bool = False) -> None:
+        """Raise UserError for a loss or gradient that is not finite, with the batch and all that met it saved."""
+        parts = self.watch.failure(now=now)
+        if parts is None:
+            return
+        if self.watch.every > 1:  # later batches have been through since; the weights are still those it met
+            self.optimiser.zero_grad(set_to_none=True)
+            for part in parts:
+                self._backward(part.step, part.x_adv, sum(len(p.loss) for p in parts))
+        wrong, terms = told(parts, self.student)
+        state = saved(parts) | {
+            "terms": terms, "epoch": self.epoch, "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(), "method": self.method.state_dict(),
         }  # fmt: skip
         path = self.folder / FAILURE
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_torch(path, state)
-        return UserError(
-            f"method '{self.method.label}': the loss is {loss.mean().item():.3g} in epoch {self.epoch + 1}, iteration "
-            f"{self.iteration}; not finite: {told or 'gradient norm'}. Batch, network and states are in "
+        raise UserError(
+            f"method '{self.method.label}': the loss is {state['loss'].mean().item():.3g} in epoch {self.epoch + 1}, "
+            f"iteration {state['iteration']}; not finite: {wrong or 'gradient norm'}. Batch, network and states are in "
             f"'{path}'. Try a smaller train.lr or set train.grad_clip"
         )
+
+    def _run_by(self, engine: Engine) -> None:
+        """Run all networks by `engine`; a training that goes on keeps the one it began with."""
+        self.engine = engine
+        self.student.to(memory_format=engine.layout())
+        for net in (self.net, *self.teachers.values()):
+            net.engine = engine
 
     def _validate(self) -> tuple[float, float]:
         """Accuracy on the held-out split: clean, and under PGD from one uniform start that is always the same."""
         right = robust = 0
         noise = generator(self.seed, "validation", device=self.device)
-        with attacking(self.student):
+        with self.net.still():
             for images, labels in _parts(self.val, self.config.batch_size):
                 x = to_float(images)
-                with torch.no_grad():
-                    right += _correct(self.student, x, labels)
                 x_adv = ascend(
                     x,
-                    lambda z, labels=labels: cross_entropy(self.student(z), labels),  # type: ignore[misc]
+                    lambda z, labels=labels: cross_entropy(self.net(z), labels),  # type: ignore[misc]
                     eps=self.validation.eps,
                     step=self.validation.step,
                     steps=self.validation.steps,
                     start=Start.UNIFORM,
                     generator=noise,
                 )
+                # In float32, whatever the precision of the search.
                 with torch.no_grad():
+                    right += _correct(self.student, x, labels)
                     robust += _correct(self.student, x_adv, labels)
         return right / len(self.val), robust / len(self.val)
 
-    def _prepare_method(self) -> None:
+    def prepare(self) -> None:
+        """Set the method up, and all networks for their engine."""
+        self._run_by(self.engine)
         torch.manual_seed(derive(self.seed, "method"))
         unused = generator(self.seed, "setup", device=self.device)
-        first = torch.arange(min(2, len(self.labels)))
-        self.method.setup(self._step(first, unused, generator(self.seed, "setup"), {}))
+        count = min(2, len(self.labels))
+        crops = draw_crops(count, generator(self.seed, "setup"), self.pad, self.flip).to(self.device)
+        self.method.setup(self._step(torch.arange(count, device=self.device), crops, unused))
 
     def _save(self, entry: dict[str, Any]) -> None:
         """Make one more epoch count. The log is cut to the state on resumption, so the state is written last."""
@@ -287,6 +356,8 @@ class Trainer:
             "seconds": self.seconds,
             "peak": self.peak,
             "best": list(self.best),
+            "micro_batch": self.micro_batch,
+            "engine": dataclasses.asdict(self.engine),
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "method": self.method.state_dict(),
@@ -305,6 +376,8 @@ class Trainer:
             self.epoch, self.iteration = state["epoch"], state["iteration"]
             self.peak = state["peak"]
             self.seconds, self.best = state["seconds"], (state["best"][0], state["best"][1], state["best"][2])
+            # A training goes on in the precision it began in, on whatever device.
+            self.engine, self.micro_batch = Engine(**state.get("engine", {})), state.get("micro_batch")
         except Exception as error:
             raise UserError(
                 f"'{path}' cannot be resumed ({type(error).__name__}: {error}); delete it to start the cell over"
@@ -320,16 +393,6 @@ def _write_torch(path: Path, state: dict[str, Any]) -> None:
         temporary.write_bytes(content.getbuffer())
 
     files.write_atomic(path, write)
-
-
-def _not_finite(values: Tensor) -> int:
-    """How many examples have a value that is not finite."""
-    return int((~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).sum())
-
-
-def _first(names: list[str]) -> str:
-    """Up to three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _log_lines(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from adbench.attacks.linf import Start, ascend, start_point
 from adbench.losses import cross_entropy
-from adbench.method import Method, Passes, Step, hyper
+from adbench.method import Method, Net, Passes, Step, hyper
 from adbench.models import build, canonical
 
 Choices = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
@@ -49,6 +49,7 @@ class LASAT(Method):
     """
 
     label = "LAS-AT"
+    divisible = False  # one reward for the whole batch
     true_mass: float | None = hyper(None, gt=0, le=1, doc="label mass on y (authors: 0.7, 0.6 over 10 classes)")
     eps_choices: Choices = hyper(tuple(range(3, 16)), doc="radii in eps/8 (authors' README)")
     steps_choices: Choices | None = hyper(None, doc="numbers of steps (authors: 3-14, 3-12 over 10 classes)")
@@ -152,9 +153,9 @@ class LASAT(Method):
         with step.still(), torch.no_grad():
             caused = cross_entropy(step.student(x_adv), step.y).mean().clamp(0, 10)
 
-        trained = copy.deepcopy(step.student.module).train()
+        trained = Net(copy.deepcopy(step.student.module).train(), step.student.engine)
         optimiser = torch.optim.SGD(
-            trained.parameters(), step.lr, momentum=self.copy_momentum, weight_decay=self.copy_weight_decay
+            trained.module.parameters(), step.lr, momentum=self.copy_momentum, weight_decay=self.copy_weight_decay
         )
         optimiser.zero_grad()
         self.smoothed(trained(x_adv), step.y).mean().backward()  # type: ignore[no-untyped-call]
@@ -162,7 +163,7 @@ class LASAT(Method):
 
         # The authors attack the copy in training mode: its batch-norm statistics move.
         examples = self._strongest(step, trained)
-        trained.eval()
+        trained.module.eval()
         with torch.no_grad():
             robust = (trained(examples).argmax(1) == step.y).double().mean()
             clean = (trained(step.x).argmax(1) == step.y).double().mean()
@@ -171,9 +172,9 @@ class LASAT(Method):
             step.log(f"reward_{name}", part)
         return float(sum(parts.values()))
 
-    def _strongest(self, step: Step, net: nn.Module) -> Tensor:
+    def _strongest(self, step: Step, net: Net) -> Tensor:
         """PGD on `net` (in training mode) from uniform starts; per image the restart of the largest loss."""
-        net.train().requires_grad_(False)
+        net.module.train().requires_grad_(False)
         best, highest = step.x, torch.full_like(step.y, -1, dtype=step.x.dtype)
         for _ in range(RESTARTS):
             x_adv = start_point(step.x, Start.UNIFORM, step.threat.eps, step.generator)
@@ -186,7 +187,7 @@ class LASAT(Method):
             highest = torch.where(better, loss, highest)
         return best
 
-    def _one_step(self, step: Step, net: nn.Module, x_adv: Tensor) -> Tensor:
+    def _one_step(self, step: Step, net: Net, x_adv: Tensor) -> Tensor:
         """One ascent step of the images that `net` still classifies correctly; the others stay."""
         right = torch.zeros_like(step.y, dtype=torch.bool)
 

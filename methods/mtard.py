@@ -1,5 +1,6 @@
 from typing import Any
 
+import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class MTARD(Method):
     label = "MTARD"
     needs = frozenset({Need.TEACHER, Need.NATURAL_TEACHER})
     separable = False  # w_n follows the batch's mean losses
+    divisible = False
     dynamic: bool = hyper(True, doc="adapt the weights as training goes (authors' code)")
     weight_natural: float = hyper(0.5, ge=0, le=1, doc="w_n, at the start if dynamic (authors' code)")
     weight_lr: float = hyper(0.025, ge=0, le=1, doc="rho, rate of the weights (authors' code)")
@@ -34,13 +36,14 @@ class MTARD(Method):
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
 
-    # w_n, rho, and the two losses of the first iteration (L_a, L_n)
-    _w_n: float = PrivateAttr(0.5)
+    # w_n and the two losses of the first iteration (L_a, L_n), where the student is; rho
+    _w_n: Tensor = PrivateAttr()
+    _first: Tensor | None = PrivateAttr(None)
     _rho: float = PrivateAttr(0.025)
-    _first: tuple[float, float] | None = PrivateAttr(None)
 
     def setup(self, step: Step) -> None:
-        self._w_n, self._rho, self._first = self.weight_natural, self.weight_lr, None
+        self._w_n = torch.tensor(self.weight_natural, dtype=torch.float64, device=step.x.device)
+        self._rho, self._first = self.weight_lr, None
 
     def attack(self, step: Step) -> Tensor:
         return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
@@ -51,16 +54,16 @@ class MTARD(Method):
         robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
         natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
         if self.dynamic:
-            self._rebalance(robust.mean().item(), natural.mean().item())
+            self._rebalance(torch.stack([robust.detach().mean(), natural.detach().mean()]).double())
         step.log("weight_natural", self._w_n)
-        return (1 - self._w_n) * robust + self._w_n * natural
+        return (1 - self._w_n).to(robust) * robust + self._w_n.to(natural) * natural
 
-    def _rebalance(self, robust: float, natural: float) -> None:
+    def _rebalance(self, losses: Tensor) -> None:
+        """Move w_n by the batch's two losses (L_a, L_n)."""
         if self._first is None:
-            self._first = robust, natural
-        r_robust = (robust / self._first[0]) ** self.balance
-        r_natural = (natural / self._first[1]) ** self.balance
-        self._w_n -= self._rho * (self._w_n - r_natural / (r_robust + r_natural))
+            self._first = losses
+        r_robust, r_natural = (losses / self._first) ** self.balance
+        self._w_n = self._w_n - self._rho * (self._w_n - r_natural / (r_robust + r_natural))
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 2, teacher_forward=1, natural_forward=1)
@@ -69,8 +72,9 @@ class MTARD(Method):
         self._rho *= factor
 
     def state_dict(self) -> dict[str, Any]:
-        return {"w_n": self._w_n, "rho": self._rho, "first": list(self._first) if self._first else None}
+        first = None if self._first is None else self._first.tolist()
+        return {"w_n": self._w_n.item(), "rho": self._rho, "first": first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._w_n, self._rho = state["w_n"], state["rho"]
-        self._first = (state["first"][0], state["first"][1]) if state["first"] else None
+        self._w_n, self._rho = torch.full_like(self._w_n, state["w_n"]), state["rho"]
+        self._first = self._w_n.new_tensor(state["first"]) if state["first"] else None

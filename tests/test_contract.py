@@ -126,13 +126,9 @@ BROKEN = {
         "any_number_of_classes",
         {"loss": LOSS + " + 0 * step.student(x_adv)[:, 9]"},
     ),
-    "cannot do bfloat16": (
-        "bfloat16",
-        {"loss": LOSS + " + 0 * float(step.student.features(x_adv)[1].detach().numpy().mean())"},
-    ),
     "is another loss in bfloat16": (
         "bfloat16",
-        {"loss": LOSS + " * (2 if torch.is_autocast_enabled('cpu') else 1)"},
+        {"loss": "z = step.student(x_adv)\n        return " + VALUE + " + (z - z.bfloat16()).abs().sum(dim=1).sign()"},
     ),
     "climbs": ("few_steps_lower_the_loss", {"loss": "v = " + VALUE + "\n        return 2 * v.detach() - v"}),
     "hides its cost": ("declared_cost_is_what_it_takes", {"passes": "Passes(student=1)"}),

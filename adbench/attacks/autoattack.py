@@ -7,7 +7,6 @@ are named, to be searched again in float32 (`attack` says which).
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import time
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from adbench.attacks.linf import ascend, attacking
 from adbench.data.threat import as_text
+from adbench.engine import Engine, Lean
 from adbench.errors import UserError
 from adbench.losses import margin
 
@@ -30,6 +30,15 @@ VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 """Names of the attack, and what its authors call these versions."""
 
 SEARCHES = ("fast", "exact")
+
+FAST = Engine("bfloat16", lean=True, folded=False)
+"""How a fast search runs the network; its agreement with the exact one was measured in this form."""
+
+EXACT = Engine("float32", lean=True, folded=False)
+"""How an exact search runs it on a CPU: in parts whose activations fit the caches, channels last."""
+
+PARTED = 32 * 32
+"""Pixels of an image from which on that is faster. A rule and no probe, so that what was interrupted goes on alike."""
 
 # pyautoattack keeps counters and log handlers at module level: one evaluation at a time in a process.
 LOCK = threading.Lock()
@@ -96,64 +105,25 @@ def _captured() -> Iterator[_Flags]:
         logger.propagate = propagated
 
 
-# Images of this many pixels and more go through a CPU in parts, channels last: their activations then fit its caches.
-# A rule and no probe, so that an interrupted attack goes on with the same arithmetic.
-PARTED, PART = 32 * 32, 32
-
-
-class _Exact(nn.Module):
-    """The network in float32 for AutoAttack, which takes views of its input gradients: these come back contiguous."""
+class _AsWritten(nn.Module):
+    """The network with contiguous input gradients, which AutoAttack takes views of."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.parted: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.shape[2] * x.shape[3] < PARTED:
-            logits: Tensor = self.network(x.contiguous())
-            return logits.float()
-        if self.parted is None:
-            self.parted = copy.deepcopy(self.network).to(memory_format=torch.channels_last)
-        return torch.cat([self.parted(_ChannelsLast.apply(part)).float() for part in torch.split(x, PART)])
-
-
-class _Fast(nn.Module):
-    """A copy of the network as the search sees it: bfloat16 where autocast has it, channels last, in parts on a CPU."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).to(memory_format=torch.channels_last)
-        for module in self.network.modules():
-            # Autocast would convert these weights anew in every pass.
-            if type(module) in (nn.Conv2d, nn.Linear):
-                module.to(torch.bfloat16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = torch.split(x, 2 * PART) if x.device.type == "cpu" else (x,)
-        return torch.cat([self._logits(part) for part in parts])
-
-    def _logits(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            logits: Tensor = self.network(_ChannelsLast.apply(x))
+        logits: Tensor = self.network(x.contiguous())
         return logits.float()
 
 
-class _ChannelsLast(torch.autograd.Function):
-    """An input in channels-last layout, whose gradient comes back contiguous."""
-
-    @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def backward(_: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous()
-
-
-def searching(network: nn.Module, search: str) -> nn.Module:
-    """The network as a search sees it."""
-    return _Exact(network) if search == "exact" else _Fast(network)
+def searching(network: nn.Module, x: Tensor, search: str) -> nn.Module:
+    """The network as a search sees it on images like x (N, C, H, W)."""
+    if search == "fast":
+        return Lean(network, FAST)
+    if x.device.type == "cpu" and x.shape[2] * x.shape[3] >= PARTED:
+        return Lean(network, EXACT)
+    return _AsWritten(network)
 
 
 def faster(network: nn.Module, x: Tensor) -> bool:
@@ -168,7 +138,7 @@ def faster(network: nn.Module, x: Tensor) -> bool:
         return time.perf_counter() - begun
 
     with attacking(network), torch.enable_grad():
-        models = (_Fast(network), _Exact(network))
+        models = [searching(network, x, search) for search in SEARCHES]
         # In turns, so that other work on the machine slows both; the first ones warm up.
         taken = [[seconds(model) for model in models] for _ in range(4)][1:]
     fast, exact = map(min, zip(*taken, strict=True))
@@ -204,7 +174,7 @@ def attack(
     if len(x) == 0:
         return Found(x, none, none, [])
     with LOCK, attacking(network), _captured() as flags:
-        found, claimed = _run(searching(network, search), x, y, eps, seed, name)
+        found, claimed = _run(searching(network, x, search), x, y, eps, seed, name)
         broken = falls(network, x, found, y, eps)
         doubtful = none.clone()
         if search == "fast":

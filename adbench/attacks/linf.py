@@ -77,8 +77,22 @@ def ascend(
     """
     if x.numel() and (x.amin() < 0 or x.amax() > 1):
         raise ValueError("ascend needs images in [0, 1]; normalisation belongs inside the network")
-    x = x.detach()
     begun = start if isinstance(start, Tensor) else start_point(x, start, eps, generator)
+    return climb(x, objective, begun, eps=eps, step=step, steps=steps, decay=decay)
+
+
+def climb(
+    x: Tensor,
+    objective: Objective,
+    begun: Tensor,
+    *,
+    eps: float | Tensor,
+    step: float | Tensor,
+    steps: int | Tensor,
+    decay: float = 0.0,
+) -> Tensor:
+    """`ascend` from the first iterate `begun`, for images that are known to be in [0, 1]: a GPU need not be asked."""
+    x = x.detach()
     radius, stride = per_example(eps, x), per_example(step, x)
     low, high = x - radius, x + radius
     x_adv = begun.detach()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench.cli.options import exact_option, keep_option, names, plugin_option, seeds_of
+from adbench.cli.options import exact_option, keep_option, names, plugin_option, precision_option, seeds_of
 
 if TYPE_CHECKING:
     from adbench.config import Experiment
@@ -22,12 +22,14 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
     def asking(
         *, methods: tuple[str, ...], students: tuple[str, ...], teachers: tuple[str, ...], datasets: tuple[str, ...],
         seeds: tuple[int, ...] | None, presets: tuple[str, ...], config: Path | None, settings: tuple[str, ...],
-        exact: bool, keep_adversarial: bool, **others: Any,
+        exact: bool, precision: str | None, keep_adversarial: bool, **others: Any,
     ) -> None:  # fmt: skip
         asked = {"methods": methods, "students": students, "teachers": teachers, "datasets": datasets, "seeds": seeds}
         named: dict[str, Any] = {k: v for k, v in asked.items() if v}
         judging = ({"aa_search": "exact"} if exact else {}) | ({"keep_adversarial": True} if keep_adversarial else {})
         named |= {"eval": judging} if judging else {}
+        precision = precision or ("float32" if exact else None)
+        named |= {"train": {"precision": precision}} if precision else {}
         command(experiment=_experiment(named, presets, config, settings), **others)
 
     for option in reversed(
@@ -69,6 +71,7 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
             ),
             exact_option,
+            precision_option,
             keep_option,
             click.option(
                 "--seeds",

@@ -87,8 +87,13 @@ keep_option = click.option(
     "--keep-adversarial", is_flag=True, help="Store the adversarial examples of every attack, for adbench verify."
 )
 exact_option = click.option(
-    "--exact", is_flag=True, help="AutoAttack in float32 throughout, not by a bfloat16 search that float32 confirms."
-)
+    "--exact", is_flag=True,
+    help="Float32 throughout: AutoAttack not by a bfloat16 search that float32 confirms, training layer by layer.",
+)  # fmt: skip
+precision_option = click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Of training: what the device is fastest in (auto), or float32, every layer as it is written. [default: auto]",
+)  # fmt: skip
 
 
 def finished_options(command: Callable[..., None]) -> Callable[..., None]:

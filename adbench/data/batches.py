@@ -19,11 +19,20 @@ def augment(images: Tensor, generator: torch.Generator, pad: int, flip: bool) ->
     generator: on the CPU, whatever the images' device: the same seed then crops alike everywhere.
     Returns a tensor of the same shape, type and device.
     """
-    count, channels, height, width = images.shape
-    offsets = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
-    mirrored = torch.randint(2 if flip else 1, (1, count, 1), generator=generator)
-    top, left, mirror = torch.cat([offsets, mirrored]).to(images.device)  # (B, 1) each
+    return cropped(images, draw_crops(len(images), generator, pad, flip).to(images.device), pad)
 
+
+def draw_crops(count: int, generator: torch.Generator, pad: int, flip: bool) -> Tensor:
+    """What `augment` does to each of `count` images: top and left offset, and whether it is mirrored, (3, count)."""
+    offsets = torch.randint(2 * pad + 1, (2, count), generator=generator)
+    mirrored = torch.randint(2 if flip else 1, (1, count), generator=generator)
+    return torch.cat([offsets, mirrored])
+
+
+def cropped(images: Tensor, crops: Tensor, pad: int) -> Tensor:
+    """Images (B, C, H, W) after their crops (3, B) from `draw_crops`, on the same device."""
+    _, channels, height, width = images.shape
+    top, left, mirror = crops[:, :, None]  # (B, 1) each
     rows = top + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     columns = left + torch.where(mirror.bool(), width - 1 - columns, columns)

@@ -1,0 +1,245 @@
+"""How a network is run: in which precision, and in which form while only its input's gradient is asked for.
+
+A training step runs the student forward and back a dozen times, and all but the last of these want the gradient of
+the input alone, from a network that holds still. `Lean` is a network in that form. AutoAttack's fast search runs on
+the same form, in bfloat16.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.flop_counter import FlopCounterMode
+
+from adbench.models import Network
+
+Precision = Literal["float32", "bfloat16"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+LEAST_WORK = 10_000_000
+"""Multiply-adds of one image from which on the lean form is chosen: a smaller network's time is not in its layers."""
+
+PART = 64
+"""Images that a CPU is given at a time: it is fastest where their activations fit its caches."""
+
+
+def multiply_adds(network: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Of one forward pass of one image (C, H, W), in convolutions and matrix products; evaluation mode."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *image_shape, device=device))
+    network.train(was_training)
+    return int(counter.get_total_flops()) // 2
+
+
+def native(device: torch.device) -> Precision:
+    """The precision in which the device multiplies matrices fastest, of the two."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        can = torch.cpu.get_capabilities()
+        fast = bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+    return "bfloat16" if fast else "float32"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the networks of one training are run.
+
+    precision: of convolutions and matrix products (weights and all that is not one stay in float32, and so does all
+    that a method computes from logits and feature maps). lean: attacks see `Lean` networks; without it every layer
+    runs as it is written. folded: and these have batch-norm inside their convolutions. compiled: by torch.compile, each
+    shape of a batch by itself.
+    """
+
+    precision: Precision = "float32"
+    lean: bool = False
+    folded: bool = True
+    compiled: bool = False
+
+    @classmethod
+    def chosen(
+        cls,
+        asked: str,
+        network: nn.Module,
+        image_shape: tuple[int, ...],
+        device: torch.device,
+        *,
+        compiled: bool = False,
+    ) -> Engine:
+        """The engine for `train.precision`: "float32" runs every layer as written, "bfloat16" is fast and narrow.
+
+        "auto" is the fast form in the device's `native` precision, but for networks below LEAST_WORK. It depends on
+        nothing but network and hardware, so that the same command ends in the same bits.
+        """
+        if asked == "float32" or (asked == "auto" and multiply_adds(network, image_shape) < LEAST_WORK):
+            return cls(compiled=compiled)
+        return cls("bfloat16" if asked == "bfloat16" else native(device), lean=True, compiled=compiled)
+
+    def prepared(self, function: F) -> F:
+        """A network's function as this engine runs it."""
+        if not self.compiled:
+            return function
+        compiled: F = torch.compile(function, dynamic=False)  # type: ignore[assignment]
+        return compiled
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of convolutions and matrix products."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which networks run."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def layout(self) -> torch.memory_format:
+        """Of weights and maps: channels last is faster where layers need not run as they are written."""
+        return torch.channels_last if self.lean else torch.contiguous_format
+
+
+AS_WRITTEN = Engine()
+
+
+class Lean(nn.Module):
+    """A frozen copy of a network in evaluation mode, for outputs and their gradient in the input.
+
+    A batch-norm that nothing but a convolution feeds is folded into that convolution, which is exact but for
+    rounding; weights of convolutions and matrix products are held in the precision they run in; maps are channels
+    last. `follow` takes over the weights and statistics that the original has by then.
+
+    Called with images (B, C, H, W) it returns what the original returns; `forward_features` likewise.
+    """
+
+    def __init__(self, network: nn.Module, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
+        original = _Outputs(network) if isinstance(network, Network) else network
+        body = copy.deepcopy(original).eval().requires_grad_(False)
+        pairs, self.body = _without_batch_norm(body) if engine.folded else ([], body)
+        self._folded: list[tuple[Any, Any, Any]] = [
+            (self.body.get_submodule(conv), original.get_submodule(conv), original.get_submodule(norm))
+            for conv, norm in pairs
+        ]
+        if engine.precision == "bfloat16":
+            for module in self.body.modules():
+                # Autocast would convert these weights anew in every pass.
+                if type(module) in (nn.Conv2d, nn.Linear):
+                    module.to(engine.dtype)
+        self.body.to(memory_format=torch.channels_last)
+        theirs = {**dict(original.named_parameters()), **dict(original.named_buffers())}
+        inside = {id(tensor) for mine, _, _ in self._folded for tensor in mine.parameters()}
+        self._kept = [
+            (tensor, theirs[name])
+            for name, tensor in (*self.body.named_parameters(), *self.body.named_buffers())
+            if id(tensor) not in inside
+        ]
+        self._outputs = engine.prepared(self.body.__call__)
+        self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Take over the original's weights and statistics."""
+        for mine, conv, norm in self._folded:
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            mine.weight.copy_(weight)
+            mine.bias.copy_(bias)
+        for tensor, theirs in self._kept:
+            tensor.copy_(theirs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self._run(x)
+        logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+        return logits
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a `Network`: logits (B, classes) and the last feature map (B, K, H', W'), both in float32 or better."""
+        outputs = self._run(x)
+        assert isinstance(outputs, tuple)
+        return outputs
+
+    def _run(self, x: Tensor) -> Any:
+        if x.device.type != "cpu" or len(x) <= PART:
+            return self._part(x)
+        parts = [self._part(part) for part in torch.split(x, PART)]
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    def _part(self, x: Tensor) -> Any:
+        with self.engine.autocast(x.device):
+            outputs = self._outputs(_ChannelsLast.apply(x))
+        return tuple(map(single, outputs)) if isinstance(outputs, tuple) else single(outputs)
+
+
+def single(values: Tensor) -> Tensor:
+    """In float32 or better, so that no divergence, rank or map is computed in half precision."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """An input in channels-last layout, whose gradient comes back contiguous."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
+class _Outputs(nn.Module):
+    """A network whose forward pass gives logits and the last feature map."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.forward_features(x)
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    """The module's parameters and buffers, without those of its parts."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _without_batch_norm(network: nn.Module) -> tuple[list[tuple[str, str]], nn.Module]:
+    """The network with every batch-norm taken out that follows a convolution and nothing else, and these pairs.
+
+    network: in evaluation mode; its convolutions are changed. The names are those of convolution and batch-norm; what
+    cannot be traced (a forward pass that depends on values) stays as it is.
+    """
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception:  # whatever a third party's forward pass does to the tracer
+        return [], network
+    modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    pairs = []
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not (node.args and isinstance(node.args[0], fx.Node)):
+            continue
+        norm, before = modules[node.target], node.args[0]
+        if before.op != "call_module" or len(before.users) > 1:
+            continue
+        conv = modules[before.target]
+        statistics = type(norm) is nn.BatchNorm2d and norm.running_mean is not None
+        if type(conv) is nn.Conv2d and statistics and calls[node.target] == calls[before.target] == 1:
+            if conv.bias is None:
+                conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+            pairs.append((str(before.target), str(node.target)))
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return pairs, traced
