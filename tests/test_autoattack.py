@@ -116,6 +116,20 @@ def test_float32_decides_whatever_bfloat16_says(few, half: str, monkeypatch) -> 
     assert torch.equal(fast.right, exact)
 
 
+def test_a_debugger_or_coverage_goes_on_tracing(few) -> None:
+    before = sys.gettrace()
+
+    def tracer(*_: object) -> None:
+        return None
+
+    try:
+        sys.settrace(tracer)
+        evaluate(evaluator(*few), ("aa",), aa_images=2)
+        assert sys.gettrace() is tracer
+    finally:
+        sys.settrace(before)
+
+
 @pytest.mark.parametrize(("name", "version"), [("aa-rand", "rand"), ("aa-plus", "plus")])
 def test_the_other_versions_run_and_are_recorded(few, name: str, version: str) -> None:
     found = evaluate(evaluator(*few, eps=Fraction(1, 2)), (name,), aa_images=2)[name]
