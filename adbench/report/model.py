@@ -24,11 +24,18 @@ class Mark(Enum):
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as printed: `text`, and `spread`, the half-width after a plus-minus sign ("" for none)."""
+    """One value as printed: `text`, and `spread`, the half-width after a plus-minus sign ("" for none).
+
+    tied: statistically tied with the best of its column. details: what stands behind the value, as (name, text)
+    pairs for a reader who asks: n, intervals, the attack's definition, seeds. records: paths below the results folder.
+    """
 
     text: str
     spread: str = ""
     mark: Mark = Mark.NONE
+    tied: bool = False
+    details: tuple[tuple[str, str], ...] = ()
+    records: tuple[str, ...] = ()
 
 
 MISSING = Cell("\N{EN DASH}")
