@@ -22,6 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from adbench.record import Record
+from adbench.report.chart import Chart
+from adbench.report.model import About
 from adbench.report.runs import ABLATION, METHODS, Run, attacks_of, heading, natural, slug
 from adbench.report.teachers import teacher_accuracy
 
@@ -64,7 +66,7 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure and its words; `draw` builds it from data already at hand."""
+    """A figure and its words; `draw` builds it from data already at hand. `data`: the same for the page to draw."""
 
     label: str
     title: str
@@ -72,6 +74,8 @@ class Plot:
     alt: str
     draw: Callable[[Figure], None]
     inches: tuple[float, float]
+    data: Chart | None = None
+    about: About = ()
 
     def render(self, form: str, dark: bool = False) -> bytes:
         """The figure as png, pdf or svg; the same bytes every time."""

@@ -12,6 +12,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
 
+About = tuple[tuple[str, str], ...]
+"""What a table, column, row or figure is of, as (facet, value) pairs: readers of the page choose by these."""
+
+FACETS = ("dataset", "student", "teacher", "method")
+
 
 class Mark(Enum):
     """What a reader should notice about a cell."""
@@ -49,6 +54,7 @@ class Column:
     title: str
     group: str = ""
     numeric: bool = True
+    about: About = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Row:
 
     cells: tuple[Cell, ...]
     block: str = ""
+    about: About = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     footnotes: tuple[str, ...] = ()
+    about: About = ()
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -80,6 +88,12 @@ class Table:
         """Rows by block, in order."""
         for name, rows in groupby(self.rows, key=lambda row: row.block):
             yield name, list(rows)
+
+
+def about(**facets: str | None) -> About:
+    """Facets that are known, as pairs: about(dataset="cifar10", teacher=None) is (("dataset", "cifar10"),)."""
+    assert set(facets) <= set(FACETS), f"not among {FACETS}: {set(facets)}"
+    return tuple((name, value) for name, value in facets.items() if value is not None)
 
 
 def ranked(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Row, ...]:
