@@ -22,8 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from adbench.record import Record
-from adbench.report.chart import Chart
-from adbench.report.model import About
+from adbench.report.captions import whole
+from adbench.report.chart import Axis, Chart, Panel, Point, Series
+from adbench.report.model import About, about
 from adbench.report.runs import ABLATION, METHODS, Run, attacks_of, heading, natural, slug
 from adbench.report.teachers import teacher_accuracy
 
@@ -144,6 +145,8 @@ def teacher_student(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot
                 "Student against teacher AutoAttack accuracy in percent. " + "; ".join(said) + ".",
                 _teacher_student(dict(lines), alone, labels),
                 (6.6, 4.0),
+                _teacher_student_data(lines, alone, labels),
+                about(dataset=dataset, student=student),
             )
         )
     return plots
@@ -179,6 +182,8 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
                 "Accuracy in percent. " + "; ".join(said) + ".",
                 _ablation(group, attacks, labels),
                 (6.6, 3.4),
+                _ablation_data(group, attacks, labels),
+                about(dataset=dataset, student=student, teacher=teacher),
             )
         )
     return plots
@@ -190,12 +195,34 @@ def _mean(run: Run, attack: str) -> float:
     return estimate.mean
 
 
+def _point(x: float, run: Run, attack: str, note: str = "") -> Point:
+    """A run's accuracy with its interval, and over what that spans."""
+    low, high = run.interval(attack)
+    (first, *others) = run.metrics(attack)
+    over = f"{1 + len(others)} seeds" if others else f"{whole(first['n'])} test images"
+    return Point(x, _mean(run, attack), low, high, f"{note}95% interval over {over}")
+
+
 def _bars(ys: Sequence[float], spans: Sequence[tuple[float, float]]) -> list[list[float]]:
     """Intervals as matplotlib's error bars: the lengths below and above each y."""
     return [
         [y - low for y, (low, _) in zip(ys, spans, strict=True)],
         [high - y for y, (_, high) in zip(ys, spans, strict=True)],
     ]
+
+
+def _ablation_data(group: Sequence[Run], attacks: Sequence[str], labels: Sequence[str]) -> Chart:
+    named = tuple((place, heading(attack)) for place, attack in enumerate(attacks))
+    series = (
+        Series(
+            run.label,
+            labels.index(run.label),
+            tuple(_point(place, run, attack) for place, attack in enumerate(attacks)),
+            "points",
+        )
+        for run in group
+    )
+    return Chart((Panel(Axis("Attack", ticks=named), Axis("Accuracy (%)"), tuple(series)),))
 
 
 def _ablation(group: Sequence[Run], attacks: Sequence[str], labels: Sequence[str]) -> Callable[[Figure], None]:
@@ -244,12 +271,34 @@ def curves(runs: Sequence[Run]) -> list[Plot]:
                     f"Panels by epoch: loss, held-out natural accuracy, held-out robust accuracy. {last}.",
                     _curves(logs, labels),
                     (7.2, 3.3 + 0.18 * math.ceil(len(logs) / 5)),
+                    _curves_data(logs, labels),
+                    about(dataset=dataset, student=student, teacher=teacher or None),
                 )
             )
     return plots
 
 
 _Log = dict[str, list[tuple[int, float]]]
+
+
+def _teacher_student_data(
+    lines: dict[str, list[tuple[float, Run]]], alone: Sequence[Run], labels: Sequence[str]
+) -> Chart:
+    series = [
+        Series(
+            label,
+            labels.index(label),
+            tuple(_point(x, run, "aa", f"Taught by {run.teacher}; ") for x, run in points),
+        )
+        for label, points in lines.items()
+    ]
+    series += [
+        Series(run.label, labels.index(run.label), (_point(0, run, "aa", "No teacher; "),), "level") for run in alone
+    ]
+    # Read downwards like the right-hand ends of the lines.
+    series.sort(key=lambda one: -one.points[-1].y)
+    x, y = Axis("Teacher: AutoAttack accuracy (%)"), Axis("Student: AutoAttack accuracy (%)")
+    return Chart((Panel(x, y, tuple(series)),))
 
 
 def _teacher_student(
@@ -311,16 +360,29 @@ def _teacher_student(
     return draw
 
 
-def _curves(logs: dict[str, _Log], labels: Sequence[str]) -> Callable[[Figure], None]:
-    panels = {
-        "loss": "Training loss",
-        "val_clean": "Held-out natural (%)",
-        "val_robust": "Held-out robust (%)",
-    }
+_CURVES = {"loss": "Training loss", "val_clean": "Held-out natural (%)", "val_robust": "Held-out robust (%)"}
 
+
+def _curves_data(logs: dict[str, _Log], labels: Sequence[str]) -> Chart:
+    def panel(key: str, title: str) -> Panel:
+        scale = 1 if key == "loss" else 100
+        series = tuple(
+            Series(label, labels.index(label), tuple(Point(epoch, scale * value) for epoch, value in log[key]))
+            for label, log in logs.items()
+        )
+        return Panel(Axis("Epoch"), Axis(title, log=key == "loss" and _positive(logs)), series)
+
+    return Chart(tuple(panel(key, title) for key, title in _CURVES.items()))
+
+
+def _positive(logs: dict[str, _Log]) -> bool:
+    return all(value > 0 for log in logs.values() for _, value in log["loss"])
+
+
+def _curves(logs: dict[str, _Log], labels: Sequence[str]) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
-        grid = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
-        for axes, (key, title) in zip(grid, panels.items(), strict=True):
+        grid = figure.subplots(1, len(_CURVES), sharex=True, squeeze=False)[0]
+        for axes, (key, title) in zip(grid, _CURVES.items(), strict=True):
             _panel(axes, key, title, logs, labels)
         handles = [Line2D([], [], markersize=4, **look(label, labels)) for label in logs]
         figure.legend(handles, list(logs), loc="outside lower center", ncols=5, frameon=False, handlelength=3.4)
@@ -337,7 +399,7 @@ def _panel(axes: Axes, key: str, title: str, logs: dict[str, _Log], labels: Sequ
             [epoch for epoch, _ in points], [scale * value for _, value in points],
             label=label, markevery=(labels.index(label) % every, every), markersize=4, **look(label, labels),
         )  # fmt: skip
-    if key == "loss" and all(value > 0 for log in logs.values() for _, value in log[key]):
+    if key == "loss" and _positive(logs):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
