@@ -13,8 +13,8 @@ import adbench
 from adbench.record import Record
 from adbench.report import render
 from adbench.report.captions import listed, whole
-from adbench.report.figures import Plot
 from adbench.report.model import Table
+from adbench.report.plot import Plot
 from adbench.report.runs import natural
 
 
