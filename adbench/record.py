@@ -17,7 +17,9 @@ from adbench.errors import UserError
 from adbench.files import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 FILE = "record.json"
@@ -48,6 +50,23 @@ class Record(document.Document):
             return pd.read_parquet(file)
         except Exception as error:
             raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
+
+    def right(self, attack: str) -> NDArray[np.bool_]:
+        """Per test image that it was run on, whether the network was still right under `attack`: (n,), few bytes read.
+
+        Raises UserError when the outcomes are missing, unreadable, or not of this attack.
+        """
+        import numpy as np
+        import pyarrow.parquet as parquet
+
+        file, columns = self.path.parent / OUTCOMES, ["prediction", "label"] if attack == "clean" else [attack]
+        try:
+            table = parquet.ParquetFile(file).read(columns=columns, use_threads=False)
+            found = [np.asarray(table[column].drop_null()) for column in columns]
+        except Exception as error:
+            raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
+        verdicts: NDArray[np.bool_] = found[0] == found[1] if attack == "clean" else found[0].astype(bool)
+        return verdicts[: self["metrics"][attack]["n"]]
 
     def log(self) -> list[dict[str, Any]]:
         """One dictionary per training epoch; empty where nothing was trained or the log was deleted."""

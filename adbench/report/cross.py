@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from adbench.analysis import Analysis
 from adbench.record import Record
 from adbench.report import captions, heat
-from adbench.report.plot import NARROWEST, Plot
 from adbench.report.finished import shown
 from adbench.report.model import Cell, Column, Row, Table, about
+from adbench.report.plot import NARROWEST, Plot
 from adbench.report.runs import slug
 
 _CLEAN = "Clean images"

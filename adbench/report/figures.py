@@ -57,8 +57,9 @@ def teacher_student(runs: Sequence[Run], view: View) -> list[Plot]:
                 caption,
                 "Student against teacher AutoAttack accuracy in percent. " + "; ".join(said) + ".",
                 Panel(*_teacher_axes(taught), _teacher_series(lines, alone, labels)),
-                dataset=dataset, student=student,
-            )  # fmt: skip
+                dataset=dataset,
+                student=student,
+            )
         )
     return plots
 
@@ -82,10 +83,11 @@ def _teacher_series(
         shift = nudge * (number - (len(lines) - 1) / 2)
         found.append(
             Series(
-                label, labels.index(label),
+                label,
+                labels.index(label),
                 tuple(_point(x + shift, run, "aa", f"taught by {run.teacher}, AA {x:.2f}") for x, run in points),
             )
-        )  # fmt: skip
+        )
     levels = [
         Series(run.label, labels.index(run.label), (_point(min(xs), run, "aa", "no teacher"),), "level")
         for run in alone
@@ -122,8 +124,11 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
                 f"Accuracy of SmaraAD and of its variants on {where}. {bars_are(group)}.",
                 "Accuracy in percent. " + "; ".join(said) + ".",
                 Panel(Axis("", ticks=ticks), Axis("Accuracy (%)"), tuple(series)),
-                inches=(6.6, 3.4), dataset=dataset, student=student, teacher=teacher,
-            )  # fmt: skip
+                inches=(6.6, 3.4),
+                dataset=dataset,
+                student=student,
+                teacher=teacher,
+            )
         )
     return plots
 
@@ -147,7 +152,9 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
             )
             for cost, run in priced
         ]  # fmt: skip
-        ends = [Point(cost / scale, _mean(run, attack)) for cost, run in sorted(priced, key=lambda p: p[0]) if run in front]
+        ends = [
+            Point(cost / scale, _mean(run, attack)) for cost, run in sorted(priced, key=lambda p: p[0]) if run in front
+        ]
         # The front goes on at its last height to where the dearest method stands.
         ends.append(Point(max(cost for cost, _ in priced) / scale, ends[-1].y))
         series.append(Series(FRONT, len(labels), tuple(ends)))
@@ -161,8 +168,10 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
                 "and more robust than. Times compare only where nothing else ran on the machine.",
                 f"Accuracy in percent against training in {unit}. On the Pareto front: {named}.",
                 Panel(Axis(f"Training ({unit})", log=True), Axis(f"{heading(attack)} accuracy (%)"), tuple(series)),
-                dataset=dataset, student=student, teacher=teacher,
-            )  # fmt: skip
+                dataset=dataset,
+                student=student,
+                teacher=teacher,
+            )
         )
     return plots
 
@@ -201,19 +210,19 @@ def radii(runs: Sequence[Run]) -> list[Plot]:
                 continue
             dataset, student, teacher, where = where_of(next((r for r, _ in lines if r.teacher), lines[0][0]))
             series = [Series(run.label, labels.index(run.label), tuple(points)) for run, points in lines]
-            said = [
-                f"{run.label}: " + ", ".join(f"{p.y:.1f} at {p.x:g}/255" for p in points) for run, points in lines
-            ]
+            said = [f"{run.label}: " + ", ".join(f"{p.y:.1f} at {p.x:g}/255" for p in points) for run, points in lines]
             plots.append(
                 _plot(
                     slug("radius", attack, dataset, student, *([teacher] if teacher else [])),
                     f"Accuracy against ε, {heading(attack)}, {where}",
-                    f"Accuracy on {where} under {heading(attack)} within ε in L∞ (0: clean images); the step grows with "
-                    f"ε. {bars_are([run for run, _ in lines])}.",
+                    f"Accuracy on {where} under {heading(attack)} within ε in L∞ (0: clean images); the step grows "
+                    f"with ε. {bars_are([run for run, _ in lines])}.",
                     "Accuracy in percent. " + "; ".join(said) + ".",
                     Panel(Axis("ε (in 1/255)"), Axis("Accuracy (%)"), tuple(series)),
-                    dataset=dataset, student=student, teacher=teacher,
-                )  # fmt: skip
+                    dataset=dataset,
+                    student=student,
+                    teacher=teacher,
+                )
             )
     return plots
 

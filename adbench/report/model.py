@@ -49,11 +49,12 @@ FAILED = Cell("failed", mark=Mark.FAILED)
 
 @dataclass(frozen=True)
 class Column:
-    """A column; equal neighbouring `group`s are set under one common heading."""
+    """A column; equal neighbouring `group`s are set under one common heading. wide: of sentences, which are wrapped."""
 
     title: str
     group: str = ""
     numeric: bool = True
+    wide: bool = False
     about: About = ()
 
 

@@ -135,11 +135,9 @@ def drawn(chart: Chart, legend: Literal["right", "below"] = "right") -> Callable
         for axes, panel in zip(grid, chart.panels, strict=True):
             for name, height, artist in _panel(axes, panel, crowded=len(chart.panels) > 1):
                 keys.setdefault(name, (height, artist))
-        if legend == "right":
-            # Read downwards like the right-hand ends of the lines.
-            ordered = sorted(keys.items(), key=lambda item: -item[1][0])
-        else:
-            ordered = list(keys.items())
+        ordered = list(keys.items())
+        if legend == "right":  # read downwards like the right-hand ends of the lines
+            ordered.sort(key=lambda item: -item[1][0])
         figure.legend(
             [artist for _, (_, artist) in ordered],
             [name for name, _ in ordered],
@@ -159,8 +157,10 @@ def _panel(axes: Axes, panel: Panel, *, crowded: bool) -> list[_Key]:
     """Draw one panel; of each series its name in the legend, its height at the right end, and what the legend shows."""
     keys: list[_Key] = []
     if panel.x.log:
+        axes.set_xscale("log")
         _log_axis(axes.xaxis, [p.x for s in panel.series for p in s.points])
     if panel.y.log:
+        axes.set_yscale("log")
         _log_axis(axes.yaxis, [p.y for s in panel.series for p in s.points])
     for series in panel.series:
         if series.style != "level" and series.points:
@@ -192,8 +192,7 @@ def _panel(axes: Axes, panel: Panel, *, crowded: bool) -> list[_Key]:
 
 
 def _log_axis(axis: Axis, values: Sequence[float]) -> None:
-    """A logarithmic scale with as many numbers as its span has room for."""
-    axis.axes.set_xscale("log") if axis.axis_name == "x" else axis.axes.set_yscale("log")
+    """As many numbers on a logarithmic axis as its span has room for."""
     decades = math.log10(max(values) / min(values)) if values else 1
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
     axis.set_major_formatter("{x:g}")
@@ -222,9 +221,7 @@ def _level(axes: Axes, look: int, y: float, place: int) -> Line2D:
     # A marker near the line's left end, so that black-and-white prints still tell lines apart; each a little further
     # right, so that close lines do not hide each other's.
     at = [0.012 + 0.03 * (place % 4)]
-    axes.plot(
-        at, [y], transform=axes.get_yaxis_transform(), clip_on=False, **style | {"linestyle": ""}
-    )
+    axes.plot(at, [y], transform=axes.get_yaxis_transform(), clip_on=False, **style | {"linestyle": ""})
     return Line2D([], [], **style)
 
 

@@ -1,4 +1,4 @@
-"""A `Table` as HTML, LaTeX, Markdown and CSV: four spellings of the same cells."""
+"""A `Table` as HTML, LaTeX, Markdown and CSV: four spellings of the same cells. A tie with the best is a dagger."""
 
 from __future__ import annotations
 
@@ -39,11 +39,28 @@ _TEX = {
     "”": r"\textquotedblright{}",
     "\N{RIGHT SINGLE QUOTATION MARK}": r"\textquoteright{}",
     "…": r"\dots{}",
+    "†": r"$^{\dagger}$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "²": r"\texttwosuperior{}",
+    "₁": r"$_1$",
+    "₂": r"$_2$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "λ": r"$\lambda$",
+    "ρ": r"$\rho$",
+    "τ": r"$\tau$",
     "\u202f": r"\,",
 }
 
+TIED = "†"
+
 # A page holds about this many rows; longer tables continue in a further float.
 _TEX_ROWS = 40
+
+# Footnotes longer than this stand below the float, where they may go on on the next page.
+_TEX_NOTES = 1500
 
 
 @cache
@@ -89,20 +106,23 @@ def html(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    r"""The table as floats to \input; the document needs booktabs and adjustbox."""
+    r"""The table as floats to \input; the document needs array, booktabs and adjustbox."""
     pages = [table.rows[i : i + _TEX_ROWS] for i in range(0, len(table.rows), _TEX_ROWS)]
     floats = [_latex_float(table, rows, number) for number, rows in enumerate(pages)]
-    return "% Needs \\usepackage{booktabs,adjustbox}.\n" + "\n".join(floats)
+    return "% Needs \\usepackage{array,booktabs,adjustbox}.\n" + "\n".join(floats)
 
 
 def _latex_float(table: Table, rows: Sequence[Row], number: int) -> str:
-    columns = "".join("r" if column.numeric else "l" for column in table.columns)
     lines = [r"\begin{table}[!htbp]", r"\centering"]
     if number == 0:
         lines += [rf"\caption{{{tex(table.caption)}}}", rf"\label{{tab:{table.label}}}"]
     else:
         lines += [r"\addtocounter{table}{-1}", rf"\caption{{{tex(table.title)} (continued).}}"]
-    lines += [r"\begin{adjustbox}{max width=\linewidth}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [
+        r"\begin{adjustbox}{max width=\linewidth,max totalheight=0.75\textheight}",
+        rf"\begin{{tabular}}{{{_latex_columns(table)}}}",
+        r"\toprule",
+    ]
     if table.groups:
         heads, rules, start = [], [], 1
         for name, span in table.groups:
@@ -117,10 +137,23 @@ def _latex_float(table: Table, rows: Sequence[Row], number: int) -> str:
             lines.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\itshape {tex(block)}}} \\")
         lines += [" & ".join(map(_latex_cell, row.cells)) + r" \\" for row in members]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}"]
-    if table.footnotes and rows[-1] is table.rows[-1]:
-        notes = r"\par ".join(map(tex, table.footnotes))
-        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {notes}\end{{minipage}}")
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    notes = r"\par ".join(map(tex, table.footnotes)) if rows[-1] is table.rows[-1] else ""
+    if 0 < len(notes) <= _TEX_NOTES:
+        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize\sloppy {notes}\end{{minipage}}")
+    lines.append(r"\end{table}")
+    if len(notes) > _TEX_NOTES:
+        lines.append(rf"{{\footnotesize\sloppy\noindent Notes on {tex(table.title)}:\par {notes}\par}}")
+    return "\n".join(lines) + "\n"
+
+
+def _latex_columns(table: Table) -> str:
+    wide = sum(column.wide for column in table.columns)
+    spelt = {
+        (True, False): "r",
+        (False, False): "l",
+        (False, True): rf">{{\raggedright\arraybackslash}}p{{{0.8 / max(wide, 1):.2f}\linewidth}}",
+    }
+    return "".join(spelt[column.numeric, column.wide] for column in table.columns)
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -134,6 +167,7 @@ def _latex_cell(cell: Cell) -> str:
             text = rf"\textit{{{text}}}"
         case Mark.NONE:
             pass
+    text += tex(TIED) if cell.tied else ""
     return rf"{text}\,{{\scriptsize$\pm${tex(cell.spread)}}}" if cell.spread else text
 
 
@@ -166,6 +200,7 @@ def _md_cell(cell: Cell) -> str:
             text = f"*{text}*"
         case Mark.NONE:
             pass
+    text += TIED if cell.tied else ""
     return f"{text} ± {md(cell.spread)}" if cell.spread else text
 
 

@@ -159,16 +159,28 @@ def slug(*names: str) -> str:
     return "_".join(part(name) for name in names)
 
 
-def attacks_of(runs: Sequence[Run]) -> list[str]:
-    """White-box metrics that any of `runs` has, the paper's first; the paper's five when none has any."""
+def attacks_of(runs: Sequence[Run], everywhere: bool = False) -> list[str]:
+    """White-box metrics that any of `runs` has, the paper's first; the paper's five when none has any.
+
+    Attacks at a radius of their own ("pgd20@4/255") are left out unless `everywhere`: no table sets them beside others.
+    """
     found = {name for run in runs for r in run.done for name in r["metrics"] if not name.startswith("transfer:")}
+    if not everywhere:
+        found = {name for name in found if "@" not in name}
     return [*(a for a in ATTACKS if a in found), *sorted(found - set(ATTACKS))] or list(ATTACKS)
 
 
+def proxy_and_attack(key: str) -> tuple[str, str]:
+    """The metric "transfer:<proxy>:<attack>" as proxy and attack."""
+    _, proxy, attack = key.split(":")
+    return proxy, attack
+
+
 def heading(attack: str) -> str:
-    """How a metric is printed; one of transfer with its proxy."""
-    _, proxy, base = attack.split(":") if attack.startswith("transfer:") else ("", "", attack)
-    return ATTACKS.get(base, base) + (f" from {proxy}" if proxy else "")
+    """How a metric is printed; one of transfer with its proxy, one at a radius of its own with that."""
+    proxy, whole = proxy_and_attack(attack) if attack.startswith("transfer:") else ("", attack)
+    base, _, eps = whole.partition("@")
+    return ATTACKS.get(base, base) + (f" at ε = {eps}" if eps else "") + (f" from {proxy}" if proxy else "")
 
 
 def _one_per_seed(records: list[Record]) -> list[Record]:
