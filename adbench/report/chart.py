@@ -25,22 +25,27 @@ class Point:
 class Series:
     """The points of one method. look: its place among a report's methods, which decides colour, marker and dashes.
 
-    style: points joined by a line, points alone, or a level: one point whose y holds at every x.
+    style: points joined by a line, points alone, a level: one point whose y holds at every x, or a step: the corners of
+    a line that belongs to no method and is drawn thin.
     """
 
     name: str
     look: int
     points: tuple[Point, ...]
-    style: Literal["line", "points", "level"] = "line"
+    style: Literal["line", "points", "level", "step"] = "line"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """ticks: named places, as (value, text), where the axis is not a scale of numbers."""
+    """ticks: named places, as (value, text), where the axis is not a scale of numbers.
+
+    nudged: points stand a little beside their place, so that where one stands is no value to be read.
+    """
 
     title: str
     log: bool = False
     ticks: tuple[tuple[float, str], ...] = ()
+    nudged: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Chart:
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    return {"title": axis.title, "log": axis.log, "ticks": axis.ticks}
+    return {"title": axis.title, "log": axis.log, "ticks": axis.ticks, "nudged": axis.nudged}
 
 
 def _point(point: Point) -> list[Any]:

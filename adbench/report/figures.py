@@ -68,7 +68,7 @@ def _teacher_axes(taught: Sequence[tuple[float, Run]]) -> tuple[Axis, Axis]:
     xs = {x for x, _ in taught}
     # One teacher: the axis has no scale, methods stand side by side above its one accuracy.
     ticks = ((x := xs.pop(), f"{x:.2f}"),) if len(xs) == 1 else ()
-    return Axis("Teacher: AutoAttack accuracy (%)", ticks=ticks), Axis("Student: AutoAttack accuracy (%)")
+    return Axis("Teacher: AutoAttack accuracy (%)", ticks=ticks, nudged=True), Axis("Student: AutoAttack accuracy (%)")
 
 
 def _teacher_series(
@@ -123,7 +123,7 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
                 f"Ablation of SmaraAD, {where}",
                 f"Accuracy of SmaraAD and of its variants on {where}. {bars_are(group)}.",
                 "Accuracy in percent. " + "; ".join(said) + ".",
-                Panel(Axis("", ticks=ticks), Axis("Accuracy (%)"), tuple(series)),
+                Panel(Axis("", ticks=ticks, nudged=True), Axis("Accuracy (%)"), tuple(series)),
                 inches=(6.6, 3.4),
                 dataset=dataset,
                 student=student,
@@ -157,7 +157,7 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
         ]
         # The front goes on at its last height to where the dearest method stands.
         ends.append(Point(max(cost for cost, _ in priced) / scale, ends[-1].y))
-        series.append(Series(FRONT, len(labels), tuple(ends)))
+        series.append(Series(FRONT, len(labels), tuple(ends), "step"))
         named = ", ".join(run.label for run in front)
         plots.append(
             _plot(

@@ -100,7 +100,7 @@ _DPI = 200
 
 
 FRONT = "Pareto front"
-"""The name of the one series that is of no method: it has no look, but a thin line of ink."""
+"""The name of the one series that is of no method."""
 
 
 def look(label: str, labels: Sequence[str]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _log_axis(axis: Axis, values: Sequence[float]) -> None:
 
 def _points(axes: Axes, series: Series, crowded: bool) -> Any:
     xs, ys = [point.x for point in series.points], [point.y for point in series.points]
-    if series.name == FRONT:
+    if series.style == "step":
         style: dict[str, Any] = {"color": mpl.rcParams["text.color"], "linestyle": (0, (1, 2)), "linewidth": 1.1}
         return axes.step(xs, ys, where="post", zorder=1, **style)[0]
     style = look_of(series.look) | ({"linestyle": ""} if series.style == "points" else {})
