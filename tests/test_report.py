@@ -143,8 +143,8 @@ def test_every_returned_path_exists_and_the_page_names_no_other_address(
     assert all(path.is_file() and path.is_relative_to(out) for path in written)
     assert {"index.html", "report.md", "report.tex"} <= {path.name for path in written}
     found = Page((out / "index.html").read_text())
-    assert all(address.startswith(("#", "data:image/svg+xml;base64,")) for address in found.addresses)
-    assert not {"script", "link", "iframe"} & set(found.tags)
+    assert all(address.startswith(("#", "data:image/svg+xml,")) for address in found.addresses)
+    assert not {"link", "iframe", "object", "embed"} & set(found.tags)
     assert found.tags.count("caption") == found.tags.count("table") >= 5
 
 
@@ -340,7 +340,7 @@ def test_names_and_errors_from_records_are_text_in_every_language(
     _, out, _ = small
     found = Page((out / "index.html").read_text())
     assert any(NASTY in cell for table in found.tables for row in table for cell, _ in row)
-    assert "script" not in found.tags
+    assert "<script>alert" not in (out / "index.html").read_text()
     escaped = (
         r"<script>alert(1)</script> a\_b \& 100\% \$x\$ "
         r"\{\textasciitilde{}\textasciicircum{}\textbackslash{}\} `\#|{*}"

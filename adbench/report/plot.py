@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -80,15 +82,29 @@ class Plot:
         """The figure as png, pdf or svg; the same bytes every time."""
         return self.forms((form,), dark)[form]
 
-    def forms(self, forms: Iterable[str], dark: bool = False) -> dict[str, bytes]:
-        """The figure in several forms, drawn and laid out once."""
+    def picture(self, dark: bool = False) -> str:
+        """The figure as svg for a page: letters are text in the reader's fonts, at a fraction of the size."""
+        text: dict[Any, Any] = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
+        svg = self.forms(("svg",), dark, text)["svg"].decode()
+        svg = re.sub(r"<!--.*?-->|<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        # A hundredth of a point is less than a screen can show. What is between tags is text, and stays.
+        svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag.group()), svg)
+        return re.sub(r"\s+", " ", svg).strip()
+
+    def forms(
+        self, forms: Iterable[str], dark: bool = False, settings: Mapping[Any, Any] = MappingProxyType({})
+    ) -> dict[str, bytes]:
+        """The figure in several forms, drawn and laid out once, under matplotlib's `settings` besides our own."""
         colours = _NIGHT if dark else _DAY
         rc: dict[Any, Any] = _RC | dict.fromkeys(_INKED, colours["ink"]) | {"grid.color": colours["grid"]}
-        rc |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["paper"])
+        rc |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["paper"]) | dict(settings)
         found = {}
         with mpl.rc_context(rc):
             figure = Figure(figsize=self.inches, layout="constrained", dpi=_DPI)
             self.draw(figure)
+            # Laid out once, at one resolution: every form has the same layout, and the others do not pay for it.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
             for form in forms:
                 out = io.BytesIO()
                 figure.savefig(out, format=form, dpi=_DPI, metadata=_METADATA[form])
