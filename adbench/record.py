@@ -74,7 +74,9 @@ class Record(document.Document):
         file = self.path.parent / training["log"] if training else None
         if file is None or not file.is_file():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = (line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+        return found
 
 
 def write(path: Path, data: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import special  # scipy.stats has the same and takes a second to import
 
 
@@ -48,6 +50,15 @@ def student_t(values: Sequence[float], level: float = 0.95) -> tuple[float, floa
         return mean, math.nan
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
     return mean, _t_quantile(n - 1, 0.5 + level / 2) * math.sqrt(variance / n)
+
+
+def student_t_of(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`student_t` of each column of `values` (seeds, m), as two arrays (m,)."""
+    n = len(values)
+    mean = values.mean(axis=0)
+    if n == 1:
+        return mean, np.full_like(mean, math.nan)
+    return mean, _t_quantile(n - 1, 0.975) * values.std(axis=0, ddof=1) / math.sqrt(n)
 
 
 def t_test(differences: Sequence[float]) -> float:

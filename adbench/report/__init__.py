@@ -8,12 +8,13 @@ what `adbench cross` and `adbench cam` left beside the records --> cross.py, att
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from adbench.errors import UserError
 from adbench.files import write_atomic, write_text
-from adbench.record import Record, read_all
+from adbench.record import Record
 from adbench.report import (
     attribution,
     classes,
@@ -26,6 +27,7 @@ from adbench.report import (
     objectives,
     page,
     paper,
+    reading,
     render,
     tables,
     teachers,
@@ -54,7 +56,7 @@ def write(
     and *.svg. columns, group_by, against: see `View`. The bytes depend on the records alone. Raises UserError when no
     record is finished, and for a column or method that none has.
     """
-    records = list(read_all(results))
+    records = reading.records(results)
     if not any(record.done for record in records):
         raise UserError(_nothing_finished(records, results))
     view = View(results, records, tuple(columns), group_by, against)
@@ -72,17 +74,31 @@ def write(
                 writer.text(f"data/{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
             if "parquet" in formats:
                 writer.binary(f"data/{name}.parquet", flat.parquet(frame))
-    writer.figures([plot for section in sections for plot in section.plots], _figure_forms(formats))
+    printed = list(map(_on_paper, sections))
+    writer.figures([plot for section in printed for plot in section.plots], _figure_forms(formats))
     if {"latex", "markdown", "html"} & set(formats):
         head = page.overview(records, results)
         if "latex" in formats:
-            writer.text("report.tex", page.latex(head, sections, cells))
+            writer.text("report.tex", page.latex(head, printed, cells))
         if "markdown" in formats:
-            writer.text("report.md", page.markdown(head, sections, cells))
+            writer.text("report.md", page.markdown(head, printed, cells))
         if "html" in formats:
             # Last, so that whoever sees a new page sees a whole report.
             writer.text("index.html", page.html(head, sections, cells))
     return writer.written
+
+
+MOST_DRAWN = 12
+"""So many figures of one kind are drawn: one for each data set, student and teacher of the paper's Tables 3 and 4."""
+
+
+def _on_paper(section: Section) -> Section:
+    """The section as it is printed: of each kind of figure the first ones, and how many are left out."""
+    kinds = [plot.label.partition("_")[0] for plot in section.plots]
+    kept = [plot for i, plot in enumerate(section.plots) if kinds[:i].count(kinds[i]) < MOST_DRAWN]
+    left = len(kinds) - len(kept)
+    note = f"{left} further figures are in the page (index.html) alone." if left else ""
+    return replace(section, plots=tuple(kept), note=note)
 
 
 def _figure_forms(formats: Sequence[str]) -> tuple[str, ...]:
@@ -135,7 +151,7 @@ def contents(view: View) -> tuple[list[Section], Table]:
     students, others = collect(records, "student"), collect(records, "checkpoint")
     networks = collect(teachers.shown(records), "teacher")
     judged = (*students, *networks, *others)
-    used = {r.path.relative_to(results).as_posix() for run in judged for r in (*run.done, *run.failed)}
+    used = {view.names[id(r)] for run in judged for r in (*run.done, *run.failed)}
     by_class = classes.contents(students)
     sections = [
         Section(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from adbench.data.sources import CIFAR10_CLASSES, CIFAR100_CLASSES
 from adbench.report import captions, heat
@@ -18,10 +19,13 @@ from adbench.report.figures import places, where_of
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
 from adbench.report.plot import NARROWEST, Plot, drawn, labels_of
 from adbench.report.runs import Estimate, Run, attacks_of, heading, slug
-from adbench.stats import student_t, wilson
+from adbench.stats import student_t, student_t_of, wilson
 
 EVERY = 10
 """Up to so many classes, each has a column of its own."""
+
+MOST_PICTURES = 12
+"""Heat maps beyond these would say in pictures what the table says."""
 
 NAMES = {"cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES}
 
@@ -44,7 +48,8 @@ def tables(runs: Sequence[Run]) -> list[Table]:
 def plots(runs: Sequence[Run]) -> list[Plot]:
     """Accuracy of each class under the strongest attack, one figure a data set, student and teacher.
 
-    A heat map of up to ten classes; of more a line a method, over its classes from the weakest to the strongest.
+    A heat map of up to ten classes (not many of these: the table has all); of more a line a method, over its classes
+    from the weakest to the strongest.
     """
     labels = labels_of(runs)
     found = []
@@ -65,6 +70,8 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
         facets = about(dataset=dataset, student=student, teacher=teacher)
         what = f"{heading(attack)} accuracy (%) of each class on {where}; means over seeds"
         if max(len(values) for _, values in told) <= EVERY:
+            if sum(plot.data is None for plot in found) == MOST_PICTURES:
+                continue
             draw, inches = _heat_map(told, _names(dataset, max(len(values) for _, values in told)))
             found.append(Plot(label, title, f"{what}. Dark: accurate.", alt, draw, inches, about=facets))
             continue
@@ -158,23 +165,30 @@ def _strongest(runs: Sequence[Run]) -> str:
 
 
 def _has(run: Run, metric: str) -> bool:
-    return any(found.get("per_class") for found in run.metrics(metric))
+    return any("per_class" in found for found in run.metrics(metric))
 
 
-def _counts(run: Run, metric: str) -> list[list[tuple[int, int]]]:
-    """Of every seed that tells, correct and n by class."""
-    told: list[dict[str, Any]] = [found for found in run.metrics(metric) if found.get("per_class")]
-    return [[(correct, n) for correct, n in found["per_class"]] for found in told]
+def _counts(run: Run, metric: str) -> list[NDArray[Any]]:
+    """Of every seed that tells, correct and n by class: (classes, 2)."""
+    return [np.asarray(found["per_class"]) for found in run.metrics(metric) if "per_class" in found]
 
 
 def _by_class(run: Run, metric: str) -> list[Estimate | None]:
     """Each class's accuracy in percent over seeds; None where none of its images was attacked."""
     seeds = _counts(run, metric)
-    found: list[Estimate | None] = []
-    for label in range(max(map(len, seeds), default=0)):
-        shares = [100 * c[label][0] / c[label][1] for c in seeds if label < len(c) and c[label][1]]
-        found.append(Estimate(*student_t(shares)) if shares else None)
-    return found
+    classes = max(map(len, seeds), default=0)
+    if not classes:
+        return []
+    padded = np.zeros((len(seeds), classes, 2))
+    for row, counts in zip(padded, seeds, strict=True):
+        row[: len(counts)] = counts
+    correct, n = padded[..., 0], padded[..., 1]
+    shares = np.divide(100 * correct, n, out=np.full_like(n, np.nan), where=n > 0)
+    if np.isnan(shares).any():
+        told = ([share for share in column if not math.isnan(share)] for column in shares.T.tolist())
+        return [Estimate(*student_t(each)) if each else None for each in told]
+    means, halves = student_t_of(shares)
+    return [Estimate(mean, half) for mean, half in zip(means.tolist(), halves.tolist(), strict=True)]
 
 
 def _worst(run: Run, metric: str, labels: Sequence[str]) -> tuple[Cell, Cell, Cell]:
@@ -186,7 +200,7 @@ def _worst(run: Run, metric: str, labels: Sequence[str]) -> tuple[Cell, Cell, Ce
     found = estimates[label]
     if math.isnan(found.half):
         correct, n = next(c[label] for c in _counts(run, metric) if label < len(c) and c[label][1])
-        low, high = (100 * bound for bound in wilson(correct, n))
+        low, high = (100 * bound for bound in wilson(int(correct), int(n)))
     else:
         low, high = max(0.0, found.mean - found.half), min(100.0, found.mean + found.half)
     return Cell(labels[label]), _printed(found), Cell(f"{low:.1f} to {high:.1f}")

@@ -23,7 +23,7 @@ def frames(view: View, tables: Sequence[Table]) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
     records = frame(list(view.records))
-    records["path"] = [record.path.relative_to(view.results).as_posix() for record in view.records]
+    records["path"] = [view.names[id(record)] for record in view.records]
     # The list of cells is what `records` says better.
     values = pd.DataFrame(row for table in tables if table.label != "cells" for row in _values(table))
     return {"records": records, "values": values}

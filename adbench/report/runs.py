@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from adbench.files import content_id
@@ -73,15 +74,18 @@ class Run:
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The metric `name` of every finished seed that has it."""
-        return [record["metrics"][name] for record in self.done if name in record["metrics"]]
+        return [metric for record in self.done if (metric := record["metrics"].get(name))]
 
     def estimate(self, name: str) -> Estimate | None:
         """Accuracy under `name` in percent; None where no finished seed was attacked so."""
-        values = [100 * metric["value"] for metric in self.metrics(name)]
-        if not values:
-            return None
-        mean, half = student_t(values)
-        return Estimate(mean, half)
+        if name not in self._known:
+            values = [100 * metric["value"] for metric in self.metrics(name)]
+            self._known[name] = Estimate(*student_t(values)) if values else None
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, Estimate | None]:
+        return {}
 
     def interval(self, name: str) -> tuple[float, float]:
         """What an error bar spans, in percent: over seeds when there are several, else over test images."""

@@ -218,7 +218,7 @@ def cells(view: View, used: set[str]) -> Table:
     unused = {"teacher": "further evaluation"}
     rows = []
     for r in view.records:
-        path = r.path.relative_to(view.results).as_posix()
+        path = view.names[id(r)]
         state = Cell("done" if path in used else unused.get(r["kind"], "repeated")) if r.done else FAILED
         told = (r["dataset"], r["label"], r["teacher"], r["student"], None if r["seed"] is None else str(r["seed"]))
         facets = about(

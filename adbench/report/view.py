@@ -47,9 +47,14 @@ class View:
         pairs = map(proxy_and_attack, keys)
         return [pair for pair in pairs if not self.columns or pair[1] in self.columns]
 
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The path below the results folder of every record, by the record's `id()`."""
+        return {id(record): record.path.relative_to(self.results).as_posix() for record in self.records}
+
     def where(self, runs: Sequence[Run]) -> tuple[str, ...]:
         """Paths, below the results folder, of the finished records of `runs`."""
-        return tuple(record.path.relative_to(self.results).as_posix() for run in runs for record in run.done)
+        return tuple(self.names[id(record)] for run in runs for record in run.done)
 
     def check(self) -> None:
         """Raise UserError for a column or a method that no finished record has."""
