@@ -29,6 +29,7 @@ from adbench.report.view import View
 
 NASTY = r"<script>alert(1)</script> a_b & 100% $x$ {~^\} `#|*"
 METHODS = {label: name for name, label in LABELS.items()}
+STUDENT_OF = {theirs: ours for ours, theirs in STUDENTS.items()}
 WHITE_BOX = ("table3_cifar10_whitebox", "table4_cifar100_whitebox")
 
 
@@ -382,7 +383,33 @@ def test_the_papers_numbers_give_the_papers_tables(published: Path) -> None:
     assert [row.cells[0].text for row in cifar10.rows] == list(METHODS) * 2
 
 
-def test_the_papers_winners_are_bold(published: Path) -> None:
+def test_bold_and_underlined_are_what_the_papers_rule_makes_of_its_numbers(published: Path) -> None:
+    """ "The best results are boldfaced, and the second best results are underlined", of one student and teacher."""
+    for table, name in zip(white_box(published), WHITE_BOX, strict=True):
+        printed: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+        for line in paper.published(name):
+            for attack in ATTACKS:
+                where = (STUDENT_OF[line["student"]], line["teacher"], ATTACKS[attack])
+                printed.setdefault(where, []).append((float(line[attack]), line["method"]))
+        found: dict[tuple[str, str, str], dict[Mark, str]] = {}
+        for row in table.rows:
+            for cell, column in zip(row.cells[1:], table.columns[1:], strict=True):
+                if cell.mark is not Mark.NONE:
+                    where = (row.block.split()[-1], column.group.removeprefix("Teacher "), column.title)
+                    # Nothing is printed twice in a column among its two best, so each mark is given once.
+                    assert cell.mark not in found.setdefault(where, {})
+                    found[where][cell.mark] = row.cells[0].text
+        best_two = {where: sorted(values)[-2:] for where, values in printed.items()}
+        assert found == {
+            where: {Mark.BEST: best, Mark.SECOND: second} for where, ((_, second), (_, best)) in best_two.items()
+        }
+    view = view_of(published)
+    (black_box,) = tables.transfer(collect(view.records, "student"), view)
+    assert {name for name, _ in marks(black_box, Mark.BEST)} == {"SmaraAD"}
+    assert {name for name, _ in marks(black_box, Mark.SECOND)} == {"AdaAD"}
+
+
+def test_what_the_paper_says_of_its_tables_is_what_these_mark(published: Path) -> None:
     cifar10, cifar100 = white_box(published)
     # MTARD has the best clean accuracy everywhere but for RN-18 taught by WRN-34-10.
     assert {name for name, _ in marks(cifar10, Mark.BEST)} == {"MTARD", "SmaraAD++"}
