@@ -85,38 +85,32 @@ def overview(records: Sequence[Record], results: Path) -> Overview:
 
 def html(head: Overview, sections: Sequence[Section], cells: Table) -> str:
     """One self-contained page: pictures, styles and scripts embedded, nothing fetched, no script run but its own."""
-    style, script = (_source("page.css"), _source("page.js") + _source("chart.js"))
-    evidence = _Evidence()
+    style, script = _source("page.css"), _source("page.js") + _source("chart.js")
     tables = [table for section in sections for table in section.tables]
     plots = [plot for section in sections for plot in section.plots]
-    pictures = dict(zip((plot.label for plot in plots), mapped(_pictures, plots), strict=True))
-    return (
-        render.environment()
-        .get_template("page.html.j2")
-        .render(
-            overview=head,
-            sections=sections,
-            cells=cells,
-            findings=findings((t for s in sections if s.anchor == "white-box" for t in s.tables), head.alone),
-            choices=_choices((*tables, cells)),
-            pictures=pictures,
-            # These escape for themselves; Markup tells the page not to do it again.
-            html=lambda table: Markup(render.html(table, evidence.of)),
-            style=Markup(style),
-            script=Markup(script),
-            policy="; ".join(
-                (
-                    "default-src 'none'",
-                    "img-src data:",
-                    f"style-src {_hash(style)}",
-                    f"script-src {_hash(script)}",
-                    "base-uri 'none'",
-                    "form-action 'none'",
-                )
-            ),
-            evidence=evidence.plain,
-        )
+    evidence = _Evidence()
+    template = render.environment().get_template("page.html.j2")
+    return template.render(
+        overview=head,
+        sections=sections,
+        cells=cells,
+        findings=findings((t for s in sections if s.anchor == "white-box" for t in s.tables), head.alone),
+        choices=_choices((*tables, cells)),
+        pictures=dict(zip((plot.label for plot in plots), mapped(_pictures, plots), strict=True)),
+        policy=_policy(style, script),
+        # These escape for themselves; Markup tells the page not to do it again.
+        html=lambda table: Markup(render.html(table, evidence.of)),
+        style=Markup(style),
+        script=Markup(script),
+        evidence=evidence.plain,
     )
+
+
+def _policy(style: str, script: str) -> str:
+    """What a browser may load and run: pictures that the page holds, and exactly these texts as style and script."""
+    css, js = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    own = f"style-src 'sha256-{css}'; script-src 'sha256-{js}'"
+    return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"
 
 
 class _Evidence:
@@ -157,10 +151,6 @@ def _choices(tables: Iterable[Table]) -> list[tuple[str, str, list[str]]]:
 
 def _source(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def markdown(head: Overview, sections: Sequence[Section], cells: Table) -> str:

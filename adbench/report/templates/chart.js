@@ -191,7 +191,10 @@ class Panel {
     const value = typeof low === "number" ? py.toFixed(2) : spelt(py);
     const content = [element("p", { class: "of" }, `${place.one.name} · ${title || yAxis.title}`), element("p", { class: "value" }, value)];
     content.push(...[where, lines.filter(Boolean).join(": ")].filter(Boolean).map((text) => element("p", { class: "of" }, text)));
-    card.show(this.node, content, false, new DOMRect(box.left + at - 8, box.top + place.y - 8, 16, 16));
+    card.show(this.node, content, false, () => {
+      const { left, top } = this.picture.getBoundingClientRect();
+      return new DOMRect(left + at - 8, top + place.y - 8, 16, 16);
+    });
     if (aloud) say(content.map((node) => node.textContent).join(", "));
   }
 }

@@ -176,16 +176,21 @@ const card = {
   node: null,
   owner: null,
   hiding: 0,
-  show(owner, content, kept, where = owner.getBoundingClientRect()) {
+  show(owner, content, kept, where = () => owner.getBoundingClientRect()) {
     clearTimeout(this.hiding);
     if (this.owner !== owner) this.owner?.removeAttribute("aria-describedby");
     this.owner?.setAttribute("aria-expanded", "false");
     this.owner = owner;
+    this.where = where;
     this.node.replaceChildren(...content);
     this.node.toggleAttribute("data-kept", kept);
     this.node.hidden = false;
     owner.setAttribute("aria-describedby", "card");
     if (owner.tagName === "BUTTON") owner.setAttribute("aria-expanded", kept);
+    this.place();
+  },
+  place() {
+    const where = this.where();
     const { width, height } = this.node.getBoundingClientRect();
     const below = where.bottom + 8 + height < innerHeight || where.top < height + 8;
     this.node.style.left = `${Math.max(12, Math.min(where.left + where.width / 2 - width / 2, innerWidth - width - 12))}px`;
@@ -262,7 +267,12 @@ function setUpEvidence(evidence) {
     if (event.key === "Escape" && !card.node.hidden) card.hide();
     if (document.activeElement?.matches("[data-e] > button")) move(event);
   });
-  addEventListener("scroll", () => { if (!card.kept) card.hide(); }, { passive: true });
+  // A focused value scrolls into view by itself: its card goes along.
+  document.addEventListener("scroll", (event) => {
+    if (card.node.hidden || event.target === card.node) return;
+    if (card.kept || card.owner === document.activeElement) card.place();
+    else card.hide();
+  }, { passive: true, capture: true });
 }
 
 /** Arrow keys go from value to value, Home and End to a row's first and last. */
