@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from adbench.config import Evaluation, Experiment, Train
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, Outcome, evaluate
-from adbench.matrix import Cell, Lookup, configured
+from adbench.matrix import Cell, Lookup, configured, passes
 from adbench.method import Ball, Need
 from adbench.models import Network, build, count_parameters
 from adbench.provenance import now, provenance
@@ -333,7 +333,7 @@ def _record(
     cell, dataset = run.cell, run.dataset
     training = None
     if run.summary:
-        training = run.summary.__dict__ | {"log": f"../{train.LOG}"}
+        training = run.summary.__dict__ | {"log": f"../{train.LOG}"} | _passes(cell)
     return {
         "schema_version": record.SCHEMA_VERSION,
         "kind": cell.kind,
@@ -369,6 +369,16 @@ def _label(cell: Cell) -> str:
         return configured(cell.method, cell.hyper).label
     except UserError:  # a plugin that is broken by now; that is what the record says
         return cell.method
+
+
+def _passes(cell: Cell) -> dict[str, dict[str, float]]:
+    """What the method says that an iteration costs at the recipe's attack steps, of each kind of pass that it needs."""
+    assert cell.method is not None
+    try:
+        cost = passes(configured(cell.method, cell.hyper), cell.method, cell.train.attack_steps)
+    except UserError:  # a plugin that is broken by now
+        return {}
+    return {"passes": {kind: number for kind, number in asdict(cost).items() if number} | {"total": cost.total}}
 
 
 def _source(cell: Cell) -> str | None:

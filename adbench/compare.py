@@ -4,85 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adbench.errors import UserError, unknown
 from adbench.record import FILE, Record, read, read_all
+from adbench.report.paired import Pair, Seeds, methods, networks
 from adbench.report.runs import Run, collect, heading
-from adbench.stats import mcnemar, student_t
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two networks of one seed under one attack, on the images that both were attacked on.
-
-    only_first, only_second: images on which just that one is still right. p_value: McNemar's exact test.
-    """
-
-    attack: str
-    seed: int | None
-    n: int
-    first: float
-    second: float
-    only_first: int
-    only_second: int
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Two methods under one attack over the seeds that both have: the mean difference and its interval's half-width."""
-
-    attack: str
-    seeds: int
-    first: float
-    second: float
-    difference: float
-    half: float
-
-
-def networks(first: Record, second: Record) -> list[Pair]:
-    """Each attack that both records have. Raises UserError for records of different test images or without outcomes."""
-    for record in (first, second):
-        if not record.done:
-            raise UserError(f"'{record.path}' is the record of a failed cell; there is nothing to compare")
-    if first["data"]["fingerprint"] != second["data"]["fingerprint"]:
-        raise UserError(f"'{first.path}' and '{second.path}' were judged on different test images; they do not compare")
-    one, other = first.outcomes(), second.outcomes()
-    found = []
-    for attack in first["metrics"]:
-        if attack not in second["metrics"]:
-            continue
-        n = min(first["metrics"][attack]["n"], second["metrics"][attack]["n"])
-        a, b = (_right(table, attack, n) for table in (one, other))
-        only_a = sum(x and not y for x, y in zip(a, b, strict=True))
-        only_b = sum(y and not x for x, y in zip(a, b, strict=True))
-        p_value = mcnemar(only_a, only_b)
-        found.append(Pair(attack, first["seed"], n, sum(a) / n, sum(b) / n, only_a, only_b, p_value))
-    return found
-
-
-def _right(table: Any, attack: str, n: int) -> list[bool]:
-    """The first n images' verdicts; clean accuracy is the prediction's."""
-    column = table["prediction"] == table["label"] if attack == "clean" else table[attack]
-    return [bool(value) for value in column[:n]]
-
-
-def methods(first: Run, second: Run) -> tuple[list[Seeds], list[Pair]]:
-    """Two methods' runs in one place: over the seeds that both have, and each of these seeds on the same images."""
-    by_seed = [{record["seed"]: record for record in run.done} for run in (first, second)]
-    shared = [seed for seed in by_seed[0] if seed in by_seed[1]]
-    pairs = [pair for seed in shared for pair in networks(by_seed[0][seed], by_seed[1][seed])]
-    attacks = dict.fromkeys(pair.attack for pair in pairs)
-    return [_over_seeds(attack, [pair for pair in pairs if pair.attack == attack]) for attack in attacks], pairs
-
-
-def _over_seeds(attack: str, pairs: Sequence[Pair]) -> Seeds:
-    difference, half = student_t([pair.first - pair.second for pair in pairs])
-    mean = [math.fsum(values) / len(pairs) for values in ([p.first for p in pairs], [p.second for p in pairs])]
-    return Seeds(attack, len(pairs), mean[0], mean[1], difference, half)
 
 
 def lines(first: str, second: str, results: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adbench import adversarial, files
+from adbench.attacks.named import radius
 from adbench.data import Dataset
 from adbench.evaluate import Evaluator, Outcome
 from adbench.matrix import safe
@@ -94,7 +95,7 @@ def _store(
         dataset.test.images[:n],
         x_adv,
         right,
-        dataset.threat.eps,
+        radius(name, dataset.threat.eps),
         lambda x: adversarial.verdicts(evaluator.logits(x.to(device)), evaluator.y[:n]),
     )
     file = f"{adversarial.FOLDER}/{safe(name)}-{files.content_id(name)[:8]}.npz"

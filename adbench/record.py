@@ -17,7 +17,9 @@ from adbench.errors import UserError
 from adbench.files import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 FILE = "record.json"
@@ -49,13 +51,32 @@ class Record(document.Document):
         except Exception as error:
             raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
 
+    def right(self, attack: str) -> NDArray[np.bool_]:
+        """Per test image that it was run on, whether the network was still right under `attack`: (n,), few bytes read.
+
+        Raises UserError when the outcomes are missing, unreadable, or not of this attack.
+        """
+        import numpy as np
+        import pyarrow.parquet as parquet
+
+        file, columns = self.path.parent / OUTCOMES, ["prediction", "label"] if attack == "clean" else [attack]
+        try:
+            table = parquet.ParquetFile(file).read(columns=columns, use_threads=False)
+            found = [np.asarray(table[column].drop_null()) for column in columns]
+        except Exception as error:
+            raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
+        verdicts: NDArray[np.bool_] = found[0] == found[1] if attack == "clean" else found[0].astype(bool)
+        return verdicts[: self["metrics"][attack]["n"]]
+
     def log(self) -> list[dict[str, Any]]:
         """One dictionary per training epoch; empty where nothing was trained or the log was deleted."""
         training = self.data["training"]
         file = self.path.parent / training["log"] if training else None
         if file is None or not file.is_file():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = (line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+        return found
 
 
 def write(path: Path, data: dict[str, Any]) -> None:

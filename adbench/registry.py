@@ -119,19 +119,24 @@ class Registry:
 
     def summary(self, name: str) -> str:
         """The first docstring line of the object registered under `name`, read without importing it."""
+        found = self.docstring(name)
+        return "(its source file cannot be read)" if found is None else found.partition("\n")[0]
+
+    def docstring(self, name: str) -> str | None:
+        """The docstring of the object registered under `name`, read without importing it; None for no readable file."""
         path = self._path(name)
         try:
             tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
         except (OSError, SyntaxError, ValueError):
             tree = None
         if tree is None:
-            return "(its source file cannot be read)"
+            return None
         wanted = None if name in self._files else self._entry_points[name].attr
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and wanted in (None, node.name):
                 doc = ast.get_docstring(node)
                 if doc:
-                    return doc.splitlines()[0]
+                    return doc
         return ""
 
 

@@ -20,7 +20,7 @@ import torch
 from adbench import adversarial, files, networks, record
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
-from adbench.attacks.named import gradient_attack
+from adbench.attacks.named import gradient_attack, radius
 from adbench.data import Threat, parse_fraction
 from adbench.data.batches import to_float
 from adbench.errors import UserError
@@ -235,13 +235,14 @@ class _Verification:
                 return "no adversarial examples were stored (adbench run --keep-adversarial), so nothing shows it"
             stored = metric["adversarial"]
             path = self.record.path.parent / stored["file"]
+            eps = radius(name, self.dataset.threat.eps)
             try:
-                x_adv = adversarial.unpack(images, adversarial.read(path, images), self.dataset.threat.eps)
+                x_adv = adversarial.unpack(images, adversarial.read(path, images), eps)
             except UserError as error:
                 return str(error)
             if files.sha256(path) != stored["sha256"]:
                 return f"'{stored['file']}' has another SHA-256 than the record states"
-            if (away := adversarial.outside(images, x_adv, self.dataset.threat.eps)).any():
+            if (away := adversarial.outside(images, x_adv, eps)).any():
                 return f"x' of image {int(away.nonzero()[0])} lies outside the ball or [0, 1]"
         found, unclear = adversarial.verdicts(self.evaluator.logits(x_adv.to(self.device)), y)
         wrong = (found.cpu() != right) & ~unclear.cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start, ascend, attacking
-from adbench.attacks.named import gradient_attack, noise
+from adbench.attacks.named import gradient_attack, noise, radius
 from adbench.data import Split, Threat
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, evaluate
@@ -343,3 +344,34 @@ def test_restarts_from_the_image_itself_are_refused() -> None:
     for name in ("pgd", "pgd0", "pgd20x0", "cwx", "fgsmx2"):
         with pytest.raises(UserError, match="unknown attack"):
             gradient_attack(name, EPS, STEP)
+
+
+def test_an_attack_may_have_a_radius_of_its_own(x: Tensor) -> None:
+    net, y, index = Linear(), torch.arange(6) % 4, torch.arange(6)
+    wide = gradient_attack("pgd20@16/255", EPS, STEP)
+    assert wide.definition(0) == gradient_attack("pgd20", EPS, STEP).definition(0) | {
+        "name": "pgd20@16/255", "eps": "16/255", "step": "4/255",
+    }  # fmt: skip
+    inside = x.clamp(0.1, 0.9)
+    moved = (wide(net, inside, y, index, 0) - inside).abs()
+    assert moved.max() == pytest.approx(16 / 255)
+    fgsm = gradient_attack("fgsm@16/255", EPS, STEP)(net, inside, y, index, 0)
+    assert torch.equal(fgsm, gradient_attack("fgsm", 2 * EPS, STEP)(net, inside, y, index, 0))
+    assert (radius("transfer:a@b:cw@1/255", EPS), radius("transfer:a@b:cw", EPS)) == (Fraction(1, 255), EPS)
+
+
+def test_starts_of_one_attack_differ_between_radii_by_their_scale_alone(x: Tensor) -> None:
+    inside, y, index = x.clamp(0.2, 0.8), torch.arange(6) % 4, torch.arange(6)
+    near, far = (
+        replace(gradient_attack(name, EPS, STEP), steps=0)(Linear(), inside, y, index, 0)
+        for name in ("pgd20", "pgd20@16/255")
+    )
+    assert torch.allclose(far - inside, 2 * (near - inside))
+
+
+@pytest.mark.parametrize(
+    "name", ["pgd20@", "pgd20@0/255", "pgd20@2", "pgd20@8/510", "pgd20@x", "pgd@4/255", "aa@4/255"]
+)
+def test_a_radius_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"no number|write the radius|unknown attack"):
+        gradient_attack(name, EPS, STEP)

@@ -165,6 +165,9 @@ def test_a_run_leaves_valid_records_of_every_cell(finished: Path) -> None:
         assert (data["data"]["train_images"], data["data"]["val_images"]) == (64, 16)
     rslad, teacher = record_of(finished, "rslad"), next(r for r in found.values() if r["kind"] == "teacher")
     assert rslad["teacher"] == "tiny"
+    assert rslad["training"]["passes"] == {"student": 4, "teacher_forward": 1, "total": 9}, (
+        "two steps, loss, clean images"
+    )
     assert rslad["teachers"]["robust"]["weights_sha256"] == teacher["model"]["weights_sha256"]
     assert record_of(finished, "pgd-at")["teacher"] is None
 

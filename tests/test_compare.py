@@ -9,9 +9,9 @@ import scipy.stats
 from synthetic import add
 from tiny import cli
 
-from adbench import compare
 from adbench.errors import UserError
 from adbench.record import read, read_all
+from adbench.report import paired
 from adbench.report.runs import collect
 from adbench.stats import mcnemar, student_t
 
@@ -30,7 +30,7 @@ def test_two_networks_are_compared_on_the_images_that_both_were_attacked_on(tmp_
         n={"clean": 100, "pgd20": 100, "aa": 50},
     )
     other = add(tmp_path, method="ard", metrics={"clean": 0.8, "pgd20": 0.6}, n=100)
-    clean, pgd = compare.networks(read(one), read(other))
+    clean, pgd = paired.networks(read(one), read(other))
     assert (clean.attack, pgd.attack) == ("clean", "pgd20")
     # The synthetic network is right on the first images.
     assert (clean.n, clean.only_first, clean.only_second) == (100, 10, 0)
@@ -44,7 +44,7 @@ def test_two_methods_are_compared_over_the_seeds_that_both_have(tmp_path: Path) 
         for seed, value in enumerate(values):
             add(tmp_path, method=method, teacher="t", seed=seed, metrics={"pgd20": value}, n=100)
     rslad, ard = sorted(collect(read_all(tmp_path), "student"), key=lambda run: run.label, reverse=True)
-    (found,), pairs = compare.methods(rslad, ard)
+    (found,), pairs = paired.methods(rslad, ard)
     assert found.seeds == len(pairs) == 3
     assert (found.difference, found.half) == pytest.approx(student_t([0.02, 0.01, 0.07]))
 
@@ -84,4 +84,4 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path) -> None:
         assert said in result.output
     other = next(r for r in read_all(tmp_path) if r["dataset"] == "cifar10")
     with pytest.raises(UserError, match="different test images"):
-        compare.networks(read(path), other)
+        paired.networks(read(path), other)

@@ -20,6 +20,7 @@ from adbench.record import read_all
 from adbench.report import classes, masking, render, tables
 from adbench.report.model import MISSING, Mark, Table
 from adbench.report.runs import collect
+from adbench.report.view import View
 
 NASTY = r"<script>alert(1)</script> a_b & 100% $x$ {~^\} `#|*"
 
@@ -104,10 +105,11 @@ def test_accuracies_that_may_be_illusions_have_a_footnote(tmp_path: Path) -> Non
     change(add(tmp_path, method="iad", metrics={"aa": 0.5}), masking=examined())
     change(add(tmp_path, kind="teacher", label="t", metrics={"aa": 0.5}), masking=examined(zeros=6))
     records = list(read_all(tmp_path))
-    (white_box,) = tables.white_box(collect(records, "student"), records)
+    view = View(tmp_path, records)
+    (white_box,) = tables.white_box(collect(records, "student"), view)
     (note,) = white_box.footnotes
     assert note.startswith("ARD on cnn-16: gradient masking, fail (fgsm-weaker-than-pgd and zero-gradients); its")
-    (networks,) = tables.teachers(collect(records, "teacher"))
+    (networks,) = tables.teachers(collect(records, "teacher"), view)
     assert networks.footnotes == (
         "t on cnn-16: gradient masking, suspect (zero-gradients); its robust accuracy may be an illusion.",
     )

@@ -31,7 +31,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("honest") / "results"
     settings = {
         "train__epochs": "8", "data__train_images": "800", "eval__images": "40", "eval__aa_images": "6",
-        "eval__attacks": '["fgsm","pgd20","cw","aa"]', "eval__aa_shard": "4", "threat__eps": '"12/255"',
+        "eval__attacks": '["fgsm","pgd20","pgd20@24/255","cw","aa"]', "eval__aa_shard": "4", "threat__eps": '"12/255"',
         "eval__masking": "8",
     }  # fmt: skip
     whole = pyautoattack.AutoAttack.__init__
@@ -67,7 +67,8 @@ def save(path: Path, data: dict[str, Any]) -> None:
 def test_an_honest_record_passes_also_when_attacked_anew(copy: Path) -> None:
     data = load(copy)
     jsonschema.validate(data, record.schema())
-    assert set(data["metrics"]) == {"clean", "fgsm", "pgd20", "cw", "aa"}
+    assert set(data["metrics"]) == {"clean", "fgsm", "pgd20", "pgd20@24/255", "cw", "aa"}
+    assert data["metrics"]["pgd20@24/255"]["attack"]["eps"] == "24/255", "outside the threat model's ball, and verified"
     broken = data["metrics"]["clean"]["correct"] - data["metrics"]["pgd20"]["correct"]
     assert broken > 3, "nothing to prove"
     result = cli("verify", copy, "--again", "10")

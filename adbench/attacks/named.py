@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adbench import __version__
 from adbench.attacks.linf import Start, ascend, attacking
-from adbench.data.threat import as_text
+from adbench.data.threat import as_text, parse_fraction
 from adbench.errors import UserError, unknown
 from adbench.losses import cross_entropy, margin
 
@@ -54,12 +54,13 @@ class GradientAttack:
 
         index: (B,) places in the test set. An image's start depends on (seed, attack, index, restart) alone, so
         its verdict does not depend on the batch that it is in. Attacks that differ in their restarts alone begin
-        with the same starts.
+        with the same starts, those that differ in their radius with the same starts on its scale.
         """
         objective: Callable[[Tensor, Tensor], Tensor] = margin if self.loss == "margin" else cross_entropy
         start: Start | Tensor = self.start
         if self.start is not Start.CLEAN:
-            draw = noise(x, index, seed, self.name.partition("x")[0], restart, self.start is Start.GAUSS)
+            stream = re.split("[x@]", self.name)[0]
+            draw = noise(x, index, seed, stream, restart, self.start is Start.GAUSS)
             start = x + 0.001 * draw if self.start is Start.GAUSS else (x + float(self.eps) * draw).clamp(0, 1)
         with attacking(network):
             return ascend(
@@ -93,9 +94,14 @@ def gradient_attack(name: str, eps: Fraction, step: Fraction, start: Start = Sta
     fgsm: one step of size eps from the image (Goodfellow et al., ICLR 2015). pgdK: K steps on the
     cross-entropy (Madry et al., ICLR 2018). cw or cwK: 20 or K such steps on the margin max_{j != y} z_j - z_y
     (the field's C&W-infinity). pgdKxR and cwKxR: the worst of R restarts. mi-fgsm: 10 steps of eps / 10 from the
-    image with momentum 1 (Dong et al., CVPR 2018). Raises UserError for another name, and for restarts from a
-    start that is always the same.
+    image with momentum 1 (Dong et al., CVPR 2018). NAME@R: the attack NAME within R ("pgd20@4/255") in place of
+    eps, its step in proportion. Raises UserError for another name, and for restarts from a start that is always
+    the same.
     """
+    if "@" in name:
+        within = radius(name, eps)
+        one = gradient_attack(name.partition("@")[0], within, step * within / eps if eps else step, start)
+        return replace(one, name=name)
     if name == "fgsm":
         return GradientAttack(name, "cross-entropy", 1, eps, eps, Start.CLEAN)
     if name == "mi-fgsm":
@@ -107,4 +113,23 @@ def gradient_attack(name: str, eps: Fraction, step: Fraction, start: Start = Sta
                 raise UserError(f"attack '{name}': restarts from the image itself are all the same; set eval.start")
             loss = "margin" if kind == "cw" else "cross-entropy"
             return GradientAttack(name, loss, int(steps or 20), eps, step, start, int(restarts or 1))
-    raise unknown("attack", name, NAMES, "fgsm, mi-fgsm, pgdK for K steps, pgdKxR for R restarts, cw, cwKxR, aa")
+    raise unknown(
+        "attack",
+        name,
+        NAMES,
+        "fgsm, mi-fgsm, pgdK for K steps, pgdKxR for R restarts, cw, cwKxR, aa; NAME@R within R, as pgd20@4/255",
+    )
+
+
+def radius(name: str, eps: Fraction) -> Fraction:
+    """How far the attack `name`, or its metric "transfer:<proxy>:<name>", may go: what it names, else the threat's eps.
+
+    Raises UserError for what is no radius in (0, 1] as records write it.
+    """
+    _, at, text = name.rpartition(":")[2].partition("@")
+    if not at:
+        return eps
+    found = parse_fraction(text)
+    if not found or as_text(found) != text:
+        raise UserError(f"attack '{name}': write the radius behind the @ as records do, as '4/255' or '0.05'")
+    return found

@@ -7,7 +7,28 @@ from pathlib import Path
 
 import click
 
-from adbench.cli.options import data_dir_option, device_option, finished_options, place_of, ready, results_option
+from adbench.cli.options import (
+    data_dir_option,
+    device_option,
+    finished_options,
+    names,
+    place_of,
+    ready,
+    results_option,
+)
+
+FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
+
+
+def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """A comma list of the report's formats; all when none is given."""
+    from adbench.errors import unknown
+
+    chosen = names(_, __, values)
+    for name in chosen:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS, "adbench report --help")
+    return chosen or FORMATS
 
 
 @click.command()
@@ -19,17 +40,56 @@ from adbench.cli.options import data_dir_option, device_option, finished_options
     show_default=True,
     help="Folder to write to.",
 )
-def report(results: Path, out: Path) -> None:
-    """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, PNG and PDF.
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    callback=_formats,
+    metavar="NAMES",
+    help=f"{', '.join(FORMATS)}. [default: all]",
+)
+@click.option(
+    "--columns",
+    multiple=True,
+    callback=names,
+    metavar="ATTACKS",
+    help="Attacks to show, in this order, as clean,pgd20,aa. [default: all]",
+)
+@click.option(
+    "--group-by",
+    type=click.Choice(["student", "teacher", "method"]),
+    default="student",
+    show_default=True,
+    help="What rows of white-box and black-box tables stand together for, and are ranked within.",
+)
+@click.option("--compare", "against", metavar="METHOD", help="Also test every method against this one, in a table.")
+@click.option("--watch", is_flag=True, help="Write again whenever records come or change, until interrupted.")
+def report(
+    results: Path, out: Path, formats: tuple[str, ...], columns: tuple[str, ...], group_by: str, against: str | None,
+    watch: bool,
+) -> None:  # fmt: skip
+    """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, Parquet, PNG, PDF and SVG.
 
     \b
-    Example:
+    Examples:
       adbench report --results results --out reports
+      adbench report --format latex,csv --columns clean,pgd20,aa --group-by teacher
+      adbench report --compare rslad
+      adbench report --watch                  # beside a running adbench run
     """
     from adbench import report as reports
+    from adbench.report import watching
 
-    written = reports.write(results, out)
-    click.echo(f"{len(written)} files in {out}; open {out / 'index.html'}")
+    def write() -> str:
+        written = reports.write(results, out, formats=formats, columns=columns, group_by=group_by, against=against)
+        opened = f"; open {out / 'index.html'}" if "html" in formats else ""
+        return f"{len(written)} files in {out}{opened}"
+
+    if watch:
+        for line in watching.lines(results, write):
+            click.echo(line)
+    else:
+        click.echo(write())
 
 
 @click.command("results")

@@ -18,9 +18,9 @@ from adbench.errors import UserError
 from adbench.files import sha256
 from adbench.record import Record
 from adbench.report import captions
-from adbench.report.figures import NARROWEST, Plot
 from adbench.report.finished import shown
 from adbench.report.model import MISSING, Cell, Column, Row, Table
+from adbench.report.plot import NARROWEST, Plot
 from adbench.report.runs import slug
 
 _KINDS = {"adversarial": "Adversarial images", "clean": "Clean images"}

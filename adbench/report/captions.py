@@ -120,6 +120,12 @@ def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
+def reason(record: Record) -> str:
+    """Why a cell failed, in a sentence."""
+    error = record["error"] or {"phase": "unknown phase", "type": "unknown error", "message": ""}
+    return f"{error['type']} in {error['phase']}: {' '.join(error['message'].split())}"
+
+
 def name(run: Run) -> str:
     """A run in words."""
     return f"{run.label} on {run.student}" + (f" taught by {run.teacher}" if run.teacher else "")

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
 from adbench.data.sources import CIFAR10_CLASSES, CIFAR100_CLASSES
-from adbench.report import captions
-from adbench.report.model import MISSING, Cell, Column, Row, Table
+from adbench.report import captions, heat
+from adbench.report.chart import Axis, Chart, Panel, Point, Series
+from adbench.report.figures import places, where_of
+from adbench.report.model import MISSING, Cell, Column, Row, Table, about
+from adbench.report.plot import NARROWEST, Plot, drawn, labels_of
 from adbench.report.runs import Estimate, Run, attacks_of, heading, slug
-from adbench.stats import student_t, wilson
+from adbench.stats import student_t, student_t_of, wilson
 
 EVERY = 10
 """Up to so many classes, each has a column of its own."""
 
+MOST_PICTURES = 12
+"""Heat maps beyond these would say in pictures what the table says."""
+
 NAMES = {"cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES}
+
+
+def contents(runs: Sequence[Run]) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
+    """Tables and figures, of the methods whose records tell."""
+    return tuple(tables(runs)), tuple(plots(runs))
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
@@ -29,12 +45,85 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     return found
 
 
+def plots(runs: Sequence[Run]) -> list[Plot]:
+    """Accuracy of each class under the strongest attack, one figure a data set, student and teacher.
+
+    A heat map of up to ten classes (not many of these: the table has all); of more a line a method, over its classes
+    from the weakest to the strongest.
+    """
+    labels = labels_of(runs)
+    found = []
+    for members in places(runs):
+        attack = _strongest(members)
+        told = [(run, values) for run in members if attack and any(values := _by_class(run, attack))]
+        if not told:
+            continue
+        dataset, student, teacher, where = where_of(next((run for run, _ in told if run.teacher), told[0][0]))
+        label = slug("classes", dataset, student, *([teacher] if teacher else []))
+        title = f"Accuracy by class, {where}"
+        said = "; ".join(
+            f"{run.label}: {min(means):.1f} to {max(means):.1f}"
+            for run, values in told
+            if (means := [value.mean for value in values if value])
+        )
+        alt = f"{heading(attack)} accuracy of the weakest and the strongest class in percent. {said}."
+        facets = about(dataset=dataset, student=student, teacher=teacher)
+        what = f"{heading(attack)} accuracy (%) of each class on {where}; means over seeds"
+        if max(len(values) for _, values in told) <= EVERY:
+            if sum(plot.data is None for plot in found) == MOST_PICTURES:
+                continue
+            draw, inches = _heat_map(told, _names(dataset, max(len(values) for _, values in told)))
+            found.append(Plot(label, title, f"{what}. Dark: accurate.", alt, draw, inches, about=facets))
+            continue
+        series = tuple(
+            Series(run.label, labels.index(run.label), _sorted(values, _names(dataset, len(values))))
+            for run, values in told
+        )
+        chart = Chart((Panel(Axis("Classes, the weakest first"), Axis(f"{heading(attack)} accuracy (%)"), series),))
+        caption = f"{what}, each method's classes in an order of their own."
+        found.append(Plot(label, title, caption, alt, drawn(chart), (6.6, 4.0), chart, facets))
+    return found
+
+
+def _sorted(values: Sequence[Estimate | None], names: Sequence[str]) -> tuple[Point, ...]:
+    ordered = sorted((value.mean, label) for label, value in enumerate(values) if value)
+    return tuple(Point(rank, mean, note=names[label]) for rank, (mean, label) in enumerate(ordered, start=1))
+
+
+def _heat_map(
+    told: Sequence[tuple[Run, Sequence[Estimate | None]]], names: Sequence[str]
+) -> tuple[Callable[[Figure], None], tuple[float, float]]:
+    """How to draw a row a run and a column a class, and how large."""
+    # A class without test images is as pale as can be, and has no number.
+    rows = [[value.mean if value else math.nan for value in values] for _, values in told]
+    numbers = np.array([row + [math.nan] * (len(names) - len(row)) for row in rows])
+    left = max(heat.width(run.label) for run, _ in told) + 0.25
+    height = 0.3 * len(told) + 0.75
+    scale = Normalize(float(np.nanmin(numbers)), max(float(np.nanmax(numbers)), float(np.nanmin(numbers)) + 1))
+
+    def draw(figure: Figure) -> None:
+        figure.set_layout_engine("none")
+        wide = NARROWEST - left - 0.1
+        axes = figure.add_axes((left / NARROWEST, 0.1 / height, wide / NARROWEST, (height - 0.75) / height))
+        heat.cells(axes, numbers, scale)
+        axes.xaxis.tick_top()
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="left", rotation_mode="anchor", fontsize=heat.FONT)
+        axes.set_yticks(range(len(told)), [run.label for run, _ in told], fontsize=heat.FONT)
+        axes.tick_params(length=0, pad=4)
+
+    return draw, (NARROWEST, height)
+
+
+def _names(dataset: str, classes: int) -> list[str]:
+    names = NAMES.get(dataset, ())
+    return [names[label] if label < len(names) else str(label) for label in range(classes)]
+
+
 def _table(dataset: str, runs: Sequence[Run]) -> Table:
     strongest = _strongest(runs)
     metrics = [m for m in dict.fromkeys(("clean", "pgd20", strongest)) if m and any(_has(run, m) for run in runs)]
-    classes = max(len(counts) for run in runs for m in attacks_of([run]) for counts in _counts(run, m))
-    names = NAMES.get(dataset, ())
-    labels = [names[label] if label < len(names) else str(label) for label in range(classes)]
+    classes = max(len(_by_class(run, metric)) for run in runs for metric in attacks_of([run]))
+    labels = _names(dataset, classes)
     every = range(classes) if strongest and classes <= EVERY else range(0)
     columns = [Column("Method", numeric=False)]
     for metric in metrics:
@@ -44,9 +133,11 @@ def _table(dataset: str, runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         cells = [cell for metric in metrics for cell in _worst(run, metric, labels)]
-        cells += [_printed(_estimate(run, strongest, label)) for label in every]
+        values = _by_class(run, strongest) if every else []
+        cells += [_printed(values[label] if label < len(values) else None) for label in every]
         block = f"Student {run.student}" + (f" taught by {run.teacher}" if run.teacher else "")
-        rows.append(Row((Cell(run.label), *cells), block))
+        facets = about(student=run.student, teacher=run.teacher, method=run.label)
+        rows.append(Row((Cell(run.label), *cells), block, facets))
     done = [record for run in runs for record in run.done]
     caption = (
         f"Accuracy by class on {dataset} (%): the class with the lowest"
@@ -55,7 +146,8 @@ def _table(dataset: str, runs: Sequence[Run]) -> Table:
         "for several; it does not allow for the class having been chosen for its accuracy. "
         f"{captions.seeds(runs)} {captions.attacks(done, metrics)} {captions.versions(done)}"
     )
-    return Table(slug("classes", dataset), f"Accuracy by class, {dataset}", caption, tuple(columns), tuple(rows))
+    title = f"Accuracy by class, {dataset}"
+    return Table(slug("classes", dataset), title, caption, tuple(columns), tuple(rows), about=about(dataset=dataset))
 
 
 def _strongest(runs: Sequence[Run]) -> str:
@@ -73,36 +165,42 @@ def _strongest(runs: Sequence[Run]) -> str:
 
 
 def _has(run: Run, metric: str) -> bool:
-    return bool(_counts(run, metric))
+    return any("per_class" in found for found in run.metrics(metric))
 
 
-def _counts(run: Run, metric: str) -> list[list[tuple[int, int]]]:
-    """Of every seed that tells, correct and n by class."""
-    told: list[dict[str, Any]] = [found for found in run.metrics(metric) if found.get("per_class")]
-    return [[(correct, n) for correct, n in found["per_class"]] for found in told]
+def _counts(run: Run, metric: str) -> list[NDArray[Any]]:
+    """Of every seed that tells, correct and n by class: (classes, 2)."""
+    return [np.asarray(found["per_class"]) for found in run.metrics(metric) if "per_class" in found]
 
 
-def _shares(run: Run, metric: str, label: int) -> list[float]:
-    found = [counts[label] for counts in _counts(run, metric) if label < len(counts)]
-    return [100 * correct / n for correct, n in found if n]
-
-
-def _estimate(run: Run, metric: str, label: int) -> Estimate | None:
-    """A class's accuracy in percent over seeds; None where none of its images was attacked."""
-    shares = _shares(run, metric, label)
-    return Estimate(*student_t(shares)) if shares else None
+def _by_class(run: Run, metric: str) -> list[Estimate | None]:
+    """Each class's accuracy in percent over seeds; None where none of its images was attacked."""
+    seeds = _counts(run, metric)
+    classes = max(map(len, seeds), default=0)
+    if not classes:
+        return []
+    padded = np.zeros((len(seeds), classes, 2))
+    for row, counts in zip(padded, seeds, strict=True):
+        row[: len(counts)] = counts
+    correct, n = padded[..., 0], padded[..., 1]
+    shares = np.divide(100 * correct, n, out=np.full_like(n, np.nan), where=n > 0)
+    if np.isnan(shares).any():
+        told = ([share for share in column if not math.isnan(share)] for column in shares.T.tolist())
+        return [Estimate(*student_t(each)) if each else None for each in told]
+    means, halves = student_t_of(shares)
+    return [Estimate(mean, half) for mean, half in zip(means.tolist(), halves.tolist(), strict=True)]
 
 
 def _worst(run: Run, metric: str, labels: Sequence[str]) -> tuple[Cell, Cell, Cell]:
     """The class of lowest mean accuracy, the first of equal ones: its name, its accuracy, its interval."""
-    estimates = {label: e for label in range(len(labels)) if (e := _estimate(run, metric, label))}
+    estimates = {label: value for label, value in enumerate(_by_class(run, metric)) if value}
     if not estimates:
         return MISSING, MISSING, MISSING
     label = min(estimates, key=lambda label: estimates[label].mean)
     found = estimates[label]
     if math.isnan(found.half):
         correct, n = next(c[label] for c in _counts(run, metric) if label < len(c) and c[label][1])
-        low, high = (100 * bound for bound in wilson(correct, n))
+        low, high = (100 * bound for bound in wilson(int(correct), int(n)))
     else:
         low, high = max(0.0, found.mean - found.half), min(100.0, found.mean + found.half)
     return Cell(labels[label]), _printed(found), Cell(f"{low:.1f} to {high:.1f}")

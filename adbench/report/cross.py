@@ -10,25 +10,21 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
 from adbench.analysis import Analysis
 from adbench.record import Record
-from adbench.report import captions
-from adbench.report.figures import NARROWEST, Plot
+from adbench.report import captions, heat
 from adbench.report.finished import shown
-from adbench.report.model import Cell, Column, Row, Table
+from adbench.report.model import Cell, Column, Row, Table, about
+from adbench.report.plot import NARROWEST, Plot
 from adbench.report.runs import slug
 
-# Darker is more accurate, also in grey; both ends are far enough from the paper, by day and by night.
-_COLOURS = LinearSegmentedColormap.from_list("accuracy", ["#f3ead2", "#c9d3c0", "#7fb0bf", "#3a7ca8", "#143f6b"])
 _CLEAN = "Clean images"
 _AXES = ("Accuracy (%) of →", "Images made on ↓")
-_FONT = 9.0  # points
 _CELL, _GAP = 0.5, 0.08  # inches
 
 
@@ -85,7 +81,8 @@ def _table(one: Analysis, names: Sequence[str], label: str) -> Table:
         Row((Cell(name), *(Cell(f"{_percent(entry):.2f}") for entry in entries)), "Adversarial images")
         for name, entries in zip(names, one["matrix"], strict=True)
     ]
-    return Table(label, _title(one), _caption(one), columns, (clean, *rows), _notes(one, names))
+    facets = about(dataset=one["dataset"])
+    return Table(label, _title(one), _caption(one), columns, (clean, *rows), _notes(one, names), facets)
 
 
 def _plot(one: Analysis, names: Sequence[str], label: str) -> Plot:
@@ -98,7 +95,9 @@ def _plot(one: Analysis, names: Sequence[str], label: str) -> Plot:
         f"Off the diagonal: {others.min():.1f} to {others.max():.1f}."
     )
     layout = _Layout.of(names)
-    return Plot(label, _title(one), _caption(one), alt, _draw(values, clean, names, layout), layout.inches)
+    facets = about(dataset=one["dataset"])
+    draw = _draw(values, clean, names, layout)
+    return Plot(label, _title(one), _caption(one), alt, draw, layout.inches, about=facets)
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,12 @@ class _Layout:
 
     @classmethod
     def of(cls, names: Sequence[str]) -> _Layout:
-        widths = [_width(name) for name in names]
+        widths = [heat.width(name) for name in names]
         slanted = [0.5**0.5 * width for width in widths]
         # Each column's name begins over the middle of its cell.
         over = max(reach - (len(names) - i - 0.5) * _CELL for i, reach in enumerate(slanted))
         side = _CELL * len(names)
-        left, right = max(*widths, *map(_width, (_CLEAN, *_AXES))) + 0.2, max(over, 0.0) + 0.15
+        left, right = max(*widths, *map(heat.width, (_CLEAN, *_AXES))) + 0.2, max(over, 0.0) + 0.15
         # Figures are shown as wide as the text: a small matrix stands in the middle of it.
         spare = max(0.0, NARROWEST - left - side - right) / 2
         return cls(side, left + spare, max(*slanted, 0.4) + 0.25, right + spare)
@@ -135,11 +134,6 @@ class _Layout:
         return clean, figure.add_axes((left, 0.1 / height, wide, self.side / height))
 
 
-def _width(text: str) -> float:
-    """How wide a text on the axes is, in inches."""
-    return float(TextPath((0, 0), text, size=_FONT, usetex=False).get_extents().width) / 72
-
-
 def _draw(
     values: NDArray[np.float64], clean: NDArray[np.float64], names: Sequence[str], layout: _Layout
 ) -> Callable[[Figure], None]:
@@ -150,42 +144,24 @@ def _draw(
     def draw(figure: Figure) -> None:
         above, axes = layout.axes(figure)
         for panel, numbers in ((above, clean), (axes, values)):
-            _heat(panel, numbers, scale, bold=panel is axes)
+            heat.cells(panel, numbers, scale, bold=panel is axes)
         for i in range(len(names)):
             box = Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=mpl.rcParams["text.color"], linewidth=1.5)
             # Over the lines between cells, and whole at the matrix's corners.
             box.set(zorder=3, clip_on=False)
             axes.add_patch(box)
-        above.set_yticks([0], [_CLEAN], fontsize=_FONT)
+        above.set_yticks([0], [_CLEAN], fontsize=heat.FONT)
         above.xaxis.tick_top()
         above.set_xticks(
-            range(len(names)), names, rotation=45, ha="left", va="bottom", rotation_mode="anchor", fontsize=_FONT
+            range(len(names)), names, rotation=45, ha="left", va="bottom", rotation_mode="anchor", fontsize=heat.FONT
         )
         axes.set_xticks([])
-        axes.set_yticks(range(len(names)), names, fontsize=_FONT)
+        axes.set_yticks(range(len(names)), names, fontsize=heat.FONT)
         for panel in (above, axes):
             panel.tick_params(length=0, pad=4)
         above.annotate(
             "\n".join(_AXES), (0, 1), (-4, 7), xycoords="axes fraction", textcoords="offset points",
-            ha="right", va="bottom", fontsize=_FONT, linespacing=1.4,
+            ha="right", va="bottom", fontsize=heat.FONT, linespacing=1.4,
         )  # fmt: skip
 
     return draw
-
-
-def _heat(panel: Axes, numbers: NDArray[np.float64], scale: Normalize, *, bold: bool) -> None:
-    """Cells with their numbers; those of the diagonal in bold, if asked."""
-    panel.imshow(numbers, cmap=_COLOURS, norm=scale, aspect="auto")
-    panel.spines[:].set_visible(False)
-    # Lines between the cells, in which the paper shows through.
-    for edge in range(1, numbers.shape[1]):
-        panel.axvline(edge - 0.5, color=mpl.rcParams["figure.facecolor"], linewidth=1)
-        if edge < len(numbers):
-            panel.axhline(edge - 0.5, color=mpl.rcParams["figure.facecolor"], linewidth=1)
-    for (row, column), value in np.ndenumerate(numbers):
-        red, green, blue, _ = _COLOURS(scale(value))
-        light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
-        panel.text(
-            column, row, f"{value:.1f}", ha="center", va="center", fontsize=8,
-            color="#1c1c1a" if light else "#ffffff", fontweight="bold" if bold and row == column else "normal",
-        )  # fmt: skip

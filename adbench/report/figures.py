@@ -1,117 +1,37 @@
-"""Figure 1 (does a stronger teacher make a stronger student?), Figure 4 (ablation) and training curves.
+"""Figure 1 (does a stronger teacher make a stronger student?), Figure 4 (ablation), training curves, cost and radius.
 
-Every method has one look throughout a report: a colour of the Okabe-Ito palette, a marker and a dash
-pattern, so that it can be told apart in black and white and by colour-blind readers. The bytes of a figure
-depend on the records alone: no dates, no random identifiers.
+Each is built as a `Chart`, which matplotlib draws for print and the page for a screen.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from fractions import Fraction
 from itertools import groupby
-from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
-from adbench.record import Record
-from adbench.report.runs import ABLATION, METHODS, Run, attacks_of, heading, natural, slug
+from adbench.report import costs
+from adbench.report.captions import whole
+from adbench.report.chart import Axis, Chart, Panel, Point, Series
+from adbench.report.logs import Log
+from adbench.report.model import about
+from adbench.report.plot import FRONT, Plot, drawn, labels_of
+from adbench.report.runs import Run, attacks_of, heading, natural, slug
+from adbench.report.tables import variants
 from adbench.report.teachers import teacher_accuracy
+from adbench.report.view import View
 
-_MARKERS = "osD^vP*Xph<>"
-_DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (5, 1.5)),
-    (0, (1.5, 1.2)),
-    (0, (6, 1.5, 1.5, 1.5)),
-    (0, (3, 1, 1, 1, 1, 1)),
-)
-_DAY = {"paper": "#ffffff", "ink": "#1c1c1a", "grid": "#dcdcd6"}
-_NIGHT = {"paper": "#161718", "ink": "#dfdfda", "grid": "#3a3b3d"}
-_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-_OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-NARROWEST = 6.6
-"""Inches: figures are shown as wide as the text, so that letters in a narrower one would be larger."""
-
-_RC = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "legend.fontsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 5.5,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "adbench",
-    # Labels come from records: a $ in one is a dollar, not the start of a formula.
-    "text.parse_math": False,
-}
-_METADATA: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-    "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
-}
+_WIDE = (6.6, 4.0)
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A figure and its words; `draw` builds it from data already at hand."""
-
-    label: str
-    title: str
-    caption: str
-    alt: str
-    draw: Callable[[Figure], None]
-    inches: tuple[float, float]
-
-    def render(self, form: str, dark: bool = False) -> bytes:
-        """The figure as png, pdf or svg; the same bytes every time."""
-        colours = _NIGHT if dark else _DAY
-        rc: dict[Any, Any] = _RC | dict.fromkeys(_INKED, colours["ink"]) | {"grid.color": colours["grid"]}
-        rc |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["paper"])
-        out = io.BytesIO()
-        with mpl.rc_context(rc):
-            figure = Figure(figsize=self.inches, layout="constrained")
-            self.draw(figure)
-            figure.savefig(out, format=form, dpi=200, metadata=_METADATA[form])
-        return out.getvalue()
-
-
-def look(label: str, labels: Sequence[str]) -> dict[str, Any]:
-    """The line, marker and colour of one method among all of a report."""
-    i = labels.index(label)
-    colours = (*_OKABE_ITO, mpl.rcParams["text.color"])
-    return {
-        "color": colours[i % len(colours)],
-        "marker": _MARKERS[i % len(_MARKERS)],
-        "linestyle": _DASHES[i % len(_DASHES)],
-        # Every second marker is hollow: neighbours differ even where shapes look alike.
-        "markerfacecolor": colours[i % len(colours)] if i % 2 == 0 else mpl.rcParams["axes.facecolor"],
-    }
-
-
-def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Every method's label in the order in which looks are given out: the paper's ten keep theirs."""
-    others = sorted({run.order for run in runs if run.label not in METHODS.values()})
-    return [*METHODS.values(), *dict.fromkeys(label for *_, label in others)]
-
-
-def teacher_student(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot]:
+def teacher_student(runs: Sequence[Run], view: View) -> list[Plot]:
     """Figure 1: AutoAttack accuracy of students against their teachers', one a data set and student."""
     labels = labels_of(runs)
     plots = []
     for (dataset, student), members in groupby(runs, key=lambda run: (run.dataset, run.student)):
         group = [run for run in members if run.estimate("aa")]
-        taught = [(x, run) for run in group if (x := teacher_accuracy(run, records, "aa")) is not None]
+        taught = [(x, run) for run in group if (x := teacher_accuracy(run, view.teachers, "aa")) is not None]
         if not taught:
             continue
         alone = [run for run in group if run.teacher is None]
@@ -120,12 +40,10 @@ def teacher_student(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot
             lines[run.label].append((x, run))
         for points in lines.values():
             points.sort(key=lambda point: point[0])
-        seeds = any(len(run.done) > 1 for run in group)
-        bars = "95% intervals over seeds where there are several, else over test images (Wilson)"
         caption = (
-            f"AutoAttack accuracy of {student} students on {dataset} against that of their teachers. Bars: "
-            f"{bars if seeds else '95% Wilson intervals over test images'}; points are nudged sideways so "
-            "that bars stay apart." + (" Dashed: methods without a teacher." if alone else "")
+            f"AutoAttack accuracy of {student} students on {dataset} against that of their teachers. "
+            f"{bars_are(group)}; points are nudged sideways so that bars stay apart."
+            + (" Dashed: methods without a teacher." if alone else "")
         )
         said = [
             f"{label}: " + ", ".join(f"{_mean(run, 'aa'):.1f} at teacher {x:.1f}" for x, run in points)
@@ -133,51 +51,270 @@ def teacher_student(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot
         ]
         said += [f"{run.label} without a teacher: {_mean(run, 'aa'):.1f}" for run in alone]
         plots.append(
-            Plot(
+            _plot(
                 slug("teacher-student", dataset, student),
                 f"Teacher against student, {dataset}, {student}",
                 caption,
                 "Student against teacher AutoAttack accuracy in percent. " + "; ".join(said) + ".",
-                _teacher_student(dict(lines), alone, labels),
-                (6.6, 4.0),
+                Panel(*_teacher_axes(taught), _teacher_series(lines, alone, labels)),
+                dataset=dataset,
+                student=student,
             )
         )
     return plots
+
+
+def _teacher_axes(taught: Sequence[tuple[float, Run]]) -> tuple[Axis, Axis]:
+    xs = {x for x, _ in taught}
+    # One teacher: the axis has no scale, methods stand side by side above its one accuracy.
+    ticks = ((x := xs.pop(), f"{x:.2f}"),) if len(xs) == 1 else ()
+    return Axis("Teacher: AutoAttack accuracy (%)", ticks=ticks, nudged=True), Axis("Student: AutoAttack accuracy (%)")
+
+
+def _teacher_series(
+    lines: dict[str, list[tuple[float, Run]]], alone: Sequence[Run], labels: Sequence[str]
+) -> tuple[Series, ...]:
+    xs = [x for points in lines.values() for x, _ in points]
+    span = max(xs) - min(xs)
+    # Wide enough that a method's neighbours at the same teacher do not hide its bar.
+    nudge = 0.012 * span * 8 / max(8, len(lines)) if span else 0.08
+    found = []
+    for number, (label, points) in enumerate(lines.items()):
+        shift = nudge * (number - (len(lines) - 1) / 2)
+        found.append(
+            Series(
+                label,
+                labels.index(label),
+                tuple(_point(x + shift, run, "aa", f"taught by {run.teacher}, AA {x:.2f}") for x, run in points),
+            )
+        )
+    levels = [
+        Series(run.label, labels.index(run.label), (_point(min(xs), run, "aa", "no teacher"),), "level")
+        for run in alone
+    ]
+    return (*found, *levels)
 
 
 def ablation(runs: Sequence[Run]) -> list[Plot]:
     """Figure 4: what SmaraAD's parts are worth, one figure a data set, student and teacher."""
     labels = labels_of(runs)
     plots = []
-    ordered = sorted(runs, key=lambda run: (natural(run.dataset), run.student, natural(run.teacher or "")))
-    for (dataset, student, teacher), members in groupby(ordered, key=lambda r: (r.dataset, r.student, r.teacher)):
-        group = sorted(
-            (r for r in members if r.method in ABLATION and r.done), key=lambda r: ABLATION.index(str(r.method))
-        )
-        if len({run.method for run in group}) < 2:
-            continue
+    for group in variants(runs):
         attacks = [a for a in attacks_of(group) if all(run.estimate(a) for run in group)]
         if not attacks:
             continue
-        where = f"{dataset}, {student}" + (f" taught by {teacher}" if teacher else "")
-        seeds = sorted({len(run.done) for run in group})
-        bars = (
-            "95% intervals over seeds"
-            if seeds[0] > 1
-            else "95% intervals over seeds, or over test images of single runs"
-        )
+        dataset, student, teacher, where = where_of(group[0])
         said = [f"{run.label}: " + ", ".join(f"{heading(a)} {_mean(run, a):.1f}" for a in attacks) for run in group]
+        series = [
+            Series(
+                run.label, labels.index(run.label),
+                tuple(
+                    _point(number + 0.6 * ((place + 0.5) / len(group) - 0.5), run, attack, heading(attack))
+                    for number, attack in enumerate(attacks)
+                ),
+                "points",
+            )
+            for place, run in enumerate(group)
+        ]  # fmt: skip
+        ticks = tuple((float(number), heading(attack)) for number, attack in enumerate(attacks))
         plots.append(
-            Plot(
+            _plot(
                 slug("ablation", dataset, student, *([teacher] if teacher else [])),
                 f"Ablation of SmaraAD, {where}",
-                f"Accuracy of SmaraAD and of its variants on {where}. Bars: {bars}.",
+                f"Accuracy of SmaraAD and of its variants on {where}. {bars_are(group)}.",
                 "Accuracy in percent. " + "; ".join(said) + ".",
-                _ablation(group, attacks, labels),
-                (6.6, 3.4),
+                Panel(Axis("", ticks=ticks, nudged=True), Axis("Accuracy (%)"), tuple(series)),
+                inches=(6.6, 3.4),
+                dataset=dataset,
+                student=student,
+                teacher=teacher,
             )
         )
     return plots
+
+
+def costly(runs: Sequence[Run]) -> list[Plot]:
+    """Robustness against training cost with the Pareto front, one figure a data set, student and teacher."""
+    labels = labels_of(runs)
+    plots = []
+    for members in places(runs):
+        attack = next((a for a in ("aa", "pgd20") if sum(bool(run.estimate(a)) for run in members) > 1), None)
+        priced = [(cost, run) for run in members if attack and run.estimate(attack) and (cost := _cost(run))]
+        if attack is None or len(priced) < 2:
+            continue
+        dataset, student, teacher, where = where_of(next((r for _, r in priced if r.teacher), priced[0][1]))
+        front = _front([(cost, _mean(run, attack), run) for cost, run in priced])
+        unit, scale = _unit([cost for cost, _ in priced], [run for _, run in priced])
+        series = [
+            Series(
+                run.label, labels.index(run.label),
+                (_point(cost / scale, run, attack, "on the Pareto front" if run in front else ""),), "points",
+            )
+            for cost, run in priced
+        ]  # fmt: skip
+        ends = [
+            Point(cost / scale, _mean(run, attack)) for cost, run in sorted(priced, key=lambda p: p[0]) if run in front
+        ]
+        # The front goes on at its last height to where the dearest method stands.
+        ends.append(Point(max(cost for cost, _ in priced) / scale, ends[-1].y))
+        series.append(Series(FRONT, len(labels), tuple(ends), "step"))
+        named = ", ".join(run.label for run in front)
+        plots.append(
+            _plot(
+                slug("cost", dataset, student, *([teacher] if teacher else [])),
+                f"Robustness against training cost, {where}",
+                f"{heading(attack)} accuracy on {where} against what training cost (log scale; means over seeds). "
+                f"{bars_are([run for _, run in priced])}. Dotted: the Pareto front, methods that none is both cheaper "
+                "and more robust than. Times compare only where nothing else ran on the machine.",
+                f"Accuracy in percent against training in {unit}. On the Pareto front: {named}.",
+                Panel(Axis(f"Training ({unit})", log=True), Axis(f"{heading(attack)} accuracy (%)"), tuple(series)),
+                dataset=dataset,
+                student=student,
+                teacher=teacher,
+            )
+        )
+    return plots
+
+
+def _cost(run: Run) -> float:
+    """Seconds of training, the mean over seeds; 0 where none was measured."""
+    seconds = [record["training"]["seconds"] for record in run.done if record["training"]]
+    return math.fsum(seconds) / len(seconds) if seconds else 0.0
+
+
+def _unit(costs_: Sequence[float], runs: Sequence[Run]) -> tuple[str, float]:
+    gpu = "GPU-" if costs.on_gpu([record for run in runs for record in run.done]) else ""
+    return (f"{gpu}hours", costs.HOUR) if max(costs_) >= costs.HOUR else (f"{gpu}seconds", 1)
+
+
+def _front(priced: Sequence[tuple[float, float, Run]]) -> list[Run]:
+    """Of (cost, accuracy, run), the runs that no other beats in both, the cheapest first."""
+    front: list[Run] = []
+    best = -math.inf
+    for _, value, run in sorted(priced, key=lambda each: (each[0], -each[1])):
+        if value > best:
+            front.append(run)
+            best = value
+    return front
+
+
+def radii(runs: Sequence[Run]) -> list[Plot]:
+    """Accuracy against eps, one figure an attack, data set, student and teacher, where it was run at several radii."""
+    labels = labels_of(runs)
+    plots = []
+    for members in places(runs):
+        attacks = sorted({m.partition("@")[0] for m in attacks_of(members, everywhere=True) if "@" in m})
+        for attack in attacks:
+            lines = [(run, points) for run in members if len(points := _by_radius(run, attack)) > 1]
+            if not lines:
+                continue
+            dataset, student, teacher, where = where_of(next((r for r, _ in lines if r.teacher), lines[0][0]))
+            series = [Series(run.label, labels.index(run.label), tuple(points)) for run, points in lines]
+            said = [f"{run.label}: " + ", ".join(f"{p.y:.1f} at {p.x:g}/255" for p in points) for run, points in lines]
+            plots.append(
+                _plot(
+                    slug("radius", attack, dataset, student, *([teacher] if teacher else [])),
+                    f"Accuracy against ε, {heading(attack)}, {where}",
+                    f"Accuracy on {where} under {heading(attack)} within ε in L∞ (0: clean images); the step grows "
+                    f"with ε. {bars_are([run for run, _ in lines])}.",
+                    "Accuracy in percent. " + "; ".join(said) + ".",
+                    Panel(Axis("ε (in 1/255)"), Axis("Accuracy (%)"), tuple(series)),
+                    dataset=dataset,
+                    student=student,
+                    teacher=teacher,
+                )
+            )
+    return plots
+
+
+def _by_radius(run: Run, attack: str) -> list[Point]:
+    """Accuracy on clean images, at the threat model's radius and at radii of the attack's own, from small to large."""
+    found = {}
+    for metric in attacks_of([run], everywhere=True):
+        if metric != "clean" and metric.partition("@")[0] != attack:
+            continue
+        told = run.metrics(metric)
+        if told:
+            eps = Fraction(0) if metric == "clean" else Fraction(str(told[0]["attack"]["eps"]))
+            # The threat model's own radius wins over the same one named by itself.
+            if eps not in found or "@" not in metric:
+                found[eps] = _point(float(255 * eps), run, metric, "")
+    return [found[eps] for eps in sorted(found)]
+
+
+def curves(runs: Sequence[Run], found: Sequence[Log]) -> list[Plot]:
+    """Loss and held-out accuracy by epoch, one figure a data set, student and teacher; found: each run's log."""
+    labels = labels_of(runs)
+    of_run = {id(run): log for run, log in zip(runs, found, strict=True)}
+    plots = []
+    for members in places(runs):
+        logs = {run.label: log for run in members if (log := of_run[id(run)])}
+        if not logs:
+            continue
+        dataset, student, teacher, where = where_of(next((run for run in members if run.teacher), members[0]))
+        panels = []
+        for key, title in _QUANTITIES.items():
+            scale = 1 if key == "loss" else 100
+            series = [
+                Series(label, labels.index(label), tuple(Point(epoch, scale * value) for epoch, value in log[key]))
+                for label, log in logs.items()
+                if log[key]
+            ]
+            log_scale = key == "loss" and bool(series) and all(p.y > 0 for each in series for p in each.points)
+            panels.append(Panel(Axis("Epoch"), Axis("", log=log_scale), tuple(series), title))
+        caption = (
+            f"Training on {where}: loss (log scale; each method's is a quantity of its own), and "
+            "accuracy on the held-out split, natural and under attack. Means over seeds."
+        )
+        last = "; ".join(f"{label} ends at loss {log['loss'][-1][1]:.3g}" for label, log in logs.items() if log["loss"])
+        plots.append(
+            Plot(
+                slug("curves", dataset, student, *([teacher] if teacher else [])),
+                f"Training, {where}",
+                caption,
+                f"Panels by epoch: loss, held-out natural accuracy, held-out robust accuracy. {last}.",
+                drawn(chart := Chart(tuple(panels)), "below"),
+                (7.2, 3.3 + 0.18 * math.ceil(len(logs) / 5)),
+                chart,
+                about(dataset=dataset, student=student, teacher=teacher),
+            )
+        )
+    return plots
+
+
+_QUANTITIES = {"loss": "Training loss", "val_clean": "Held-out natural (%)", "val_robust": "Held-out robust (%)"}
+
+
+def places(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by data set, student and teacher; those without a teacher stand with every teacher's."""
+    found = []
+    for _, of_student in groupby(runs, key=lambda run: (run.dataset, run.student)):
+        members = list(of_student)
+        taught = sorted({run.teacher for run in members if run.teacher}, key=natural)
+        found += [[run for run in members if (run.teacher or teacher) == teacher] for teacher in taught or [""]]
+    return found
+
+
+def where_of(run: Run) -> tuple[str, str, str | None, str]:
+    """Data set, student and teacher, and all three in words."""
+    taught = f" taught by {run.teacher}" if run.teacher else ""
+    return run.dataset, run.student, run.teacher, f"{run.dataset}, {run.student}{taught}"
+
+
+def _plot(
+    label: str, title: str, caption: str, alt: str, panel: Panel, inches: tuple[float, float] = _WIDE,
+    **facets: str | None,
+) -> Plot:  # fmt: skip
+    chart = Chart((panel,))
+    return Plot(label, title, caption, alt, drawn(chart), inches, chart, about(**facets))
+
+
+def _point(x: float, run: Run, metric: str, note: str) -> Point:
+    """A run's accuracy with its interval, and over what that spans."""
+    low, high = run.interval(metric)
+    (first, *others) = run.metrics(metric)
+    over = f"{1 + len(others)} seeds" if others else f"{whole(first['n'])} test images"
+    return Point(x, _mean(run, metric), low, high, "; ".join(filter(None, (note, f"95% interval over {over}"))))
 
 
 def _mean(run: Run, attack: str) -> float:
@@ -186,175 +323,11 @@ def _mean(run: Run, attack: str) -> float:
     return estimate.mean
 
 
-def _bars(ys: Sequence[float], spans: Sequence[tuple[float, float]]) -> list[list[float]]:
-    """Intervals as matplotlib's error bars: the lengths below and above each y."""
-    return [
-        [y - low for y, (low, _) in zip(ys, spans, strict=True)],
-        [high - y for y, (_, high) in zip(ys, spans, strict=True)],
-    ]
-
-
-def _ablation(group: Sequence[Run], attacks: Sequence[str], labels: Sequence[str]) -> Callable[[Figure], None]:
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for place, run in enumerate(group):
-            xs = [number + 0.6 * ((place + 0.5) / len(group) - 0.5) for number in range(len(attacks))]
-            ys = [_mean(run, attack) for attack in attacks]
-            errors = _bars(ys, [run.interval(attack) for attack in attacks])
-            style = look(run.label, labels) | {"linestyle": ""}
-            axes.errorbar(xs, ys, errors, capsize=2.5, elinewidth=0.9, label=run.label, **style)
-        axes.set_xticks(range(len(attacks)), [heading(attack) for attack in attacks])
-        axes.set_xlim(-0.5, len(attacks) - 0.5)
-        axes.set_ylabel("Accuracy (%)")
-        axes.grid(axis="y", linewidth=0.5)
-        axes.set_axisbelow(True)
-        figure.legend(loc="outside right upper", frameon=False)
-
-    return draw
-
-
-def curves(runs: Sequence[Run]) -> list[Plot]:
-    """Loss and held-out accuracy by epoch, one figure a data set, student and teacher; seeds averaged."""
-    labels = labels_of(runs)
-    plots = []
-    for (dataset, student), of_student in groupby(runs, key=lambda run: (run.dataset, run.student)):
-        members = list(of_student)
-        taught = sorted({run.teacher for run in members if run.teacher}, key=natural)
-        for teacher in taught or [""]:
-            logs = {run.label: log for run in members if (run.teacher or teacher) == teacher and (log := _log(run))}
-            if not logs:
-                continue
-            where = f"{dataset}, {student}" + (f" taught by {teacher}" if teacher else "")
-            caption = (
-                f"Training on {where}: loss (log scale; each method's is a quantity of its own), and "
-                "accuracy on the held-out split, natural and under attack. Means over seeds."
-            )
-            last = "; ".join(
-                f"{label} ends at loss {log['loss'][-1][1]:.3g}" for label, log in logs.items() if log["loss"]
-            )
-            plots.append(
-                Plot(
-                    slug("curves", dataset, student, *([teacher] if teacher else [])),
-                    f"Training, {where}",
-                    caption,
-                    f"Panels by epoch: loss, held-out natural accuracy, held-out robust accuracy. {last}.",
-                    _curves(logs, labels),
-                    (7.2, 3.3 + 0.18 * math.ceil(len(logs) / 5)),
-                )
-            )
-    return plots
-
-
-_Log = dict[str, list[tuple[int, float]]]
-
-
-def _teacher_student(
-    lines: dict[str, list[tuple[float, Run]]], alone: Sequence[Run], labels: Sequence[str]
-) -> Callable[[Figure], None]:
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        xs = [x for points in lines.values() for x, _ in points]
-        span = max(xs) - min(xs)
-        # Wide enough that a method's neighbours at the same teacher do not hide its bar.
-        nudge = 0.012 * span * 8 / max(8, len(lines)) if span else 1.0
-        ends: list[tuple[float, Any, str]] = []
-        for number, (label, points) in enumerate(lines.items()):
-            shift = nudge * (number - (len(lines) - 1) / 2)
-            ys = [_mean(run, "aa") for _, run in points]
-            errors = _bars(ys, [run.interval("aa") for _, run in points])
-            artist = axes.errorbar(
-                [x + shift for x, _ in points], ys, errors, capsize=2.2, elinewidth=0.8, **look(label, labels)
-            )
-            ends.append((ys[-1], artist, label))
-        low, high = axes.get_ylim()
-        reach = max(high - low, 5.0)
-        for place, run in enumerate(alone):
-            if not low - reach < _mean(run, "aa") < high + reach:
-                # One weak baseline must not flatten what the figure is about.
-                off = Line2D([], [], linestyle="")
-                ends.append((_mean(run, "aa"), off, f"{run.label}: {_mean(run, 'aa'):.1f}, not drawn"))
-                continue
-            style = look(run.label, labels) | {"marker": "", "linestyle": (0, (7, 3)), "linewidth": 1.1}
-            axes.axhline(_mean(run, "aa"), zorder=1, **style)
-            # A marker near the line's left end, so that black-and-white prints still tell lines apart; each a
-            # little further right, so that close lines do not hide each other's.
-            mark = look(run.label, labels) | {"linestyle": ""}
-            axes.plot(
-                [0.012 + 0.03 * (place % 4)],
-                [_mean(run, "aa")],
-                transform=axes.get_yaxis_transform(),
-                clip_on=False,
-                **mark,
-            )
-            key = Line2D([], [], **{**mark, "linestyle": (0, (7, 3)), "linewidth": 1.1})
-            ends.append((_mean(run, "aa"), key, f"{run.label} (no teacher)"))
-        if not span:
-            # One teacher: the axis has no scale, methods stand side by side above its one accuracy.
-            half = len(lines) / 2 + 1
-            axes.set_xlim(xs[0] - half, xs[0] + half)
-            axes.set_xticks([xs[0]], [f"{xs[0]:.2f}"])
-        axes.set_xlabel("Teacher: AutoAttack accuracy (%)")
-        axes.set_ylabel("Student: AutoAttack accuracy (%)")
-        axes.grid(axis="y", linewidth=0.5)
-        axes.set_axisbelow(True)
-        # Read downwards like the right-hand ends of the lines.
-        ends.sort(key=lambda end: -end[0])
-        figure.legend(
-            [artist for _, artist, _ in ends], [label for *_, label in ends],
-            loc="outside right upper", frameon=False, handlelength=3.4,
-        )  # fmt: skip
-
-    return draw
-
-
-def _curves(logs: dict[str, _Log], labels: Sequence[str]) -> Callable[[Figure], None]:
-    panels = {
-        "loss": "Training loss",
-        "val_clean": "Held-out natural (%)",
-        "val_robust": "Held-out robust (%)",
-    }
-
-    def draw(figure: Figure) -> None:
-        grid = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
-        for axes, (key, title) in zip(grid, panels.items(), strict=True):
-            _panel(axes, key, title, logs, labels)
-        handles = [Line2D([], [], markersize=4, **look(label, labels)) for label in logs]
-        figure.legend(handles, list(logs), loc="outside lower center", ncols=5, frameon=False, handlelength=3.4)
-
-    return draw
-
-
-def _panel(axes: Axes, key: str, title: str, logs: dict[str, _Log], labels: Sequence[str]) -> None:
-    for label, log in logs.items():
-        points = log[key]
-        scale = 1 if key == "loss" else 100
-        every = max(1, math.ceil(len(points) / 6))
-        axes.plot(
-            [epoch for epoch, _ in points], [scale * value for _, value in points],
-            label=label, markevery=(labels.index(label) % every, every), markersize=4, **look(label, labels),
-        )  # fmt: skip
-    if key == "loss" and all(value > 0 for log in logs.values() for _, value in log[key]):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-    if not any(log[key] for log in logs.values()):
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
-    axes.set_title(title, loc="left")
-    axes.set_xlabel("Epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.grid(axis="y", linewidth=0.5)
-    axes.set_axisbelow(True)
-
-
-def _log(run: Run) -> _Log:
-    """Each logged quantity as (epoch, mean over seeds); {} when no seed has a log."""
-    seen: dict[str, dict[int, list[float]]] = {key: defaultdict(list) for key in ("loss", "val_clean", "val_robust")}
-    for record in run.done:
-        for line in record.log():
-            for key, by_epoch in seen.items():
-                value = line.get(key)
-                if value is not None and math.isfinite(value):
-                    by_epoch[line["epoch"]].append(value)
-    log = {key: [(e, math.fsum(v) / len(v)) for e, v in sorted(by_epoch.items())] for key, by_epoch in seen.items()}
-    return log if any(log.values()) else {}
+def bars_are(runs: Sequence[Run]) -> str:
+    """What error bars span."""
+    seeds = {len(run.done) > 1 for run in runs}
+    if seeds == {True}:
+        return "Bars: 95% intervals over seeds"
+    if True in seeds:
+        return "Bars: 95% intervals over seeds where there are several, else over test images (Wilson)"
+    return "Bars: 95% Wilson intervals over test images"

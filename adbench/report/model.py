@@ -12,6 +12,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
 
+About = tuple[tuple[str, str], ...]
+"""What a table, column, row or figure is of, as (facet, value) pairs: readers of the page choose by these."""
+
+FACETS = ("dataset", "student", "teacher", "method")
+
 
 class Mark(Enum):
     """What a reader should notice about a cell."""
@@ -24,11 +29,18 @@ class Mark(Enum):
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as printed: `text`, and `spread`, the half-width after a plus-minus sign ("" for none)."""
+    """One value as printed: `text`, and `spread`, the half-width after a plus-minus sign ("" for none).
+
+    tied: statistically tied with the best of its column. details: what stands behind the value, as (name, text)
+    pairs for a reader who asks: n, intervals, the attack's definition, seeds. records: paths below the results folder.
+    """
 
     text: str
     spread: str = ""
     mark: Mark = Mark.NONE
+    tied: bool = False
+    details: tuple[tuple[str, str], ...] = ()
+    records: tuple[str, ...] = ()
 
 
 MISSING = Cell("\N{EN DASH}")
@@ -37,11 +49,13 @@ FAILED = Cell("failed", mark=Mark.FAILED)
 
 @dataclass(frozen=True)
 class Column:
-    """A column; equal neighbouring `group`s are set under one common heading."""
+    """A column; equal neighbouring `group`s are set under one common heading. wide: of sentences, which are wrapped."""
 
     title: str
     group: str = ""
     numeric: bool = True
+    wide: bool = False
+    about: About = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class Row:
 
     cells: tuple[Cell, ...]
     block: str = ""
+    about: About = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     footnotes: tuple[str, ...] = ()
+    about: About = ()
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -73,6 +89,12 @@ class Table:
         """Rows by block, in order."""
         for name, rows in groupby(self.rows, key=lambda row: row.block):
             yield name, list(rows)
+
+
+def about(**facets: str | None) -> About:
+    """Facets that are known, as pairs: about(dataset="cifar10", teacher=None) is (("dataset", "cifar10"),)."""
+    assert set(facets) <= set(FACETS), f"not among {FACETS}: {set(facets)}"
+    return tuple((name, value) for name, value in facets.items() if value is not None)
 
 
 def ranked(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Row, ...]:

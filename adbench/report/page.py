@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -13,19 +17,22 @@ import adbench
 from adbench.record import Record
 from adbench.report import render
 from adbench.report.captions import listed, whole
-from adbench.report.figures import Plot
-from adbench.report.model import Table
+from adbench.report.findings import findings
+from adbench.report.model import FACETS, Cell, Table
+from adbench.report.plot import Plot
 from adbench.report.runs import natural
+from adbench.report.workers import mapped
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and what stands under it. note: of what is left out on paper."""
 
     anchor: str
     title: str
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Overview:
-    """What was run, before any result."""
+    """What was run, before any result. alone: labels of the methods without a teacher."""
 
     datasets: tuple[str, ...]
     summary: str
     facts: tuple[tuple[str, str], ...]
     failures: tuple[Failure, ...]
+    alone: frozenset[str] = frozenset()
     version: str = adbench.__version__
 
 
@@ -71,20 +79,78 @@ def overview(records: Sequence[Record], results: Path) -> Overview:
         ("Commit", listed(sorted(commits)) or "unknown"),
         ("Ran on", listed(sorted({f"{p['device']} ({p['platform']})" for p in provenance}))),
     )
-    return Overview(tuple(datasets), summary, facts, _failures(failed, results))
+    alone = frozenset(r["label"] for r in records if r["kind"] == "student" and not r["teacher"])
+    return Overview(tuple(datasets), summary, facts, _failures(failed, results), alone)
 
 
 def html(head: Overview, sections: Sequence[Section], cells: Table) -> str:
-    """One self-contained page: figures embedded, no script, nothing fetched."""
+    """One self-contained page: pictures, styles and scripts embedded, nothing fetched, no script run but its own."""
+    style, script = _source("page.css"), _source("page.js") + _source("chart.js")
+    tables = [table for section in sections for table in section.tables]
+    plots = [plot for section in sections for plot in section.plots]
+    evidence = _Evidence()
     template = render.environment().get_template("page.html.j2")
-    # render.html escapes for itself; Markup tells the page not to escape its tags again.
     return template.render(
         overview=head,
         sections=sections,
         cells=cells,
-        embed=_data_uri,
-        html=lambda table: Markup(render.html(table)),
+        findings=findings((t for s in sections if s.anchor == "white-box" for t in s.tables), head.alone),
+        choices=_choices((*tables, cells)),
+        pictures=dict(zip((plot.label for plot in plots), mapped(_pictures, plots), strict=True)),
+        policy=_policy(style, script),
+        # These escape for themselves; Markup tells the page not to do it again.
+        html=lambda table: Markup(render.html(table, evidence.of)),
+        style=Markup(style),
+        script=Markup(script),
+        evidence=evidence.plain,
     )
+
+
+def _policy(style: str, script: str) -> str:
+    """What a browser may load and run: pictures that the page holds, and exactly these texts as style and script."""
+    css, js = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    own = f"style-src 'sha256-{css}'; script-src 'sha256-{js}'"
+    return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"
+
+
+class _Evidence:
+    """What stands behind the cells, each text once: a page may have ten thousand cells of the same few attacks."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, int] = {}
+        self._cells: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+
+    def of(self, cell: Cell) -> int | None:
+        """Where to look up what stands behind `cell`; None where nothing does."""
+        if not cell.details and not cell.records:
+            return None
+        details = tuple(self._text(text) for pair in cell.details for text in pair)
+        behind = details, tuple(map(self._text, cell.records))
+        return self._cells.setdefault(behind, len(self._cells))
+
+    def plain(self) -> dict[str, list[Any]]:
+        return {"texts": list(self._texts), "cells": list(self._cells)}
+
+    def _text(self, text: str) -> int:
+        return self._texts.setdefault(text, len(self._texts))
+
+
+def _choices(tables: Iterable[Table]) -> list[tuple[str, str, list[str]]]:
+    """Facets to filter by, where there is something to choose: facet, its name, and its values in order."""
+    found: dict[str, dict[str, None]] = {facet: {} for facet in FACETS}
+    for table in tables:
+        for facet, value in chain(table.about, *(c.about for c in table.columns), *(r.about for r in table.rows)):
+            found[facet][value] = None
+    names = {"dataset": "Data set", "student": "Student", "teacher": "Teacher", "method": "Method"}
+    return [
+        (facet, names[facet], list(values) if facet == "method" else sorted(values, key=natural))
+        for facet, values in found.items()
+        if len(values) > 1
+    ]
+
+
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 def markdown(head: Overview, sections: Sequence[Section], cells: Table) -> str:
@@ -110,5 +176,7 @@ def _failures(records: Sequence[Record], results: Path) -> tuple[Failure, ...]:
     return tuple(Failure(reason, tuple(sorted(members))) for reason, members in cells.items())
 
 
-def _data_uri(plot: Plot, dark: bool) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(plot.render("svg", dark)).decode()
+def _pictures(plot: Plot) -> tuple[str, ...]:
+    """The figure as addresses that hold it all, light and dark; light alone where the page draws it itself."""
+    themes = (False,) if plot.data else (False, True)
+    return tuple("data:image/svg+xml," + quote(plot.picture(dark), safe=" /:=;,.()!*+-_~?@$[]{}|^`") for dark in themes)

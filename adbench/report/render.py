@@ -1,13 +1,14 @@
-"""A `Table` as HTML, LaTeX, Markdown and CSV: four spellings of the same cells."""
+"""A `Table` as HTML, LaTeX, Markdown and CSV: four spellings of the same cells. A tie with the best is a dagger."""
 
 from __future__ import annotations
 
 import csv as csv_format
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import groupby
 from pathlib import PurePosixPath
 
 import jinja2
@@ -39,11 +40,31 @@ _TEX = {
     "”": r"\textquotedblright{}",
     "\N{RIGHT SINGLE QUOTATION MARK}": r"\textquoteright{}",
     "…": r"\dots{}",
+    "†": r"$^{\dagger}$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "²": r"\texttwosuperior{}",
+    "₁": r"$_1$",
+    "₂": r"$_2$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "λ": r"$\lambda$",
+    "ρ": r"$\rho$",
+    "τ": r"$\tau$",
     "\u202f": r"\,",
 }
 
+TIED = "†"
+
 # A page holds about this many rows; longer tables continue in a further float.
 _TEX_ROWS = 40
+
+# With more columns than these, they stand closer together.
+_TEX_NARROW = 8
+
+# Footnotes longer than this stand below the float, where they may go on on the next page.
+_TEX_NOTES = 1500
 
 
 @cache
@@ -63,18 +84,28 @@ def environment() -> jinja2.Environment:
 
 def one_line(text: str) -> str:
     """`text` with every run of white space as one space (thin spaces stay) and no control characters."""
+    if _PLAIN.fullmatch(text):
+        return text
     spaced = re.sub(r"[^\S\u202f]+", " ", text).strip()
     return "".join(c for c in spaced if c.isprintable() or c == "\u202f")
 
 
+_PLAIN = re.compile(r"(?:[!-~]+(?: [!-~]+)*)?")
+"""ASCII words with single spaces between them, which most texts are."""
+
+
 def tex(text: str) -> str:
     """Plain text as LaTeX that pdflatex compiles: what it cannot print is named by code point."""
-
-    def spell(c: str) -> str:
-        return _TEX.get(c) or (c if c.isascii() or "À" <= c <= "ÿ" else f"{{[}}U+{ord(c):04X}{{]}}")
-
     # T1 fonts would join these pairs: -- into a dash, << into a guillemet.
-    return re.sub(r"([-<>,'`])(?=\1)", r"\1{}", "".join(map(spell, one_line(text))))
+    return _JOINED.sub(r"\1{}", _SPELT.sub(lambda found: _spelt(found[0]), one_line(text)))
+
+
+def _spelt(c: str) -> str:
+    return _TEX.get(c) or (c if "À" <= c <= "ÿ" else f"{{[}}U+{ord(c):04X}{{]}}")
+
+
+_JOINED = re.compile(r"([-<>,'`])(?=\1)")
+_SPELT = re.compile(r"[^\x00-\x7f]|[" + re.escape("".join(c for c in _TEX if c.isascii())) + "]")
 
 
 def md(text: str) -> str:
@@ -83,26 +114,45 @@ def md(text: str) -> str:
     return re.sub(r"&(?=#?\w+;)", r"\\&", text)
 
 
-def html(table: Table) -> str:
-    """The table as an HTML fragment: its own scrolling container, then caption text and footnotes."""
-    return environment().get_template("table.html.j2").render(table=table, Mark=Mark)
+def html(table: Table, evidence: Callable[[Cell], int | None] = lambda _: None) -> str:
+    """The table as an HTML fragment: its own scrolling container, then caption text and footnotes.
+
+    evidence: where the page keeps what stands behind a cell; None where nothing does.
+    """
+    starts = [bool(c.group) and (i == 0 or c.group != table.columns[i - 1].group) for i, c in enumerate(table.columns)]
+    styles = [
+        " ".join(name for name, has in (("number", c.numeric), ("start", start), ("wide", c.wide)) if has)
+        for c, start in zip(table.columns, starts, strict=True)
+    ]
+    # Where one cell of a column has a spread, all leave room for it, so that the numbers stay one below the other.
+    spreads = [any(row.cells[i].spread for row in table.rows) for i in range(len(table.columns))]
+    members = [list(columns) for _, columns in groupby(table.columns, key=lambda column: column.group)]
+    groups = [(columns[0], len(columns)) for columns in members] if table.groups else []
+    template = environment().get_template("table.html.j2")
+    return template.render(
+        table=table, Mark=Mark, TIED=TIED, styles=styles, spreads=spreads, groups=groups, evidence=evidence
+    )
 
 
 def latex(table: Table) -> str:
-    r"""The table as floats to \input; the document needs booktabs and adjustbox."""
+    r"""The table as floats to \input; the document needs array, booktabs and adjustbox."""
     pages = [table.rows[i : i + _TEX_ROWS] for i in range(0, len(table.rows), _TEX_ROWS)]
     floats = [_latex_float(table, rows, number) for number, rows in enumerate(pages)]
-    return "% Needs \\usepackage{booktabs,adjustbox}.\n" + "\n".join(floats)
+    return "% Needs \\usepackage{array,booktabs,adjustbox}.\n" + "\n".join(floats)
 
 
 def _latex_float(table: Table, rows: Sequence[Row], number: int) -> str:
-    columns = "".join("r" if column.numeric else "l" for column in table.columns)
     lines = [r"\begin{table}[!htbp]", r"\centering"]
     if number == 0:
         lines += [rf"\caption{{{tex(table.caption)}}}", rf"\label{{tab:{table.label}}}"]
     else:
         lines += [r"\addtocounter{table}{-1}", rf"\caption{{{tex(table.title)} (continued).}}"]
-    lines += [r"\begin{adjustbox}{max width=\linewidth}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [
+        r"\setlength{\tabcolsep}{3pt}" if len(table.columns) > _TEX_NARROW else "",
+        r"\begin{adjustbox}{max width=\linewidth,max totalheight=0.75\textheight}",
+        rf"\begin{{tabular}}{{{_latex_columns(table)}}}",
+        r"\toprule",
+    ]
     if table.groups:
         heads, rules, start = [], [], 1
         for name, span in table.groups:
@@ -117,10 +167,23 @@ def _latex_float(table: Table, rows: Sequence[Row], number: int) -> str:
             lines.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\itshape {tex(block)}}} \\")
         lines += [" & ".join(map(_latex_cell, row.cells)) + r" \\" for row in members]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}"]
-    if table.footnotes and rows[-1] is table.rows[-1]:
-        notes = r"\par ".join(map(tex, table.footnotes))
-        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {notes}\end{{minipage}}")
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    notes = r"\par ".join(map(tex, table.footnotes)) if rows[-1] is table.rows[-1] else ""
+    if 0 < len(notes) <= _TEX_NOTES:
+        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize\sloppy {notes}\end{{minipage}}")
+    lines.append(r"\end{table}")
+    if len(notes) > _TEX_NOTES:
+        lines.append(rf"{{\footnotesize\sloppy\noindent Notes on {tex(table.title)}:\par {notes}\par}}")
+    return "\n".join(filter(None, lines)) + "\n"
+
+
+def _latex_columns(table: Table) -> str:
+    wide = sum(column.wide for column in table.columns)
+    spelt = {
+        (True, False): "r",
+        (False, False): "l",
+        (False, True): rf">{{\raggedright\arraybackslash}}p{{{0.8 / max(wide, 1):.2f}\linewidth}}",
+    }
+    return "".join(spelt[column.numeric, column.wide] for column in table.columns)
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -134,6 +197,7 @@ def _latex_cell(cell: Cell) -> str:
             text = rf"\textit{{{text}}}"
         case Mark.NONE:
             pass
+    text += tex(TIED) if cell.tied else ""
     return rf"{text}\,{{\scriptsize$\pm${tex(cell.spread)}}}" if cell.spread else text
 
 
@@ -166,6 +230,7 @@ def _md_cell(cell: Cell) -> str:
             text = f"*{text}*"
         case Mark.NONE:
             pass
+    text += TIED if cell.tied else ""
     return f"{text} ± {md(cell.spread)}" if cell.spread else text
 
 

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from adbench.files import content_id
@@ -73,15 +74,18 @@ class Run:
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The metric `name` of every finished seed that has it."""
-        return [record["metrics"][name] for record in self.done if name in record["metrics"]]
+        return [metric for record in self.done if (metric := record["metrics"].get(name))]
 
     def estimate(self, name: str) -> Estimate | None:
         """Accuracy under `name` in percent; None where no finished seed was attacked so."""
-        values = [100 * metric["value"] for metric in self.metrics(name)]
-        if not values:
-            return None
-        mean, half = student_t(values)
-        return Estimate(mean, half)
+        if name not in self._known:
+            values = [100 * metric["value"] for metric in self.metrics(name)]
+            self._known[name] = Estimate(*student_t(values)) if values else None
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, Estimate | None]:
+        return {}
 
     def interval(self, name: str) -> tuple[float, float]:
         """What an error bar spans, in percent: over seeds when there are several, else over test images."""
@@ -159,16 +163,28 @@ def slug(*names: str) -> str:
     return "_".join(part(name) for name in names)
 
 
-def attacks_of(runs: Sequence[Run]) -> list[str]:
-    """White-box metrics that any of `runs` has, the paper's first; the paper's five when none has any."""
+def attacks_of(runs: Sequence[Run], everywhere: bool = False) -> list[str]:
+    """White-box metrics that any of `runs` has, the paper's first; the paper's five when none has any.
+
+    Attacks at a radius of their own ("pgd20@4/255") are left out unless `everywhere`: no table sets them beside others.
+    """
     found = {name for run in runs for r in run.done for name in r["metrics"] if not name.startswith("transfer:")}
+    if not everywhere:
+        found = {name for name in found if "@" not in name}
     return [*(a for a in ATTACKS if a in found), *sorted(found - set(ATTACKS))] or list(ATTACKS)
 
 
+def proxy_and_attack(key: str) -> tuple[str, str]:
+    """The metric "transfer:<proxy>:<attack>" as proxy and attack."""
+    _, proxy, attack = key.split(":")
+    return proxy, attack
+
+
 def heading(attack: str) -> str:
-    """How a metric is printed; one of transfer with its proxy."""
-    _, proxy, base = attack.split(":") if attack.startswith("transfer:") else ("", "", attack)
-    return ATTACKS.get(base, base) + (f" from {proxy}" if proxy else "")
+    """How a metric is printed; one of transfer with its proxy, one at a radius of its own with that."""
+    proxy, whole = proxy_and_attack(attack) if attack.startswith("transfer:") else ("", attack)
+    base, _, eps = whole.partition("@")
+    return ATTACKS.get(base, base) + (f" at ε = {eps}" if eps else "") + (f" from {proxy}" if proxy else "")
 
 
 def _one_per_seed(records: list[Record]) -> list[Record]:

@@ -1,148 +1,234 @@
-"""Records to tables: teachers, white-box, black-box transfer, costs and the list of cells."""
+"""Records to tables: teachers, white-box, black-box transfer, ablation and the list of cells."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 
 from adbench.record import Record
 from adbench.report import captions, masking
-from adbench.report.model import FAILED, MISSING, Cell, Column, Row, Table, ranked
-from adbench.report.runs import Estimate, Run, attacks_of, heading, natural, slug
+from adbench.report.measured import RANKING, Line, accuracy, rank
+from adbench.report.model import FAILED, MISSING, Cell, Column, Row, Table, about
+from adbench.report.runs import ABLATION, Run, heading, natural, slug
 from adbench.report.teachers import proxy_accuracy, teacher_accuracy
+from adbench.report.view import View
 
-TEACHERS_ABREAST = 2
-"""Further teachers go into a further table: the paper prints two side by side, and a page holds no more."""
-
-RANKING = "The best number of a column is bold and the second best underlined"
+ABREAST = 10
+"""A page holds about this many columns of numbers: two teachers with the paper's five attacks, as the paper prints."""
 
 
-def teachers(runs: Sequence[Run]) -> list[Table]:
+def teachers(runs: Sequence[Run], view: View) -> list[Table]:
     """Table 2: how robust each teacher is itself, one row a teacher."""
     return _networks(
-        runs, "teachers", "Teacher", "Teachers' own robustness", "Accuracy (%) of the teachers themselves."
+        runs, view, "teachers", "Teacher", "Teachers' own robustness", "Accuracy (%) of the teachers themselves."
     )
 
 
-def checkpoints(runs: Sequence[Run]) -> list[Table]:
+def checkpoints(runs: Sequence[Run], view: View) -> list[Table]:
     """Networks from `adbench eval`: not trained here, so in no comparison of methods."""
     return _networks(
-        runs, "checkpoints", "Checkpoint", "Evaluated checkpoints", "Accuracy (%) of networks from elsewhere."
+        runs, view, "checkpoints", "Checkpoint", "Evaluated checkpoints", "Accuracy (%) of networks from elsewhere."
     )
 
 
-def white_box(runs: Sequence[Run], records: Sequence[Record]) -> list[Table]:
-    """Tables 3 and 4: one table a data set; methods by student, teachers side by side."""
+def white_box(runs: Sequence[Run], view: View) -> list[Table]:
+    """Tables 3 and 4: one table a data set; methods by student, teachers side by side (or as `view` groups them)."""
     tables = []
     for dataset, members in _by_dataset(runs):
-        teachers = _teacher_names(members, records)
-        pages = [teachers[i : i + TEACHERS_ABREAST] for i in range(0, len(teachers), TEACHERS_ABREAST)] or [[]]
-        for number, names in enumerate(pages, start=1):
-            page = [run for run in members if run.teacher is None or run.teacher in names]
+        metrics = view.metrics(members)
+        if not metrics:
+            continue
+        names = _teacher_names(members, view.teachers)
+        _, abreast = _layout(view.group_by)
+        side_by_side = (names if abreast == "teacher" else list(dict.fromkeys(run.student for run in members))) or [""]
+        many = max(1, ABREAST // len(metrics))
+        pages = [side_by_side[i : i + many] for i in range(0, len(side_by_side), many)]
+        for number, shown in enumerate(pages, start=1):
             part = f", part {number} of {len(pages)}" if len(pages) > 1 else ""
-            tables.append(_white_box_page(dataset, page, names, part, number if part else 0))
+            tables.append(_white_box_page(dataset, members, names, shown, metrics, view, part, number if part else 0))
     return tables
 
 
-def transfer(runs: Sequence[Run], records: Sequence[Record]) -> list[Table]:
+def _layout(group_by: str) -> tuple[str, str]:
+    """What rows name and what stands side by side, where blocks are of `group_by`."""
+    return {"student": ("method", "teacher"), "teacher": ("method", "student"), "method": ("student", "teacher")}[
+        group_by
+    ]
+
+
+def _white_box_page(
+    dataset: str, members: Sequence[Run], teachers: Sequence[str], shown: Sequence[str], metrics: Sequence[str],
+    view: View, part: str, number: int,
+) -> Table:  # fmt: skip
+    row, abreast = _layout(view.group_by)
+    grid: dict[tuple[str, str, str], Run] = {}
+    for run in sorted(members, key=lambda run: run.order) if view.group_by == "method" else members:
+        # A method without a teacher was trained once, and stands under every teacher.
+        for teacher in [run.teacher] if run.teacher else teachers or [""]:
+            place = {"student": run.student, "method": run.label, "teacher": teacher}
+            if place[abreast] in shown:
+                grid[place[view.group_by], place[row], place[abreast]] = run
+    order = {"teacher": list(teachers)}.get(view.group_by) or list(dict.fromkeys(block for block, *_ in grid))
+    places = sorted(dict.fromkeys(key[:2] for key in grid), key=lambda key: order.index(key[0]) if key[0] else 0)
+    lines = [
+        Line(
+            name,
+            tuple((grid.get((block, name, column)), metric) for column in shown for metric in metrics),
+            _titled(view.group_by, block),
+            about(**{view.group_by: block or None, row: name}),
+        )
+        for block, name in places
+    ]
+    columns = [
+        Column(row.capitalize(), numeric=False),
+        *(
+            Column(heading(metric), _titled(abreast, name), about=about(**{abreast: name or None}))
+            for name in shown
+            for metric in metrics
+        ),
+    ]
+    used = list({id(run): run for run in grid.values()}.values())
+    ranking = rank(lines, columns, view)
+    alone = any(run.teacher is None for run in used) and len(teachers) > 1
+    caption = _join(
+        f"White-box robustness on {dataset}{part}: accuracy (%) on clean images and under attack.",
+        f"{RANKING}, among the rows of one {view.group_by}.",
+        ranking.rule,
+        "A method without a teacher was trained once and stands under every teacher." if alone else "",
+        *_evidence(used, metrics),
+    )
+    notes = captions.warnings(used, metrics) + masking.notes(used)
+    return Table(
+        slug("whitebox", dataset, *([str(number)] if number else [])),
+        f"White-box robustness, {dataset}{part}",
+        caption, tuple(columns), ranking.rows, notes, about(dataset=dataset),
+    )  # fmt: skip
+
+
+def _titled(kind: str, name: str) -> str:
+    """The heading of a block, or over columns; a method's is its name."""
+    return name if kind == "method" or not name else f"{kind.capitalize()} {name}"
+
+
+def transfer(runs: Sequence[Run], view: View) -> list[Table]:
     """Table 5: accuracy on adversarial examples made on a proxy network that the attacker holds."""
     tables = []
     for dataset, members in _by_dataset(runs):
-        keys = {key for run in members for r in run.done for key in r["metrics"] if key.startswith("transfer:")}
-        pairs = sorted((_split(key) for key in keys), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1]))
+        pairs = sorted(view.transferred(members), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1]))
         if not pairs:
             continue
         columns = [
-            Column("Method", numeric=False),
-            *(Column(heading(attack), _proxy_heading(proxy, members, records)) for proxy, attack in pairs),
+            Column("Student" if view.group_by == "method" else "Method", numeric=False),
+            *(Column(heading(attack), _proxy_heading(proxy, members, view.teachers)) for proxy, attack in pairs),
         ]
         metrics = [f"transfer:{proxy}:{attack}" for proxy, attack in pairs]
         attacked = [run for run in members if run.failed or any(run.metrics(m) for m in metrics)]
-        rows = []
-        for student, of_student in groupby(attacked, key=lambda run: run.student):
-            group = list(of_student)
-            for teacher in _teacher_names(group, records) or [""]:
-                block = f"Student {student}" + (f" taught by {teacher}" if teacher else "")
-                for run in group:
-                    if (run.teacher or teacher) == teacher:
-                        rows.append(Row((Cell(run.label), *(_accuracy(run, m) for m in metrics)), block))
+        ranking = rank(list(_transfer_lines(attacked, metrics, view)), columns, view)
+        among = "of one method" if view.group_by == "method" else "of one student and teacher"
         caption = _join(
             f"Black-box robustness on {dataset}: accuracy (%) on adversarial examples made on a proxy.",
-            f"{RANKING}, among the methods of one student and teacher.",
+            f"{RANKING}, among the rows {among}.",
+            ranking.rule,
             *_evidence(attacked, metrics),
         )
         notes = captions.warnings(attacked, metrics)
         title = f"Black-box transfer, {dataset}"
-        tables.append(Table(slug("transfer", dataset), title, caption, tuple(columns), ranked(rows, columns), notes))
+        tables.append(
+            Table(slug("transfer", dataset), title, caption, tuple(columns), ranking.rows, notes,
+                  about(dataset=dataset))
+        )  # fmt: skip
     return tables
 
 
-def costs(runs: Sequence[Run]) -> list[Table]:
-    """What each method cost on the machine that ran it."""
-    columns = (
-        Column("Method", numeric=False),
-        Column("Teacher", numeric=False),
-        Column("Parameters (M)"),
-        Column("Training (s)"),
-        Column("Images/s"),
-        Column("Peak memory (MiB)"),
-        Column("Evaluation (s)"),
-    )
+def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> Iterator[Line]:
+    places: list[tuple[str, str, Run]] = []
+    for _, of_student in groupby(runs, key=lambda run: run.student):
+        group = list(of_student)
+        for teacher in _teacher_names(group, view.teachers) or [""]:
+            places += [(run.student, teacher, run) for run in group if (run.teacher or teacher) == teacher]
+    if view.group_by == "teacher":
+        names = _teacher_names(runs, view.teachers)
+        places.sort(key=lambda place: names.index(place[1]) if place[1] else -1)
+    elif view.group_by == "method":
+        places.sort(key=lambda place: place[2].order)
+    for student, teacher, run in places:
+        where = student + (f" taught by {teacher}" if teacher else "")
+        name, block = (where, run.label) if view.group_by == "method" else (run.label, f"Student {where}")
+        facets = about(student=student, teacher=teacher or None, method=run.label)
+        yield Line(name, tuple((run, metric) for metric in metrics), block, facets)
+
+
+def ablation(runs: Sequence[Run], view: View) -> list[Table]:
+    """Figure 4's data: SmaraAD's variants by data set, student and teacher, where there are two or more."""
     tables = []
     for dataset, members in _by_dataset(runs):
-        done = [record for run in members for record in run.done]
-        if not done:
+        found = [group for group in variants(members) if view.metrics(group)]
+        metrics = view.metrics([run for group in found for run in group])
+        if not found or not metrics:
             continue
-        rows = [
-            Row(
-                (
-                    Cell(run.label),
-                    Cell(run.teacher) if run.teacher else MISSING,
-                    _mean(run, lambda r: r["model"] and r["model"]["parameters"] / 1e6, ".3g"),
-                    _mean(run, lambda r: r["training"] and r["training"]["seconds"], ".1f"),
-                    _mean(run, lambda r: r["training"] and r["training"]["images_per_second"], ".0f"),
-                    _mean(run, lambda r: r["training"] and r["training"]["peak_memory_bytes"] / 2**20, ".0f"),
-                    _mean(run, lambda r: r["timing"].get("evaluate"), ".1f"),
-                ),
-                f"Student {run.student}",
+        columns = [Column("Variant", numeric=False), *(Column(heading(metric)) for metric in metrics)]
+        lines = [
+            Line(
+                run.label,
+                tuple((run, metric) for metric in metrics),
+                f"Student {run.student}" + (f" taught by {run.teacher}" if run.teacher else ""),
+                about(student=run.student, teacher=run.teacher, method=run.label),
             )
-            for run in members
+            for group in found
+            for run in group
         ]
-        devices = captions.listed(sorted({r["provenance"]["device"] for r in done}), "or")
+        used = [run for group in found for run in group]
+        ranking = rank(lines, columns, view)
         caption = _join(
-            f"What training and evaluating each method on {dataset} cost on {devices}; means over seeds.",
-            "Images/s counts training images, with the attack on each included.",
-            captions.checkpoints(done),
-            captions.versions(done),
+            f"Ablation of SmaraAD on {dataset}: accuracy (%) of its variants, as Figure 4 of the paper has them.",
+            f"{RANKING}, among the variants of one student and teacher.",
+            ranking.rule,
+            *_evidence(used, metrics),
         )
-        notes = ("Times compare methods only where nothing else ran on the machine.",)
-        tables.append(Table(slug("costs", dataset), f"Costs, {dataset}", caption, columns, tuple(rows), notes))
+        notes = captions.warnings(used, metrics) + masking.notes(used)
+        title = f"Ablation of SmaraAD, {dataset}"
+        tables.append(
+            Table(
+                slug("ablation", dataset), title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset)
+            )
+        )
     return tables
 
 
-def cells(records: Sequence[Record], results: Path, used: set[Path]) -> Table:
-    """Every record that was read, with its path below the results folder."""
+def variants(runs: Sequence[Run]) -> list[list[Run]]:
+    """The finished variants of SmaraAD by data set, student and teacher, in Figure 4's order; groups of two or more."""
+    ordered = sorted(
+        (run for run in runs if run.method in ABLATION and run.done),
+        key=lambda run: (natural(run.dataset), run.student, natural(run.teacher or "")),
+    )
+    groups = [
+        sorted(members, key=lambda run: ABLATION.index(str(run.method)))
+        for _, members in groupby(ordered, key=lambda run: (run.dataset, run.student, run.teacher))
+    ]
+    return [group for group in groups if len({run.method for run in group}) > 1]
+
+
+def cells(view: View, used: set[str]) -> Table:
+    """Every record that was read, with its path below the results folder; used: the paths of those in other tables."""
     columns = tuple(
         Column(title, numeric=False)
         for title in ("Data set", "Network", "Teacher", "Student", "Seed", "State", "Record")
     )
     unused = {"teacher": "further evaluation"}
-    rows = [
-        Row(
-            (
-                Cell(r["dataset"]),
-                Cell(r["label"]),
-                Cell(r["teacher"]) if r["teacher"] else MISSING,
-                Cell(r["student"]),
-                MISSING if r["seed"] is None else Cell(str(r["seed"])),
-                FAILED if not r.done else Cell("done" if r.path in used else unused.get(r["kind"], "repeated")),
-                Cell(r.path.relative_to(results).as_posix()),
-            )
+    rows = []
+    for r in view.records:
+        path = view.names[id(r)]
+        state = Cell("done" if path in used else unused.get(r["kind"], "repeated")) if r.done else FAILED
+        told = (r["dataset"], r["label"], r["teacher"], r["student"], None if r["seed"] is None else str(r["seed"]))
+        facets = about(
+            dataset=r["dataset"],
+            teacher=r["teacher"],
+            student=r["student"],
+            method=r["label"] if r["kind"] == "student" else None,
         )
-        for r in records
-    ]
+        cells = (*(MISSING if text is None else Cell(text) for text in told), state, Cell(path, records=(path,)))
+        rows.append(Row(cells, about=facets))
     caption = (
         "Every record behind this report. Paths are relative to the results folder; a repeated cell gave way "
         "to an equal one that finished later, and a further evaluation of a teacher to its fullest one."
@@ -150,10 +236,10 @@ def cells(records: Sequence[Record], results: Path, used: set[Path]) -> Table:
     return Table("cells", "Cells", caption, columns, tuple(rows))
 
 
-def _networks(runs: Sequence[Run], label: str, name: str, title: str, what: str) -> list[Table]:
-    if not any(run.done for run in runs):
+def _networks(runs: Sequence[Run], view: View, label: str, name: str, title: str, what: str) -> list[Table]:
+    metrics = view.metrics(runs)
+    if not metrics or not any(run.done for run in runs):
         return []
-    metrics = attacks_of(runs)
     columns = (
         Column(name, numeric=False),
         Column("Architecture", numeric=False),
@@ -165,40 +251,17 @@ def _networks(runs: Sequence[Run], label: str, name: str, title: str, what: str)
             (
                 Cell(run.label),
                 Cell(run.student),
-                _mean(run, lambda r: r["model"] and r["model"]["parameters"] / 1e6, ".3g"),
-                *(_accuracy(run, metric) for metric in metrics),
+                mean(run, lambda r: r["model"] and r["model"]["parameters"] / 1e6, ".3g"),
+                *(accuracy(run, metric, view) for metric in metrics),
             ),
             run.dataset,
+            about(dataset=run.dataset, teacher=run.label if label == "teachers" else None),
         )
         for run in runs
     ]
     caption = _join(what, *_evidence(runs, metrics))
     notes = captions.warnings(runs, metrics) + masking.notes(runs)
     return [Table(label, title, caption, columns, tuple(rows), notes)]
-
-
-def _white_box_page(dataset: str, runs: Sequence[Run], names: Sequence[str], part: str, number: int) -> Table:
-    metrics = attacks_of(runs)
-    columns = [Column("Method", numeric=False)]
-    columns += [Column(heading(m), f"Teacher {name}" if name else "") for name in names or [""] for m in metrics]
-    rows = []
-    for student, of_student in groupby(runs, key=lambda run: run.student):
-        for (_, label), same_row in groupby(of_student, key=lambda run: (run.order, run.label)):
-            by_teacher = {run.teacher: run for run in same_row}
-            found = [by_teacher.get(name, by_teacher.get(None)) for name in names or [""]]
-            values = (_accuracy(run, m) if run else MISSING for run in found for m in metrics)
-            rows.append(Row((Cell(label), *values), f"Student {student}"))
-    alone = any(run.teacher is None for run in runs) and len(names) > 1
-    caption = _join(
-        f"White-box robustness on {dataset}{part}: accuracy (%) on clean images and under attack.",
-        f"{RANKING}, among the methods of one student" + (" and teacher." if len(names) > 1 else "."),
-        "A method without a teacher was trained once and stands under every teacher." if alone else "",
-        *_evidence(runs, metrics),
-    )
-    label = slug("whitebox", dataset, *([str(number)] if number else []))
-    title = f"White-box robustness, {dataset}{part}"
-    notes = captions.warnings(runs, metrics) + masking.notes(runs)
-    return Table(label, title, caption, tuple(columns), ranked(rows, columns), notes)
 
 
 def _evidence(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
@@ -213,19 +276,8 @@ def _evidence(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _accuracy(run: Run, metric: str) -> Cell:
-    estimate = run.estimate(metric)
-    if estimate is not None:
-        return percent(estimate)
-    return FAILED if run.failed and not run.done else MISSING
-
-
-def percent(estimate: Estimate) -> Cell:
-    """An accuracy as printed: two decimals, and the half-width where there are several seeds."""
-    return Cell(f"{estimate.mean:.2f}", "" if math.isnan(estimate.half) else f"{estimate.half:.2f}")
-
-
-def _mean(run: Run, read: Callable[[Record], float | None], form: str) -> Cell:
+def mean(run: Run, read: Callable[[Record], float | None], form: str) -> Cell:
+    """What `read` finds in the records of a run, averaged; 0 counts as not measured."""
     values = [value for record in run.done if (value := read(record))]
     if values:
         return Cell(format(math.fsum(values) / len(values), form))
@@ -244,12 +296,6 @@ def _teacher_names(runs: Sequence[Run], records: Sequence[Record]) -> list[str]:
             accuracy = teacher_accuracy(run, records, "aa")
             own[run.teacher] = max(own.get(run.teacher, -1.0), -1.0 if accuracy is None else accuracy)
     return sorted(own, key=lambda name: (-own[name], natural(name)))
-
-
-def _split(key: str) -> tuple[str, str]:
-    """transfer:<proxy>:<attack> into proxy and attack."""
-    _, proxy, attack = key.split(":")
-    return proxy, attack
 
 
 def _proxy_heading(proxy: str, runs: Sequence[Run], records: Sequence[Record]) -> str:

@@ -1,0 +1,89 @@
+"""What a reader should know first: of every data set and student, the most robust method, read off the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from adbench.report.captions import listed
+from adbench.report.model import About, Cell, Table, about
+from adbench.report.runs import ATTACKS
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence with its number: the highest accuracy (%) under the strongest attack, and what it is worth."""
+
+    where: str
+    value: str
+    spread: str
+    says: str
+    more: str
+    about: About
+
+
+@dataclass(frozen=True)
+class _Value:
+    number: float
+    cell: Cell
+    method: str
+    teacher: str | None
+    place: tuple[str, int, str]
+    """Table, column and block: ties are within these."""
+
+
+def findings(white_box: Iterable[Table], alone: frozenset[str]) -> list[Finding]:
+    """Of the tables of white-box robustness, one finding a data set and student; none for a method alone.
+
+    alone: labels of methods without a teacher; they stand under every teacher, and none taught them.
+    """
+    values: dict[tuple[str, str, str], list[_Value]] = {}
+    for table in white_box:
+        attack = next((a for a in reversed(ATTACKS.values()) if any(c.title == a for c in table.columns)), None)
+        if attack and attack != ATTACKS["clean"]:
+            for key, value in _values(table, attack, alone):
+                values.setdefault((*key, attack), []).append(value)
+    return [
+        _finding(dataset, student, attack, found)
+        for (dataset, student, attack), found in values.items()
+        if len({value.method for value in found}) > 1
+    ]
+
+
+def _values(table: Table, attack: str, alone: frozenset[str]) -> Iterator[tuple[tuple[str, str], _Value]]:
+    for row in table.rows:
+        for place, (column, cell) in enumerate(zip(table.columns, row.cells, strict=True)):
+            facets = dict((*table.about, *column.about, *row.about))
+            if column.title == attack and {"dataset", "student", "method"} <= set(facets) and _is_number(cell):
+                method = facets["method"]
+                # A label may be followed by the settings that tell variants apart.
+                taught = not any(method == label or method.startswith(f"{label} ") for label in alone)
+                teacher = facets.get("teacher") if taught else None
+                place_of = (table.label, place, row.block)
+                yield (facets["dataset"], facets["student"]), _Value(float(cell.text), cell, method, teacher, place_of)
+
+
+def _finding(dataset: str, student: str, attack: str, values: list[_Value]) -> Finding:
+    best = max(values, key=lambda value: value.number)
+    methods = {value.method for value in values}
+    tied = [value.method for value in values if value.cell.tied and value.place == best.place]
+    lowest = min(values, key=lambda value: value.number)
+    more = [
+        f"Not told apart from it there: {listed(tied)}." if tied else "",
+        f"{len(methods)} methods lie between {lowest.number:.2f} and {best.number:.2f} %"
+        + (f", under {len(taught)} teachers." if len(taught := {v.teacher for v in values if v.teacher}) > 1 else "."),
+        "" if best.cell.spread else "One seed: this ranks networks, not methods.",
+    ]
+    under = "AutoAttack" if attack == ATTACKS["aa"] else attack
+    return Finding(
+        f"{dataset}, student {student}",
+        best.cell.text,
+        best.cell.spread,
+        f"{best.method} is the most robust under {under}" + (f", taught by {best.teacher}." if best.teacher else "."),
+        " ".join(filter(None, more)),
+        about(dataset=dataset, student=student),
+    )
+
+
+def _is_number(cell: Cell) -> bool:
+    return cell.text.replace(".", "", 1).isdigit()

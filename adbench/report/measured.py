@@ -1,0 +1,142 @@
+"""A measured accuracy as a cell: the number, what stands behind it, and how it fares against the best of its column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from adbench.report import captions, paper
+from adbench.report.model import FAILED, MISSING, About, Cell, Column, Mark, Row, ranked
+from adbench.report.paired import Standing, standing
+from adbench.report.runs import Estimate, Run
+from adbench.report.view import View
+
+MOST_SEEDS = 10
+"""Accuracies of more seeds than these are not listed one by one."""
+
+MOST_TESTED = 20
+"""So many values nearest the best of a column are tested against it; outcomes are not read for the others."""
+
+RANKING = "The best number of a column is bold and the second best underlined"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row before it is printed: its name, and of each column the run and the metric (None: there is no such run)."""
+
+    name: str
+    values: tuple[tuple[Run | None, str], ...]
+    block: str = ""
+    about: About = ()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rows with the best, the second best and the ties marked, and in words how ties were found."""
+
+    rows: tuple[Row, ...]
+    rule: str
+
+
+def rank(lines: Sequence[Line], columns: Sequence[Column], view: View) -> Ranking:
+    """Mark, in every block and column, the best and second-best number as printed, and what is tied with the best.
+
+    columns: the first names the rows, each other belongs to one of a line's values.
+    """
+    plain = [
+        Row((Cell(line.name), *(accuracy(run, metric, view) for run, metric in line.values)), line.block, line.about)
+        for line in lines
+    ]
+    rows = [list(row.cells) for row in ranked(plain, columns)]
+    found: list[Standing] = []
+    left_out = False
+    for _, members in groupby(range(len(lines)), key=lambda i: lines[i].block):
+        block = list(members)
+        for column in range(1, len(columns)):
+            values = {i: value for i in block if (value := lines[i].values[column - 1])[0]}
+            best = next((i for i in values if rows[i][column].mark is Mark.BEST), None)
+            if best is None:
+                continue
+            nearest = sorted((i for i in values if _other(rows[i][column])), key=lambda i: -float(rows[i][column].text))
+            left_out |= len(nearest) > MOST_TESTED
+            for i in nearest[:MOST_TESTED]:
+                rows[i][column], test = _against(rows[i][column], lines[i].values[column - 1], values[best])
+                found += [test] if test else []
+    marked = tuple(replace(row, cells=tuple(cells)) for row, cells in zip(plain, rows, strict=True))
+    return Ranking(marked, _rule(found, left_out))
+
+
+def _other(cell: Cell) -> bool:
+    """Whether a cell holds a number that is not the best."""
+    return cell.mark is not Mark.BEST and cell.text.replace(".", "", 1).isdigit()
+
+
+def _against(cell: Cell, value: tuple[Run | None, str], best: tuple[Run | None, str]) -> tuple[Cell, Standing | None]:
+    (run, metric), (leader, _) = value, best
+    assert run is not None
+    assert leader is not None
+    test = standing(run, leader, metric)
+    if test is None:
+        said = f"not tested against {leader.label}: no seed and images in common, or no outcomes"
+    else:
+        gap = f"{test.difference:+.2f}".replace("-", "\N{MINUS SIGN}")
+        said = f"{gap} to {leader.label}, {'' if test.apart else 'not '}told apart ({test.says})"
+    return replace(cell, tied=bool(test and not test.apart), details=(*cell.details, ("Against the best", said))), test
+
+
+def _rule(found: Sequence[Standing], left_out: bool) -> str:
+    """How ties were found, in words; "" where nothing could be tested."""
+    ways = []
+    if any(not math.isnan(test.half) for test in found):
+        ways.append("the 95% Student-t interval of the difference, paired over the seeds that both have, includes 0")
+    if any(math.isnan(test.half) for test in found):
+        ways.append("McNemar's exact test on the same images has p ≥ 0.05" + (" (one seed in common)" if ways else ""))
+    if not ways:
+        return ""
+    nearest = f" Of each column the {MOST_TESTED} values nearest the best were tested." if left_out else ""
+    return f"†: not told apart from the best, {' or '.join(ways)}; not corrected for the number of methods.{nearest}"
+
+
+def accuracy(run: Run | None, metric: str, view: View) -> Cell:
+    """Accuracy in percent under `metric`, a dash or a mark of failure, with n, interval, attack, seeds and records."""
+    if run is None:
+        return MISSING
+    estimate = run.estimate(metric)
+    if estimate is None:
+        if not run.failed or run.done:
+            return MISSING
+        reasons = tuple(("Failed", captions.reason(record)) for record in run.failed)
+        return replace(FAILED, details=tuple(dict.fromkeys(reasons)))
+    return replace(percent(estimate), details=_details(run, metric, estimate, view), records=view.where([run]))
+
+
+def percent(estimate: Estimate) -> Cell:
+    """An accuracy as printed: two decimals, and the half-width where there are several seeds."""
+    return Cell(f"{estimate.mean:.2f}", "" if math.isnan(estimate.half) else f"{estimate.half:.2f}")
+
+
+def _details(run: Run, metric: str, estimate: Estimate, view: View) -> tuple[tuple[str, str], ...]:
+    found = run.metrics(metric)
+    records = [record for record in run.done if metric in record["metrics"]]
+    low, high = run.interval(metric)
+    n = captions.listed((captions.whole(size) for size in sorted({each["n"] for each in found})), "or")
+    told = [("n", f"{n} test images")]
+    if len(found) > 1:
+        told.append(("95% interval over seeds", f"{low:.2f} to {high:.2f}"))
+        if len(found) <= MOST_SEEDS:
+            each = ", ".join(f"{100 * r['metrics'][metric]['value']:.2f} ({r['seed']})" for r in records)
+            told.append(("Each seed", each))
+        else:
+            told.append(("Seeds", str(len(found))))
+    else:
+        told.append(("95% interval over test images", f"{low:.2f} to {high:.2f}"))
+        if records[0]["seed"] is not None:
+            told.append(("Seed", str(records[0]["seed"])))
+    if "eps" in found[0]["attack"]:
+        told.append(("Attack", captions.attack(found[0]["attack"])))
+    theirs = paper.value(run, metric, view)
+    if theirs is not None:
+        told.append(("Paper", f"{theirs:.2f}, ours {paper.signed(estimate.mean - theirs)}"))
+    return tuple(told)

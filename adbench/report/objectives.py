@@ -1,0 +1,84 @@
+"""Table 1: what each method that was run maximises and minimises, as its plugin says it.
+
+Formulas are read from the docstring of the method's class without importing it, so no torch is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from adbench.registry import METHODS
+from adbench.report.captions import listed
+from adbench.report.model import MISSING, Cell, Column, Row, Table, about
+from adbench.report.runs import Run
+
+_NAMED = re.compile(r"([a-zA-Z][\w ]{0,15}):\s+(.*)|(with)\s+(.*)")
+_LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "lambda": "λ", "rho": "ρ", "tau": "τ"}
+_RAISED = {"^2": "²", "_1": "₁", "_2": "₂"}
+
+
+def tables(runs: Sequence[Run]) -> list[Table]:
+    """One table of the methods among `runs`, in the paper's order; none where no plugin of theirs is installed."""
+    methods = {run.method: run for run in sorted(runs, key=lambda run: run.order) if run.method}
+    installed = set(METHODS.names())
+    found = {name: formulas(METHODS.docstring(name) or "") for name in methods if name in installed}
+    if not any(found.values()):
+        return []
+    columns = (
+        Column("Method", numeric=False),
+        Column("Training examples x'", numeric=False, wide=True),
+        Column("The student's objective", numeric=False, wide=True),
+    )
+    rows, unlike = [], []
+    for name, run in methods.items():
+        label = str((run.done or run.failed)[0]["label"])
+        told = (found[name].get("attack", ""), _objective(found[name])) if name in found else ("", "")
+        rows.append(Row((Cell(label), *(Cell(text) if text else MISSING for text in told)), about=about(method=label)))
+        used = {r["provenance"]["method_source_sha256"] for r in run.done} - {None}
+        if used and name in installed and METHODS.source_hash(name) not in used:
+            unlike.append(label)
+    caption = (
+        "Objectives of the methods, as the docstrings of their plugins state them. S: student; T: teacher; x: image, "
+        "y: its label; x': the adversarial example, within ε of x; KL(p, q): divergence of the student's p from its "
+        "target q; CE: cross-entropy."
+    )
+    note = f"{listed(unlike)}: the plugin's file is not the one that the records were made with; formulas may differ."
+    return [Table("objectives", "Objectives of the methods", caption, columns, tuple(rows), (note,) if unlike else ())]
+
+
+def _objective(told: dict[str, str]) -> str:
+    """All but the attack, in one line: the loss, its variants, and what explains them."""
+    said = []
+    for key, text in told.items():
+        if key.startswith("loss"):
+            variant = key.removeprefix("loss").strip()
+            said.append(f"{variant}: {text}" if variant else text)
+        elif key != "attack":
+            said.append(f"where {text}" if key == "with" else f"{key}: {text}")
+    return "; ".join(said)
+
+
+def formulas(docstring: str) -> dict[str, str]:
+    """The lines "attack: ..." and "loss: ..." of a method's docstring, and those that explain them, by their names.
+
+    A line that is indented goes on with the one before; the first other line without a name ends them.
+    """
+    found: dict[str, str] = {}
+    for line in docstring.splitlines():
+        named = _NAMED.fullmatch(line)
+        if named and (found or named[1] == "attack"):
+            found[named[1] or named[3]] = named[2] or named[4]
+        elif found and line.startswith(" "):
+            key = list(found)[-1]
+            found[key] += f" {line.strip()}"
+        elif found:
+            break
+    return {key: _printed(text) for key, text in found.items()}
+
+
+def _printed(formula: str) -> str:
+    """Greek letters and small digits for their names; single spaces."""
+    text = re.sub(r"(?<![A-Za-z])(?:" + "|".join(_LETTERS) + r")(?![A-Za-z])", lambda m: _LETTERS[m[0]], formula)
+    text = re.sub(r"\^2|_[12](?!\d)", lambda m: _RAISED[m[0]], text)
+    return " ".join(text.split())

@@ -1,0 +1,139 @@
+"""Two networks on the same test images, two methods over the same seeds: what `adbench compare` prints, and ties."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adbench.errors import UserError
+from adbench.record import Record
+from adbench.report.runs import Run
+from adbench.stats import mcnemar, student_t, t_test
+
+LEVEL = 0.05
+"""Two networks differ where McNemar's p is below it; intervals over seeds are those of 1 - LEVEL."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks of one seed under one attack, on the images that both were attacked on.
+
+    only_first, only_second: images on which just that one is still right. p_value: McNemar's exact test.
+    """
+
+    attack: str
+    seed: int | None
+    n: int
+    first: float
+    second: float
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Two methods under one attack over the seeds that both have: the mean difference and its interval's half-width."""
+
+    attack: str
+    seeds: int
+    first: float
+    second: float
+    difference: float
+    half: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run fares against another under one attack: whether the test tells them apart, and the test in words.
+
+    difference: in points, its own accuracy minus the other's, over what both have. p_value: of the paired t-test over
+    seeds, or McNemar's for one seed. half: of the interval over seeds (nan for one seed).
+    """
+
+    apart: bool
+    says: str
+    difference: float
+    p_value: float
+    half: float = math.nan
+
+
+def networks(first: Record, second: Record) -> list[Pair]:
+    """Each attack that both records have. Raises UserError for records of different test images or without outcomes."""
+    for record in (first, second):
+        if not record.done:
+            raise UserError(f"'{record.path}' is the record of a failed cell; there is nothing to compare")
+    if first["data"]["fingerprint"] != second["data"]["fingerprint"]:
+        raise UserError(f"'{first.path}' and '{second.path}' were judged on different test images; they do not compare")
+    return [pair(first, second, attack) for attack in first["metrics"] if attack in second["metrics"]]
+
+
+def pair(first: Record, second: Record, attack: str) -> Pair:
+    """One attack that both records have, of the same test images. Raises UserError where there are no outcomes."""
+    n = min(first["metrics"][attack]["n"], second["metrics"][attack]["n"])
+    a, b = (record.right(attack)[:n] for record in (first, second))
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return Pair(attack, first["seed"], n, int(a.sum()) / n, int(b.sum()) / n, only_a, only_b, mcnemar(only_a, only_b))
+
+
+def shared(first: Run, second: Run) -> list[tuple[Record, Record]]:
+    """The finished records of the seeds that both runs have."""
+    other = {record["seed"]: record for record in second.done}
+    return [(record, other[record["seed"]]) for record in first.done if record["seed"] in other]
+
+
+def methods(first: Run, second: Run) -> tuple[list[Seeds], list[Pair]]:
+    """Two methods' runs in one place: over the seeds that both have, and each of these seeds on the same images."""
+    pairs = [pair for records in shared(first, second) for pair in networks(*records)]
+    attacks = dict.fromkeys(pair.attack for pair in pairs)
+    return [_over_seeds(attack, [pair for pair in pairs if pair.attack == attack]) for attack in attacks], pairs
+
+
+def _over_seeds(attack: str, pairs: Sequence[Pair]) -> Seeds:
+    difference, half = student_t([pair.first - pair.second for pair in pairs])
+    mean = [math.fsum(values) / len(pairs) for values in ([p.first for p in pairs], [p.second for p in pairs])]
+    return Seeds(attack, len(pairs), mean[0], mean[1], difference, half)
+
+
+def standing(run: Run, other: Run, metric: str, *, exact: bool = False) -> Standing | None:
+    """`run` against `other` under `metric`; None where no test is possible.
+
+    Over two or more seeds that both have, judged on as many of the same images: they are apart where the 95% Student-t
+    interval of the paired difference leaves out 0. Of one seed: where McNemar's exact test on the images has p < 0.05;
+    unless `exact`, its p may be an upper bound that needs no outcomes.
+    """
+    records = [(a, b) for a, b in shared(run, other) if _comparable(a, b, metric)]
+    if len(records) > 1:
+        differences = [100 * (a["metrics"][metric]["value"] - b["metrics"][metric]["value"]) for a, b in records]
+        mean, half = student_t(differences)
+        says = f"95% interval {mean - half:+.2f} to {mean + half:+.2f}, paired over {len(records)} seeds"
+        p_value = t_test(differences)
+        return Standing(p_value < LEVEL, says.replace("-", "\N{MINUS SIGN}"), mean, p_value, half)
+    return _on_images(*records[0], metric, exact) if records else None
+
+
+def _comparable(a: Record, b: Record, metric: str) -> bool:
+    if metric not in a["metrics"] or metric not in b["metrics"]:
+        return False
+    same_images = a["data"]["fingerprint"] == b["data"]["fingerprint"]
+    return same_images and bool(a["metrics"][metric]["n"] == b["metrics"][metric]["n"])
+
+
+def _on_images(a: Record, b: Record, metric: str, exact: bool) -> Standing | None:
+    one, two = a["metrics"][metric], b["metrics"][metric]
+    n, ahead = one["n"], one["correct"] - two["correct"]
+    difference = 100 * ahead / n
+    # At most so many images are right by the weaker network alone. Where even then the test tells the two apart, the
+    # outcomes need not be read: most pairs of a large table end here.
+    fewer, more = sorted((one["correct"], two["correct"]))
+    most = min(fewer, n - more)
+    bound = mcnemar(most + abs(ahead), most)
+    if bound < LEVEL and not exact:
+        return Standing(True, f"McNemar p ≤ {bound:.2g} on the same images", difference, bound)
+    try:
+        found = pair(a, b, metric)
+    except UserError:
+        return None
+    says = f"McNemar p = {found.p_value:.2g} on the same images"
+    return Standing(found.p_value < LEVEL, says, difference, found.p_value)

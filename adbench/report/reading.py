@@ -1,0 +1,40 @@
+"""Many records in little memory: what they have in common is kept once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adbench.record import Record, read_all
+
+
+def records(results: Path) -> list[Record]:
+    """Every record below `results`, in path order. Raises UserError for a missing folder, or a damaged record.
+
+    Attack definitions and settings that are alike in many records are one object in all, and counts by class are arrays
+    (classes, 2): not to be changed by anybody.
+    """
+    known: dict[str, Any] = {}
+    found = []
+    for record in read_all(results):
+        for metric in record["metrics"].values():
+            metric["attack"] = _once(metric["attack"], known)
+            if "per_class" in metric:
+                metric["per_class"] = np.array(metric["per_class"], dtype=np.int32)
+        for part in ("config", "provenance", "data", "teachers"):
+            record.data[part] = _once(record.data[part], known)
+        for training in (record["config"].get("training"), record["config"].get("evaluation")):
+            if isinstance(training, dict):
+                for key, value in training.items():
+                    training[key] = _once(value, known)
+        found.append(record)
+    return found
+
+
+def _once(value: Any, known: dict[str, Any]) -> Any:
+    """The first object equal to `value` that was seen, where that is a dictionary or a text."""
+    if isinstance(value, dict):
+        return known.setdefault(repr(value), value)
+    return known.setdefault(value, value) if isinstance(value, str) else value

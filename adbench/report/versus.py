@@ -1,0 +1,95 @@
+"""`adbench report --compare METHOD`: every method tested against one, paired over seeds or on the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from adbench.report import captions
+from adbench.report.model import MISSING, Cell, Column, Row, Table, about
+from adbench.report.paired import LEVEL, Standing, standing
+from adbench.report.paper import signed
+from adbench.report.runs import Run, heading, slug
+from adbench.report.view import View
+
+
+def tables(runs: Sequence[Run], view: View) -> list[Table]:
+    """One table a data set and reference (a method may have been run with several settings); [] if none is asked."""
+    found = []
+    for dataset, members in groupby(runs, key=lambda run: run.dataset):
+        of_dataset = list(members)
+        for label in dict.fromkeys(run.label for run in of_dataset if _is(run, view.against)):
+            reference = [run for run in of_dataset if run.label == label and run.done]
+            table = _table(dataset, label, reference, of_dataset, view)
+            found += [table] if table.rows else []
+    return found
+
+
+def _is(run: Run, name: str | None) -> bool:
+    return name is not None and name in (run.method, run.label, *(record["label"] for record in run.done[:1]))
+
+
+def _table(dataset: str, label: str, references: Sequence[Run], runs: Sequence[Run], view: View) -> Table:
+    metrics = view.metrics(runs)
+    columns = [Column("Method", numeric=False)]
+    columns += [Column(title, heading(metric)) for metric in metrics for title in ("Difference", "p")]
+    pairs = [(run, other) for other in references for run in runs if _same_place(run, other)]
+    pairs.sort(key=lambda pair: (pair[0].student, _teacher(*pair) or ""))
+    tests: list[Standing] = []
+    rows = [_row(run, other, metrics, tests, view) for run, other in pairs]
+    used = list({id(run): run for pair in pairs for run in pair}.values())
+    caption = " ".join(
+        filter(
+            None,
+            (
+                f"Every method's accuracy on {dataset} minus that of {label}, in points.",
+                *_rules(tests),
+                f"†: not told apart from {label} (p ≥ {LEVEL:g}); p values are not corrected for the number of tests.",
+                captions.seeds(used).replace("a value without ± is", "a difference without ± is of"),
+            ),
+        )
+    )
+    return Table(
+        slug("compared", dataset, label.lower()), f"Compared with {label}, {dataset}", caption, tuple(columns),
+        tuple(row for row in rows if row), captions.warnings(used, metrics), about(dataset=dataset),
+    )  # fmt: skip
+
+
+def _rules(tests: Sequence[Standing]) -> Iterator[str]:
+    if any(not math.isnan(test.half) for test in tests):
+        yield "Over two or more seeds that both have: ± half-width of the 95% interval, and p, of the paired t-test."
+    if any(math.isnan(test.half) for test in tests):
+        yield "Of one seed: p of McNemar's exact test on the same test images, which speaks of these networks alone."
+
+
+def _same_place(run: Run, other: Run) -> bool:
+    """Methods without a teacher stand beside every teacher's students."""
+    taught = run.teacher == other.teacher or None in (run.teacher, other.teacher)
+    return run is not other and taught and (run.dataset, run.student) == (other.dataset, other.student)
+
+
+def _teacher(run: Run, other: Run) -> str | None:
+    return run.teacher or other.teacher
+
+
+def _row(run: Run, other: Run, metrics: Sequence[str], tests: list[Standing], view: View) -> Row | None:
+    cells = [Cell(run.label)]
+    for metric in metrics:
+        test = standing(run, other, metric, exact=True)
+        if test is None:
+            cells += [MISSING, MISSING]
+            continue
+        tests.append(test)
+        spread = "" if math.isnan(test.half) else f"{test.half:.2f}"
+        difference = Cell(signed(test.difference), spread, tied=not test.apart, details=(("Test", test.says),))
+        cells += [replace(difference, records=view.where([run, other])), Cell(_p(test.p_value))]
+    teacher = _teacher(run, other)
+    block = f"Student {run.student}" + (f" taught by {teacher}" if teacher else "")
+    facets = about(student=run.student, teacher=teacher, method=run.label)
+    return Row(tuple(cells), block, facets) if any(cell is not MISSING for cell in cells[1:]) else None
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,69 @@
+"""What a report is asked to show, and of which records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from adbench.errors import unknown
+from adbench.record import Record
+from adbench.report.runs import Run, attacks_of, proxy_and_attack
+
+GROUPS = ("student", "teacher", "method")
+"""What rows of a table may be grouped by; the first is the paper's way."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Records below `results`, and the choices of who asks for a report.
+
+    columns: attacks to show, in this order; () for all. group_by: one of GROUPS. against: the method (registry name or
+    label) that the others are tested against.
+    """
+
+    results: Path
+    records: Sequence[Record]
+    columns: tuple[str, ...] = ()
+    group_by: str = GROUPS[0]
+    against: str | None = None
+
+    @cached_property
+    def teachers(self) -> list[Record]:
+        """The finished teachers' records."""
+        return [record for record in self.records if record.done and record["kind"] == "teacher"]
+
+    def metrics(self, runs: Sequence[Run]) -> list[str]:
+        """White-box metrics of `runs` to show, in order; those at radii of their own only where they are asked for."""
+        if not self.columns:
+            return attacks_of(runs)
+        found = set(attacks_of(runs, everywhere=True))
+        return [name for name in self.columns if name in found]
+
+    def transferred(self, runs: Sequence[Run]) -> list[tuple[str, str]]:
+        """Proxies and attacks of black-box metrics of `runs` to show."""
+        keys = {key for run in runs for r in run.done for key in r["metrics"] if key.startswith("transfer:")}
+        pairs = map(proxy_and_attack, keys)
+        return [pair for pair in pairs if not self.columns or pair[1] in self.columns]
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The path below the results folder of every record, by the record's `id()`."""
+        return {id(record): record.path.relative_to(self.results).as_posix() for record in self.records}
+
+    def where(self, runs: Sequence[Run]) -> tuple[str, ...]:
+        """Paths, below the results folder, of the finished records of `runs`."""
+        return tuple(self.names[id(record)] for run in runs for record in run.done)
+
+    def check(self) -> None:
+        """Raise UserError for a column or a method that no finished record has."""
+        done = [record for record in self.records if record.done]
+        attacks = {name.rpartition(":")[2] for record in done for name in record["metrics"]}
+        for name in self.columns:
+            if name not in attacks:
+                raise unknown("column", name, attacks, f"the attacks in '{self.results}'")
+        if self.against is not None:
+            methods = {name for r in done if r["kind"] == "student" for name in (r["method"], r["label"]) if name}
+            if self.against not in methods:
+                raise unknown("method", self.against, methods, f"in '{self.results}'")

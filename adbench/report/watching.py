@@ -1,0 +1,49 @@
+"""`adbench report --watch`: the report written again whenever there is something new to say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from adbench.errors import UserError
+from adbench.record import FILE
+
+SECONDS = 5.0
+"""Between two looks at the folder."""
+
+_ANALYSES = ("cross.json", "cam.json")
+
+State = dict[Path, tuple[int, int]]
+
+
+def lines(results: Path, write: Callable[[], str], pause: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    """Call `write` now and after every change below `results`; yields what it says, and why it could not write.
+
+    Ends only when it is interrupted. A results folder that is not there yet, or has no finished record, is waited for;
+    `pause` waits between two looks.
+    """
+    yield f"watching {results}; Ctrl-C ends it"
+    seen: State | None = None
+    while True:
+        found = _state(results)
+        if found != seen:
+            seen = found
+            try:
+                yield f"{time.strftime('%H:%M:%S')}  {write()}"
+            except UserError as error:
+                yield f"{time.strftime('%H:%M:%S')}  nothing written yet: {error}"
+        pause(SECONDS)
+
+
+def _state(results: Path) -> State:
+    """What the report is made of, and when it was last changed: changed content has another time or size."""
+    found = {}
+    for name in (FILE, *_ANALYSES):
+        for path in results.rglob(name):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # replaced at this moment
+                continue
+            found[path] = stat.st_mtime_ns, stat.st_size
+    return found

@@ -1,0 +1,109 @@
+"""LaTeX, Markdown and figures stay the bytes that they were, until somebody means to change them.
+
+After a change that is meant: python tests/test_report_snapshots.py, and look at what git shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from synthetic import add
+
+from adbench import report
+from adbench.record import read_all
+from adbench.report import classes, figures, logs, render, tables
+from adbench.report.runs import collect
+from adbench.report.view import View
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
+def records(results: Path) -> None:
+    """Three methods, two teachers, three seeds: best, second, tied, missing, failed, and a name that means mischief."""
+    add(results, kind="teacher", label="robust", student="wrn-10-2", seed=None, metrics={"pgd20": 0.62, "aa": 0.55})
+    add(results, kind="teacher", label="strong", student="wrn-10-2", seed=None, metrics={"pgd20": 0.70, "aa": 0.65})
+    for teacher, worth in (("robust", 0.0), ("strong", 0.02)):
+        for method, share in (("ard", 0.40), ("rslad", 0.43), ("smaraad", 0.44)):
+            for seed in range(3):
+                aa = share + worth + 0.004 * seed * (1 if method == "rslad" else -1)
+                metrics = {
+                    "clean": 0.9 - share / 10,
+                    "pgd20": aa + 0.05,
+                    "aa": aa,
+                    "transfer:p:pgd20": 0.7 + share / 10,
+                }
+                add(results, method=method, teacher=teacher, seed=seed, metrics=metrics, outcomes=False,
+                    passes={"student": 11, "total": 22}, per_class=True)  # fmt: skip
+    add(results, method="pgd-at", metrics={"clean": 0.88, "aa": 0.402}, outcomes=False)
+    add(results, method="mine", label=r"<b>a_b</b> & 100% $x$ {~^\} `#|*", teacher="robust", metrics={"aa": 0.36},
+        outcomes=False)  # fmt: skip
+    add(results, method="iad", teacher="robust", error="out of memory")
+
+
+def texts(results: Path) -> dict[str, str]:
+    """What is compared: the tables of two kinds in two languages, and the SHA-256 of three figures in three forms."""
+    view = View(results, list(read_all(results)))
+    runs = collect(view.records, "student")
+    (white_box,), (transfer,) = tables.white_box(runs, view), tables.transfer(runs, view)
+    found = {
+        "whitebox.tex": render.latex(white_box),
+        "whitebox.md": render.markdown(white_box),
+        "transfer.tex": render.latex(transfer),
+        "transfer.md": render.markdown(transfer),
+    }
+    plots = (
+        *figures.teacher_student(runs, view),
+        *figures.curves(runs, [logs.averaged(run.done) for run in runs])[:1],
+        *classes.plots(runs)[:1],
+    )
+    hashes = {
+        f"{plot.label}.{form}": hashlib.sha256(content).hexdigest()
+        for plot in plots
+        for form, content in plot.forms(("png", "svg", "pdf")).items()
+    }
+    return found | {"figures.json": json.dumps({"matplotlib": mpl.__version__} | hashes, indent=1) + "\n"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    results = tmp_path_factory.mktemp("results")
+    records(results)
+    return texts(results)
+
+
+@pytest.mark.parametrize("name", ["whitebox.tex", "whitebox.md", "transfer.tex", "transfer.md"])
+def test_tables_are_spelt_as_they_were(made: dict[str, str], name: str) -> None:
+    assert made[name] == (SNAPSHOTS / name).read_text(encoding="utf-8")
+
+
+def test_figures_have_the_bytes_that_they_had(made: dict[str, str]) -> None:
+    due = json.loads((SNAPSHOTS / "figures.json").read_text(encoding="utf-8"))
+    if due["matplotlib"] != mpl.__version__:
+        pytest.skip(f"bytes were taken with matplotlib {due['matplotlib']}, this is {mpl.__version__}")
+    assert json.loads(made["figures.json"]) == due
+
+
+def test_the_whole_report_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    records(tmp_path / "results")
+    formats = ("latex", "markdown", "csv", "parquet")
+    first, second = (
+        {
+            path.relative_to(out).as_posix(): path.read_bytes()
+            for path in report.write(tmp_path / "results", out, formats=formats)
+        }
+        for out in (tmp_path / "a", tmp_path / "b")
+    )
+    assert first == second
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        records(Path(folder))
+        SNAPSHOTS.mkdir(exist_ok=True)
+        for name, text in texts(Path(folder)).items():
+            (SNAPSHOTS / name).write_text(text, encoding="utf-8")
