@@ -1,15 +1,22 @@
-"""JSON files with a published schema beside this module: records, and what `adbench cross` and `cam` leave."""
+"""JSON files with a published schema beside this module: records, and what `adbench cross` and `cam` leave.
+
+Each carries the SHA-256 of its content, so that a file which a disk or a transfer changed is not believed. That proves
+nothing about who wrote it: whoever can write the file can write its digest.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from adbench import files
 from adbench.errors import UserError
+
+DIGEST = "digest"
 
 
 @dataclass(frozen=True)
@@ -26,16 +33,46 @@ class Document:
 @cache
 def schema(kind: str) -> dict[str, Any]:
     """The published JSON schema (draft 2020-12) of "record", "cross" or "cam"."""
-    loaded: dict[str, Any] = json.loads((files("adbench") / f"{kind}.schema.json").read_text(encoding="utf-8"))
+    text = (resources.files("adbench") / f"{kind}.schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
     return loaded
 
 
+def beside(path: Path, name: str) -> Path:
+    """The file `name` that the document at `path` speaks of. Raises UserError unless it lies in the document's folder.
+
+    Documents come from anywhere: none of them can have a file read that is not its own.
+    """
+    folder = path.parent.resolve()
+    file = (folder / name).resolve()
+    if not file.is_relative_to(folder):
+        raise UserError(f"'{path}' names '{name}', a file outside its folder; it was not read")
+    return path.parent / name
+
+
+def digest(data: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a document's content, as it will be read."""
+    as_read = json.loads(json.dumps(data, allow_nan=False))
+    return files.content_id({key: value for key, value in as_read.items() if key != DIGEST})
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    """Write a document with its digest, atomically."""
+    files.write_json(path, {**data, DIGEST: digest(data)})
+
+
 def content(path: Path, kind: str, remedy: str) -> dict[str, Any]:
-    """What the file says. Raises UserError, with the remedy, unless it is whole and of a version that is understood."""
+    """What the file says, without its digest, which older files lack.
+
+    Raises UserError, with the remedy, unless it is whole, unchanged and of a version that is understood.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"'{path}' is not a readable {kind} ({error}); {remedy}") from error
+    stated = data.pop(DIGEST, None) if isinstance(data, dict) else None
+    if stated is not None and stated != digest(data):
+        raise UserError(f"'{path}' is damaged: its content has another SHA-256 than it states; {remedy}")
     found = data.get("schema_version") if isinstance(data, dict) else None
     understood = schema(kind)["properties"]["schema_version"]["const"]
     if found != understood:
