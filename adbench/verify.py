@@ -17,7 +17,7 @@ from typing import Any
 import jsonschema
 import torch
 
-from adbench import adversarial, files, networks, record
+from adbench import adversarial, document, files, networks, record
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
@@ -234,8 +234,8 @@ class _Verification:
             if "adversarial" not in metric:
                 return "no adversarial examples were stored (adbench run --keep-adversarial), so nothing shows it"
             stored = metric["adversarial"]
-            path = self.record.path.parent / stored["file"]
             try:
+                path = document.beside(self.record.path, stored["file"])
                 x_adv = adversarial.unpack(images, adversarial.read(path, images), self.dataset.threat.eps)
             except UserError as error:
                 return str(error)
