@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, files
+from adbench import analysis, document, files, locks
 from adbench.analysis import Analysis
 from adbench.cell import Place
 from adbench.compare import columns
@@ -71,7 +71,7 @@ def _matrix(bed: Testbed, skip_missing: bool) -> Generator[str, None, bool]:
             yield f"  {_count(len(loaded))} with weights, no matrix"
             return False
         path, identity = bed.path(KIND, sorted(one.weights for one, _ in loaded))
-        with files.locked(path.parent):
+        with locks.locked(path.parent):
             # Another process may have finished it while this one waited.
             if not path.is_file():
                 yield from _compute(bed, loaded, path, identity)
@@ -108,7 +108,7 @@ def _compute(bed: Testbed, loaded: Loaded, path: Path, identity: str) -> Iterato
     for entry, verdict in zip(head["networks"], clean, strict=True):
         entry["clean"] = _share(int(verdict.sum()), len(bed.y))
     origin = provenance(bed.place.describe(), torch.get_num_threads(), None, started)
-    files.write_json(path, {**head, "matrix": rows, "seconds": seconds, "provenance": origin})
+    document.write(path, {**head, "matrix": rows, "seconds": seconds, "provenance": origin})
     for passing in (*path.parent.glob("source-*.json"), *path.parent.glob(".*.tmp")):
         passing.unlink(missing_ok=True)
 

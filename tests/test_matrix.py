@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adbench import files
+from adbench import locks
 from adbench.config import Experiment, experiment, merged
 from adbench.data import Threat
 from adbench.errors import UserError
@@ -150,7 +150,7 @@ def test_the_plan_counts_an_attacks_steps() -> None:
 
 
 def _hold(folder: Path, marker: Path, seconds: float) -> None:
-    with files.locked(folder):
+    with locks.locked(folder):
         marker.touch()
         time.sleep(seconds)
 
@@ -162,7 +162,7 @@ def test_a_folder_in_use_by_another_process_is_waited_for(tmp_path: Path) -> Non
     while not marker.exists():
         time.sleep(0.01)
     begun = time.monotonic()
-    with files.locked(tmp_path / "cell"):
+    with locks.locked(tmp_path / "cell"):
         waited = time.monotonic() - begun
     process.join()
     assert waited > 0.5

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adbench.cli.options import data_dir_option, device_option, finished_options, place_of, ready, results_option
+from adbench.cli.options import data_dir_option, device_option, finished_options, ready, results_option
 
 
 @click.command()
@@ -158,11 +158,10 @@ def verify(record_path: Path, checkpoint: Path | None, again: int | None, device
     Example:
       adbench verify results/.../record.json --again 200
     """
-    from adbench import record, runner
+    from adbench import record
     from adbench import verify as verification
 
-    place = place_of(record_path.parent, data_dir, device)
-    runner.prepare_torch(place, runner.threads_per_job(1))
+    place = ready(record_path.parent, data_dir, device)
     path = record_path / record.FILE if record_path.is_dir() else record_path
     findings = []
     for finding in verification.verify(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adbench.cli.matrix import Asked, matrix_options
 from adbench.cli.options import (
     data_dir_option,
     device_option,
@@ -18,137 +19,103 @@ from adbench.cli.options import (
     names,
     numbers,
     place_of,
-    plugin_option,
     results_option,
-    seeds_of,
-)  # fmt: skip
+    seconds_of,
+)
+from adbench.errors import UserError
 
 if TYPE_CHECKING:
     from adbench.config import Experiment
-    from adbench.runner import Plan
+    from adbench.engines.ray import RayCluster
+    from adbench.runner import Local, Plan
 
 
 @click.command()
-@click.option(
-    "--methods",
-    "--method",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Methods, comma-separated or repeated; 'all' is the ten of the paper. [default: all]",
-)
-@click.option(
-    "--student",
-    "--students",
-    "students",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Student architectures. [default: cnn-16]",
-)
-@click.option(
-    "--teacher",
-    "--teachers",
-    "teachers",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Teachers: a name (adbench teachers), FILE.toml, ARCHITECTURE@CHECKPOINT or robustbench:ID. "
-    "[default: the dataset's own]",
-)
-@click.option(
-    "--dataset",
-    "--datasets",
-    "datasets",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
-)
-@exact_option
-@keep_option
-@click.option(
-    "--seeds", callback=seeds_of, metavar="N|LIST", help="How many seeds (3 means 0,1,2), or which. [default: 1]"
-)
-@click.option(
-    "--preset",
-    "presets",
-    multiple=True,
-    callback=names,
-    metavar="NAMES",
-    help="Recipe: adbench list presets; of several, later ones win. [default: digits for digits, else paper]",
-)
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings; they win over the preset."
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3.",
-)
+@matrix_options
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    default=1,
+    metavar="N",
+    help="Cells at a time, each in a process of its own. [default: 1; with Ray, as many as fit]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processor threads of each cell. [default: the cores divided by the jobs; with Ray 1]",
+)
+@click.option(
+    "--timeout",
+    callback=seconds_of,
+    metavar="TIME",
+    help="Fail a cell that shows no sign of life (a batch, "
+    "a finished attack) for so long: 90s, 30m, 2h. [default: never]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
     show_default=True,
-    help="Cells at a time, each in a process with its share of the cores.",
+    help="Where cells run: on this machine, or as tasks of a Ray cluster.",
+)
+@click.option(
+    "--address", metavar="HOST:PORT|auto", help="The running Ray cluster. [default: one is started on this machine]"
+)
+@click.option(
+    "--gpus",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SHARE",
+    help="GPUs of each cell under Ray; 0.25 puts four cells on one. [default: 1 on a GPU]",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost, then stop.")
-@plugin_option
 @device_option
 @data_dir_option
 @results_option
 def run(
-    methods: tuple[str, ...], students: tuple[str, ...], teachers: tuple[str, ...], datasets: tuple[str, ...],
-    seeds: tuple[int, ...] | None, presets: tuple[str, ...], config: Path | None, settings: tuple[str, ...],
-    jobs: int, dry_run: bool, exact: bool, keep_adversarial: bool, device: str | None, data_dir: Path, results: Path,
+    asked: Asked, jobs: int | None, threads: int | None, timeout: float | None, engine: str, address: str | None,
+    gpus: float | None, dry_run: bool, device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
 
-    Finished cells are skipped, interrupted ones continue, a failing one does not stop the others. Exit code 1
-    if a cell failed, 2 for bad input.
+    Finished cells are skipped, interrupted ones continue, a failing one does not stop the others; other runs may
+    work in the same results folder. Exit code 1 if a cell failed, 2 for bad input.
 
     \b
     Examples:
       adbench run --methods all --student rn18
       adbench run --dataset cifar10 --methods trades,rslad --teacher wrn-34-10@teacher.pt --student rn18 --seeds 3
       adbench run --methods rslad --set train.epochs=5 --set hyper.rslad.alpha=0.5 --dry-run
+      adbench run --dataset cifar10 --student rn18 --seeds 3 --engine ray --address auto --gpus 0.5
     """
-    asked = {"methods": methods, "students": students, "teachers": teachers, "datasets": datasets, "seeds": seeds}
-    named: dict[str, Any] = {k: v for k, v in asked.items() if v}
-    judging = ({"aa_search": "exact"} if exact else {}) | ({"keep_adversarial": True} if keep_adversarial else {})
-    named |= {"eval": judging} if judging else {}
-    experiment = _experiment(named, presets, config, settings)
-    failed = _carry_out(experiment, results, data_dir, device, jobs, dry_run)
+    if engine == "local" and (address or gpus):
+        raise UserError(f"{'--address' if address else '--gpus'} is for --engine ray; add that, or leave it out")
+    where = _where(engine, address, gpus, jobs, threads)
+    failed = _carry_out(asked.experiment(), results, data_dir, device, where, timeout, dry_run)
     sys.exit(1 if failed else 0)
 
 
-def _experiment(
-    asked: dict[str, Any], presets: Sequence[str], config: Path | None, settings: Sequence[str]
-) -> Experiment:
-    """The experiment of the command line: presets, then file, then --set, then the named options."""
-    from adbench import config as configuration
+def _where(
+    engine: str, address: str | None, gpus: float | None, jobs: int | None, threads: int | None
+) -> Local | RayCluster:
+    from adbench.engines.ray import RayCluster
+    from adbench.runner import Local
 
-    file = configuration.read_toml(config) if config else {}
-    line = configuration.merged(*(configuration.parse_setting(text) for text in settings), asked)
-    chosen = presets or [configuration.default_preset(configuration.merged(file, line))]
-    layers = (*(configuration.read_preset(name) for name in chosen), file, line)
-    return configuration.experiment(configuration.layered(*layers))
+    return Local(jobs or 1, threads) if engine == "local" else RayCluster(address, gpus, threads or 1, jobs)
 
 
 def _carry_out(
-    experiment: Experiment, results: Path, data_dir: Path, device: str | None, jobs: int, dry_run: bool
-) -> int:
+    experiment: Experiment, results: Path, data_dir: Path, device: str | None, where: Local | RayCluster,
+    timeout: float | None, dry_run: bool,
+) -> int:  # fmt: skip
     """Show the plan, run it, show the summary; returns the number of cells that failed."""
     from rich.console import Console
 
     console = Console()
     with console.status("reading data and teachers"):
-        from adbench import runner
+        from adbench import plans, runner
         from adbench.cell import check, lookup
         from adbench.display import Display, duration, plan_table, summary_table
+        from adbench.engines.worker import prepare_torch
         from adbench.estimate import Estimator
         from adbench.matrix import expand
 
@@ -159,22 +126,24 @@ def _carry_out(
         if not dry_run:
             make_writable(results)
         plan = runner.plan(matrix, results)
-        runner.prepare_torch(place, runner.threads_per_job(jobs))
+        prepare_torch(place, where.share)
         estimator = Estimator(place)
         seconds = {cell.id: estimator.seconds(cell, plan.states[cell.id]) for cell in matrix.cells}
     console.print(plan_table(plan, seconds))
     # Jobs share a GPU; each has cores of its own.
-    shares = 1 if place.torch_device.type == "cuda" else min(jobs, max(1, len(plan.open)))
+    at_a_time = where.jobs or 1
+    shares = 1 if place.torch_device.type == "cuda" else min(at_a_time, max(1, len(plan.open)))
     total = sum(seconds.values()) / shares
     console.print(
         f"\n{len(plan.open)} of {len(matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
-        f" with {jobs} at a time\n",
+        f" with {at_a_time} at a time\n",
         highlight=False,
     )
     if dry_run:
         return 0
+    plans.write(results, experiment, matrix, seconds, at_a_time)
     with Display(console, len(plan.open)) as display:
-        runner.run(plan, place, jobs, display)
+        runner.run(plan, place, where, display, timeout)
     return _summarise(console, plan, results, summary_table)
 
 
@@ -241,7 +210,7 @@ def eval_(
     check(cell, place)
     make_writable(results)
     with Display(Console(), 1) as display:
-        runner.run(runner.plan(Matrix((cell,), ()), results), place, 1, display)
+        runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(), display)
     path = cell.record_path(results)
     found = record.read(path)
     for name, metric in found["metrics"].items():
