@@ -85,8 +85,9 @@ def prepare(
     for name in ready:
         for cell in expand(experiment.model_copy(update={"datasets": (name,)}), look).teachers:
             try:
-                yield Item(cell.name, _teacher(cell, place, source, progress(cell.name)))
+                says = _teacher(cell, place, source, progress(cell.name))
                 check(cell, place)
+                yield Item(cell.name, says)
             except UserError as error:
                 yield Item(cell.name, str(error), error=True)
 

@@ -288,16 +288,16 @@ def own_teacher(server: Server, tmp_path: Path) -> tuple[Path, bytes]:
     return file, content
 
 
-def options(teacher_file: Path, data: Path, tmp_path: Path) -> list[str]:
-    return ["--teacher", str(teacher_file), "--methods", "ard", "--student", "cnn-4", "--data-dir", str(data),
-            "--results", str(tmp_path / "results"), "--set", "eval.proxies=[]"]  # fmt: skip
+def options(teacher_file: Path, data: Path) -> list[str]:
+    words = ["--teacher", str(teacher_file), "--methods", "ard", "--student", "cnn-4", "--data-dir", str(data)]
+    return [*words, "--set", "eval.proxies=[]"]
 
 
 def test_prepare_fetches_once_notes_the_hash_and_says_what_is_there(
     own_teacher: tuple[Path, bytes], server: Server, tmp_path: Path
 ) -> None:
     file, content = own_teacher
-    words = options(file, tmp_path / "data", tmp_path)
+    words = options(file, tmp_path / "data")
     for came in ("fetched", "there"):
         result = cli("prepare", *words)
         assert result.exit_code == 0, result.output
@@ -320,7 +320,7 @@ def test_a_machine_without_network_is_served_from_a_folder(
 ) -> None:
     file, content = own_teacher
     server.manner = lambda handler, _: send(handler, 404, b"")
-    words = options(file, tmp_path / "data", tmp_path)
+    words = options(file, tmp_path / "data")
     result = cli("prepare", *words)
     assert result.exit_code == 1
     assert "strong: 'strong' could not be downloaded" in result.output
@@ -343,7 +343,7 @@ def test_a_teacher_that_does_not_fit_its_architecture_is_not_ready(
 ) -> None:
     file, _ = own_teacher
     file.write_text(file.read_text().replace("dm-wrn-10-1", "cnn-4"), encoding="utf-8")
-    result = cli("prepare", *options(file, tmp_path / "data", tmp_path))
+    result = cli("prepare", *options(file, tmp_path / "data"))
     assert result.exit_code == 1
     assert "is it another architecture?" in result.output
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from adbench.cli.matrix import Asked, matrix_options
-from adbench.cli.options import data_dir_option, place_of, results_option
+from adbench.cli.options import data_dir_option
 
 
 @click.command()
@@ -22,8 +22,7 @@ from adbench.cli.options import data_dir_option, place_of, results_option
     help="Take files from this folder first: another machine's data folder, or downloads under their own names.",
 )
 @data_dir_option
-@results_option
-def prepare(asked: Asked, source: Path | None, data_dir: Path, results: Path) -> None:
+def prepare(asked: Asked, source: Path | None, data_dir: Path) -> None:
     """Fetch the datasets and teachers of a matrix ahead of time, and check that they can be used.
 
     Takes the options of `adbench run`. A transfer that breaks off goes on where it was, in this or the next call. For
@@ -40,6 +39,7 @@ def prepare(asked: Asked, source: Path | None, data_dir: Path, results: Path) ->
     from rich.progress import Progress as Bars
 
     from adbench import prepare as preparing
+    from adbench.cell import Place
 
     console, failed = Console(), 0
     columns = (
@@ -58,7 +58,7 @@ def prepare(asked: Asked, source: Path | None, data_dir: Path, results: Path) ->
 
             return hear
 
-        place = place_of(results, data_dir, "cpu")
+        place = Place(Path(), data_dir.expanduser(), "cpu")  # it has no results to speak of
         for item in preparing.prepare(asked.experiment(), place, source, listener):
             failed += item.error
             said = " ".join(item.says.split())
