@@ -136,7 +136,7 @@ def _carry_out(
     total = sum(seconds.values()) / shares
     console.print(
         f"\n{len(plan.open)} of {len(matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
-        f" with {at_a_time} at a time\n",
+        f" with {where.jobs or 'as many as fit'} at a time\n",
         highlight=False,
     )
     if dry_run:
