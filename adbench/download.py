@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.parse
@@ -230,7 +231,10 @@ def _transfer(url: str, part: _Part, wanted: Wanted, progress: Progress | None, 
         raise _Refused(f"the server answered {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise _Broken(f"{reason}" or type(error).__name__) from error
+        said = f"{reason}" or type(error).__name__
+        # Nobody there, and nothing begun: no use in asking again. In the middle of a file a server may come back.
+        nobody = isinstance(reason, ConnectionRefusedError | socket.gaierror) and not have
+        raise (_Refused if nobody else _Broken)(said) from error
     with answer:
         _receive(answer, url, part, have, wanted, progress)
 

@@ -38,11 +38,12 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically."""
+def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write `pieces`, one after the other, to `path` atomically."""
 
     def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.writelines(pieces)
 
     write_atomic(path, write)
 

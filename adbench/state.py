@@ -41,7 +41,7 @@ class Store:
         Raises UserError where it cannot be written; what was kept stays.
         """
         turn = (self._last + 1) % len(FILES)
-        _write(self.folder / FILES[turn], f"{epoch} {batch}\n".encode() + serialised(state))
+        _write(self.folder / FILES[turn], f"{epoch} {batch}\n".encode(), serialised(state))
         self._last = turn
 
     def load(self, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
@@ -119,16 +119,19 @@ class Epoch:
         }
 
 
-def serialised(state: dict[str, Any]) -> bytes:
+def serialised(state: dict[str, Any]) -> memoryview:
     """`state` as torch writes it. By way of memory: on a full disk torch.save itself ends in an error that does not
     say so."""
     content = io.BytesIO()
     torch.save(state, content)
-    return content.getvalue()
+    return content.getbuffer()
 
 
-def _write(path: Path, body: bytes) -> None:
-    files.write_bytes(path, _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+def _write(path: Path, *body: bytes | memoryview) -> None:
+    digest = hashlib.sha256()
+    for piece in body:
+        digest.update(piece)
+    files.write_bytes(path, _MAGIC + digest.hexdigest().encode() + b"\n", *body)
 
 
 def _read(path: Path) -> tuple[tuple[int, int], bytes]:

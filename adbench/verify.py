@@ -197,7 +197,7 @@ class _Verification:
             due = gradient_attack(name, threat.eps, threat.step, self._start()).definition(seed)
             due["implementation"] = stated.get("implementation")  # the version of adbench that it ran with
         if label.startswith("transfer:"):
-            due["proxy"] = label.split(":")[1]
+            due["proxy"] = label.partition(":")[2].rpartition(":")[0]
         return sorted(key for key in {*due, *stated} if due.get(key) != stated.get(key))
 
     def _figure(self, name: str) -> Finding:

@@ -219,7 +219,7 @@ def test_the_next_mirror_is_asked_and_each_is_named_where_none_helps(server: Ser
     assert get(server, tmp_path / "w.pt", proper, dead, "file:///etc/passwd", sha256=HASH)
     assert (tmp_path / "w.pt").read_bytes() == CONTENT
     said = refusal(server, tmp_path / "x.pt", lambda h, _: send(h, 404, b""), dead, "file:///etc/passwd")
-    assert f"{dead}: [Errno 111] Connection refused (5 attempts)" in said
+    assert f"{dead}: [Errno 111] Connection refused;" in said
     assert "file:///etc/passwd: only http and https are fetched" in said
     assert f"{server.url}: the server answered 404" in said
 
@@ -309,7 +309,7 @@ def test_prepare_fetches_once_notes_the_hash_and_says_what_is_there(
     assert kept.read_bytes() == content
     note = kept.with_name("Strong2024.pt.sha256")
     assert note.read_text() == f"{hashlib.sha256(content).hexdigest()}  Strong2024.pt\n"
-    kept.write_bytes(content[:-1] + b"\x00")
+    kept.write_bytes(content[:9000] + bytes([content[9000] ^ 1]) + content[9001:])
     result = cli("prepare", *words)
     assert result.exit_code == 1
     assert "it was damaged or replaced: remove it to have it fetched again" in result.output

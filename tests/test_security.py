@@ -77,10 +77,8 @@ def test_no_module_calls_what_would_run_a_file() -> None:
             if forbidden:
                 found.append(f"{path.relative_to(ROOT)}: {name}")
     # A refusal that is raised; and the plugin that the user names.
-    assert sorted(found) == [
-        "adbench/data/cifar.py: pickle.UnpicklingError",
-        "adbench/registry.py: spec.loader.exec_module",
-    ]
+    plugin = {"adbench/registry.py: compile", "adbench/registry.py: exec"}
+    assert set(found) == {"adbench/data/cifar.py: pickle.UnpicklingError"} | plugin
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -167,7 +167,7 @@ def attacks_of(runs: Sequence[Run]) -> list[str]:
 
 def heading(attack: str) -> str:
     """How a metric is printed; one of transfer with its proxy."""
-    _, proxy, base = attack.split(":") if attack.startswith("transfer:") else ("", "", attack)
+    proxy, _, base = attack.partition(":")[2].rpartition(":") if attack.startswith("transfer:") else ("", "", attack)
     return ATTACKS.get(base, base) + (f" from {proxy}" if proxy else "")
 
 

@@ -248,7 +248,7 @@ def _teacher_names(runs: Sequence[Run], records: Sequence[Record]) -> list[str]:
 
 def _split(key: str) -> tuple[str, str]:
     """transfer:<proxy>:<attack> into proxy and attack."""
-    _, proxy, attack = key.split(":")
+    proxy, _, attack = key.partition(":")[2].rpartition(":")  # a proxy's name may have any character
     return proxy, attack
 
 
