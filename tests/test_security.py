@@ -286,7 +286,8 @@ class Mine(PGDAT):
 '''
 
 
-def test_a_plugin_is_run_when_the_user_names_it_and_not_before(tmp_path: Path) -> None:
+def test_a_plugin_is_run_when_the_user_names_it_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     mark = tmp_path / "imported"
     (tmp_path / "mine.py").write_text(PLUGIN.format(mark=mark), encoding="utf-8")
     add(tmp_path / "results", method="mine", label="Mine", metrics={"clean": 0.9})
@@ -296,12 +297,12 @@ def test_a_plugin_is_run_when_the_user_names_it_and_not_before(tmp_path: Path) -
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "adbench", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    assert "mine" not in call("list", "methods").stdout
-    assert call("results").returncode == 0
-    assert "unknown method 'mine'" in call("run", "--methods", "mine").stderr
-    assert "unknown method 'mine'" in call("run", "--methods", "ard", "--teacher", "t.toml", "--dry-run").stderr
+    assert "mine" not in cli("list", "methods").output
+    assert cli("results").exit_code == 0
+    assert "unknown method 'mine'" in cli("run", "--methods", "mine").output
+    assert "unknown method 'mine'" in cli("run", "--methods", "ard", "--teacher", "t.toml", "--dry-run").output
     assert "Mine." in call("list", "methods", "--plugin", "mine.py").stdout, "listing reads and does not import"
     assert not mark.exists()
     assert call("info", "mine.py").returncode == 0

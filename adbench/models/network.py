@@ -50,7 +50,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
-        """The last feature map (B, K, H', W') of normalised images, after the final BN and ReLU."""
+        """The last feature map (B, K, H', W') of normalised images, after the final BN and activation."""
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
