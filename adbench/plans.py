@@ -26,12 +26,11 @@ SCHEMA_VERSION = 1
 
 def write(results: Path, experiment: Experiment, matrix: Matrix, seconds: dict[str, float], jobs: int) -> Path:
     """Leave the plan of a run that begins. seconds: expected of what was left of each cell; jobs: at a time."""
-    identity = files.content_id(sorted(cell.id for cell in matrix.cells))[:16]
-    path = results / FOLDER / f"{identity}.json"
+    path = path_of(results, matrix)
     before = _expected(path)
     content = {
         "schema_version": SCHEMA_VERSION,
-        "id": identity,
+        "id": path.stem,
         "adbench": __version__,
         "revision": REVISION,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -46,6 +45,12 @@ def write(results: Path, experiment: Experiment, matrix: Matrix, seconds: dict[s
     }
     files.write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
     return path
+
+
+def path_of(results: Path, matrix: Matrix) -> Path:
+    """Where the plan of a matrix is."""
+    identity = files.content_id(sorted(cell.id for cell in matrix.cells))[:16]
+    return results / FOLDER / f"{identity}.json"
 
 
 def _entry(cell: Cell, results: Path, seconds: float) -> dict[str, Any]:

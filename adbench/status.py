@@ -47,7 +47,7 @@ class Matrix:
     """The cells of one plan, looked up in its results folder."""
 
     plan: Planned
-    _folders: dict[Path, list[Path]] = field(default_factory=dict)
+    _folders: dict[Path, dict[str, list[Path]]] = field(default_factory=dict)
 
     @property
     def results(self) -> Path:
@@ -111,14 +111,12 @@ class Matrix:
     def relatives(self, cell: dict[str, Any]) -> list[Path]:
         """Folders of the same network (dataset, method, teacher, student, seed) with other settings."""
         own = self.folder(cell)
-        head = own.name.rpartition("-")[0]
-        return [other for other in self._siblings(own.parent) if other.name.rpartition("-")[0] == head and other != own]
-
-    def _siblings(self, folder: Path) -> list[Path]:
-        if folder not in self._folders:
-            inside = sorted(folder.iterdir()) if folder.is_dir() else []
-            self._folders[folder] = [one for one in inside if (one / CONFIGURATION).is_file() or list(_records(one))]
-        return self._folders[folder]
+        if own.parent not in self._folders:
+            named = self._folders[own.parent] = {}
+            for other in sorted(own.parent.iterdir()) if own.parent.is_dir() else ():
+                named.setdefault(other.name.rpartition("-")[0], []).append(other)
+        alike = self._folders[own.parent].get(own.name.rpartition("-")[0], [])
+        return [one for one in alike if one != own and ((one / CONFIGURATION).is_file() or list(_records(one)))]
 
     def time_left(self) -> tuple[float, int, float]:
         """Expected wall seconds for the rest, with how many cells at a time, and the correction that went into it.
@@ -203,9 +201,8 @@ def why(matrix: Matrix, one: Standing) -> Iterator[str]:
 def _candidates(matrix: Matrix, cell: dict[str, Any]) -> Iterator[tuple[Path, list[str]]]:
     """Other folders of the method (or of teachers) on this dataset, with what sets each apart."""
     base = matrix.results / Path(cell["record"]).parts[0] / Path(cell["record"]).parts[1]
-    depth = len(Path(cell["record"]).parts) - 4
     own = matrix.folder(cell)
-    for folder in sorted(base.glob("/".join(["*"] * (depth + 1)))):
+    for folder in sorted(base.glob("/".join(["*"] * (len(Path(cell["record"]).parts) - 4)))):
         if folder == own:
             continue
         for path in [*_records(folder)][:1] or [folder / CONFIGURATION]:

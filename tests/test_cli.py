@@ -78,7 +78,9 @@ def weights(results: Path, method: str) -> Path:
 
 
 def files_of(results: Path) -> dict[str, tuple[int, bytes]]:
-    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in results.rglob("*") if p.is_file()}
+    """What is there of results; plans and locks are of runs."""
+    found = [p for p in results.rglob("*") if p.is_file() and p.name != ".lock" and p.parent.name != "plans"]
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
 
 # Help and lists
@@ -234,7 +236,7 @@ def test_precedence_is_preset_then_file_then_set_then_options() -> None:
     assert data["config"]["training"]["train"]["val_every"] == read_preset("digits")["train"]["val_every"] != 1
 
 
-_VARIABLE = ("seconds", "timing", "provenance", "images_per_second", "peak_memory_bytes")
+_VARIABLE = ("seconds", "timing", "provenance", "images_per_second", "peak_memory_bytes", "digest")
 
 
 def _lasting(value: Any) -> Any:

@@ -141,7 +141,8 @@ def _carry_out(
     )
     if dry_run:
         return 0
-    plans.write(results, experiment, matrix, seconds, at_a_time)
+    if plan.open or not plans.path_of(results, matrix).is_file():
+        plans.write(results, experiment, matrix, seconds, at_a_time)
     with Display(console, len(plan.open)) as display:
         runner.run(plan, place, where, display, timeout)
     return _summarise(console, plan, results, summary_table)

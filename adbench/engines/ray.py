@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,30 @@ class RayCluster:
         return (1.0 if self.gpus is None else self.gpus) if on_gpu else 0.0
 
 
+@dataclass(frozen=True)
+class Errand:
+    """What all cells of a run have in common, for the nodes. home: where adbench was started, with which words."""
+
+    place: Place
+    threads: int
+    plugins: Mapping[Path, bytes]
+    home: Path
+    words: list[str]
+    probe: Path
+
+
 class RayEngine:
     """One run's connection to a cluster. Raises UserError where there is no Ray, no cluster, or a node is unfit."""
 
     def __init__(self, cluster: RayCluster, place: Place, emit: Emit) -> None:
         self.ray = _ray()
-        self.place = Place(place.results.absolute(), place.data_dir.absolute(), place.device)
         self.emit, self.jobs = emit, cluster.jobs or math.inf
         self.numbers = itertools.count()
         self.tasks: dict[Any, tuple[int, Cell]] = {}
-        self.plugins = METHODS.files()
-        self.probe = self.place.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
-        self.threads, share = cluster.threads, cluster.gpu_share(place)
+        absolute = Place(place.results.absolute(), place.data_dir.absolute(), place.device)
+        probe = absolute.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
+        self.errand = Errand(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
+        share = cluster.gpu_share(place)
         _connect(self.ray, cluster.address)
         try:
             self._see(share)
@@ -95,9 +107,7 @@ class RayEngine:
 
     def start(self, cell: Cell) -> None:
         number = next(self.numbers)
-        home = Path.cwd()
-        task = self.task.remote(self.mailbox, number, cell, self.place, self.threads, self.plugins, home, self.probe)
-        self.tasks[task] = number, cell
+        self.tasks[self.task.remote(self.mailbox, number, cell, self.errand)] = number, cell
 
     def wait(self, seconds: float) -> None:
         if not self.tasks:
@@ -128,6 +138,11 @@ class RayEngine:
         for task in [task for task, (_, running) in self.tasks.items() if running.id == cell.id]:
             del self.tasks[task]
             self.ray.cancel(task, force=True)
+            self.ray.wait([task], timeout=GRACE)
+        # Its end is on its way to a machine that may be slow.
+        patience = time.monotonic() + GRACE
+        while locks.holder(cell.folder(self.errand.place.results)) and time.monotonic() < patience:
+            time.sleep(0.1)
 
     def stop(self, *, gently: bool) -> None:
         if not self.ray.is_initialized():
@@ -139,7 +154,7 @@ class RayEngine:
             self.ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)
         for task in tasks:
             self.ray.cancel(task, force=True)
-        self.probe.unlink(missing_ok=True)
+        self.errand.probe.unlink(missing_ok=True)
         # Ends the cluster if this run started it, else only the connection.
         self.ray.shutdown()
 
@@ -150,24 +165,25 @@ class RayEngine:
     def _see(self, share: float) -> None:
         """Ask every node whether it can do a cell of this run. Raises UserError with the first that cannot."""
         have = self.ray.cluster_resources()
-        for resource, needed, option in (("CPU", self.threads, "--threads"), ("GPU", share, "--gpus")):
+        for resource, needed, option in (("CPU", self.errand.threads, "--threads"), ("GPU", share, "--gpus")):
             most = max((node["Resources"].get(resource, 0) for node in self.ray.nodes() if node["Alive"]), default=0)
             if needed > most:
                 raise UserError(
                     f"a cell needs {needed:g} {resource}s, and no node of the cluster has more than {most:g} "
                     f"({have.get(resource, 0):g} in all); ask for less with {option}"
                 )
-        files.write_text(self.probe, "")
-        ask = self.ray.remote(_unfit)
-        nodes = [node for node in self.ray.nodes() if node["Alive"]]
-        with locks.locked(self.probe.parent):
-            asked = {
-                node["NodeManagerHostname"]: ask.options(
-                    num_cpus=0, max_retries=2, scheduling_strategy=self._only_on(node["NodeID"])
-                ).remote(Path.cwd(), self.probe, versions())
-                for node in nodes
-            }
-            for host, answer in asked.items():
+        files.write_text(self.errand.probe, "")
+        ask = self.ray.remote(_unfit).options(num_cpus=0, max_retries=2)
+        with locks.locked(self.errand.probe.parent):
+            asked = [
+                (
+                    node["NodeManagerHostname"],
+                    ask.options(scheduling_strategy=self._only_on(node["NodeID"])).remote(self.errand, versions()),
+                )
+                for node in self.ray.nodes()
+                if node["Alive"]
+            ]
+            for host, answer in asked:
                 try:
                     complaint = self.ray.get(answer, timeout=300)
                 except self.ray.exceptions.RayError as error:
@@ -224,38 +240,35 @@ def versions() -> dict[str, str]:
     return {"adbench": f"{__version__} revision {REVISION}", "torch": torch.__version__}
 
 
-def _unfit(home: Path, probe: Path, wanted: Mapping[str, str]) -> str | None:
-    """Runs on a node: why it cannot do cells of the run whose driver works in `home`."""
+def _unfit(errand: Errand, wanted: Mapping[str, str]) -> str | None:
+    """Runs on a node: why it cannot do cells of a run whose driver has these versions."""
     for name, version in wanted.items():
         if versions()[name] != version:
             return f"it has {name} {versions()[name]}, the driver {version}; use one environment on all nodes"
-    if complaint := _elsewhere(home, probe):
+    if complaint := _elsewhere(errand):
         return complaint
-    if locks.holder(probe.parent) is None:
+    if locks.holder(errand.probe.parent) is None:
         return (
-            f"file locks in '{probe.parent.parent}' do not reach it; mount the file system with locks that do "
+            f"file locks in '{errand.place.results}' do not reach it; mount the file system with locks that do "
             f"(docs/cluster.md)"
         )
     return None
 
 
-def _elsewhere(home: Path, probe: Path) -> str | None:
+def _elsewhere(errand: Errand) -> str | None:
     """Why this node does not see the driver's folders."""
-    results = probe.parent.parent
-    if not home.is_dir():
-        return f"'{home}', where adbench was started, is not there; start it in a folder that all nodes share"
-    if not probe.is_file():
+    if not errand.home.is_dir():
+        return f"'{errand.home}', where adbench was started, is not there; start it in a folder that all nodes share"
+    if not errand.probe.is_file():
+        results = errand.place.results
         return f"it does not see the driver's results folder '{results}'; all nodes have to share it under one path"
     return None
 
 
-def _cell(
-    mailbox: Any, number: int, cell: Cell, place: Place, threads: int, plugins: Mapping[Path, bytes], home: Path,
-    probe: Path,
-) -> dict[str, Any]:  # fmt: skip
+def _cell(mailbox: Any, number: int, cell: Cell, errand: Errand) -> dict[str, Any]:
     """One cell as a task; returns the last word, and reports the others on the way."""
     # A node that joined later was not asked at the start.
-    if complaint := _elsewhere(home, probe):
+    if complaint := _elsewhere(errand):
         return {"what": "refused", "why": f"node {os.uname().nodename} of the Ray cluster: {complaint}"}
     last: list[dict[str, Any]] = []
 
@@ -265,18 +278,9 @@ def _cell(
         else:
             mailbox.put.remote(number, event)
 
-    with _working_in(home):
-        begin(place, threads, plugins)
-        work(cell, place, say, every=1.0)
+    # Datasets and teachers may be given by relative paths, and a record says how it was asked for.
+    os.chdir(errand.home)
+    sys.argv = errand.words
+    begin(errand.place, errand.threads, errand.plugins)
+    work(cell, errand.place, say, every=1.0)
     return last[0]
-
-
-@contextmanager
-def _working_in(folder: Path) -> Iterator[None]:
-    # Datasets and teachers may be given by relative paths.
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
