@@ -19,6 +19,10 @@ from adbench.errors import UserError
 DIGEST = "digest"
 
 
+class OtherVersion(UserError):
+    """A document that another adbench wrote: not damaged, and not to be written over."""
+
+
 @dataclass(frozen=True)
 class Document:
     """The content of one file and where it lies."""
@@ -75,8 +79,10 @@ def content(path: Path, kind: str, remedy: str) -> dict[str, Any]:
         raise UserError(f"'{path}' is damaged: its content has another SHA-256 than it states; {remedy}")
     found = data.get("schema_version") if isinstance(data, dict) else None
     understood = schema(kind)["properties"]["schema_version"]["const"]
+    if isinstance(found, int) and found != understood:
+        raise OtherVersion(f"'{path}' has schema version {found}; this adbench reads version {understood}")
     if found != understood:
-        raise UserError(f"'{path}' has schema version {found!r}; this adbench reads version {understood}")
+        raise UserError(f"'{path}' is no {kind}, it has no schema version; {remedy}")
     if lacking := [key for key in schema(kind)["required"] if key not in data]:
         raise UserError(f"'{path}' is no whole {kind}, it lacks {', '.join(lacking)}; {remedy}")
     whole: dict[str, Any] = data

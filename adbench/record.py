@@ -87,7 +87,7 @@ def finished(path: Path) -> Record | None:
 def damage(path: Path) -> str | None:
     """What is wrong with the record at `path` or its outcomes, in a sentence; None where all is well or nothing there.
 
-    Reads every byte of both.
+    Reads every byte of both. Raises UserError for a record that another version of adbench wrote.
     """
     if not path.is_file():
         return None
@@ -96,6 +96,8 @@ def damage(path: Path) -> str | None:
         file = path.parent / OUTCOMES
         if found.done and sha256(file) != found["outcomes"]["sha256"]:
             return f"'{file}' has another SHA-256 than its record states"
+    except document.OtherVersion:
+        raise
     except UserError as error:
         return str(error)
     except OSError as error:
