@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -419,6 +421,21 @@ def test_finished_results_are_read_where_nothing_can_be_written(
     refusal = cli("report", "--results", results, "--out", tmp_path / "out")
     assert refusal.exit_code == 2
     assert "Read-only file system" in refusal.output
+
+
+# The tables
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
+def test_every_test_that_the_tables_name_exists(page: str) -> None:
+    here = Path(__file__).resolve().parent
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in here.glob("test_*.py"))
+    tests = re.findall(r"^def (test_\w+)", sources, re.MULTILINE)
+    named = re.findall(r"`(test_[\w.]+)`", (here.parent / "docs" / page).read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for name in named:
+        there = (here / name).is_file() if name.endswith(".py") else fnmatch.filter(tests, name.replace("...", "*"))
+        assert there, name
 
 
 # Clocks
