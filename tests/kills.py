@@ -1,6 +1,6 @@
 """SIGKILL at random moments of everything that writes: nothing finished is lost, nothing unreadable stays behind.
 
-    python -m tests.kills --kills 200 --seed 0
+    python tests/kills.py --kills 200 --seed 0
 
 Training, evaluation (AutoAttack too), merge, report and prepare are killed on their way, alone and with workers, each
 several times before it may end. After every kill each file that is there is read, and each record that was finished is
@@ -34,13 +34,12 @@ import pandas as pd
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tiny import TEACHER, lasting, options, records
 
 from adbench import record, state
 from adbench.cli import main
 from adbench.models import build
-from tests.tiny import TEACHER, options, records
 
-VARIABLE = ("seconds", "timing", "provenance", "images_per_second", "peak_memory_bytes", "digest")
 # Trained as good as naturally and attacked in a large ball: no image keeps AutoAttack busy for long.
 SETTINGS = {
     "train__epochs": "2", "train__attack_eps": "1/255", "train__attack_steps": "1", "data__train_images": "1000",
@@ -78,18 +77,12 @@ def _command(words: list[str], work: Path) -> None:
 def _start(words: list[str], work: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["tests.kills", "adbench.runner", "adbench.estimate", "adbench.report.render", "torch._dynamo",
+        ["kills", "adbench.runner", "adbench.estimate", "adbench.report.render", "torch._dynamo",
          "sklearn.datasets", "matplotlib.pyplot", "methods.pgd_at", "methods.trades", "methods.rslad"]
     )  # fmt: skip
     process = context.Process(target=_command, args=(words, work))
     process.start()
     return process
-
-
-def _lasting(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lasting(item) for key, item in value.items() if key not in VARIABLE}
-    return [_lasting(item) for item in value] if isinstance(value, list) else value
 
 
 # What has to hold after every kill
@@ -266,7 +259,7 @@ def _until_done(words: list[str], work: Path, quota: int, seconds: float, moment
 
 def _end(work: Path) -> dict[str, Any]:
     """All that lasts: every record without its times, the names of the report's files, what was downloaded."""
-    found = {path: _lasting(data) for path, data in records(work / "all").items()}
+    found = {path: lasting(data) for path, data in records(work / "all").items()}
     report = sorted(
         str(path.relative_to(work)) for path in (work / "report").rglob("*") if not path.name.startswith(".")
     )

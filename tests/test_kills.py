@@ -1,12 +1,11 @@
-"""Ten random SIGKILLs over training, evaluation, merge, report and prepare; `python -m tests.kills` does more."""
+"""Ten random SIGKILLs over training, evaluation, merge, report and prepare; `python tests/kills.py` does more."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import kills
 import pytest
-
-from tests import kills
 
 
 @pytest.mark.slow

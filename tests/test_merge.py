@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import cli, records, run
 
 from adbench import files, locks, plans, record
 from adbench.train import BEST, LAST, SUMMARY
-from tests.tiny import cli, records, run
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 

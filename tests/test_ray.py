@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import builtins
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import PLUGIN, TEACHER, lasting, records, run
 
 from adbench import locks, record
 from adbench.cell import Place
 from adbench.engines import ray as engine
 from adbench.errors import UserError
-from tests.test_cli import _lasting
-from tests.tiny import TEACHER, records, run
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
-PLUGIN = """
-from adbench.losses import cross_entropy
-from adbench.method import Method
-
-
-class Mine(Method):
-    \"\"\"Cross-entropy at the image itself.\"\"\"
-
-    label = "Mine"
-
-    def attack(self, step):
-        return step.x
-
-    def loss(self, step, x_adv):
-        return cross_entropy(step.student(x_adv), step.y)
-"""
 METHODS = ("pgd-at", "trades", "rslad", "mine")
 
 
@@ -57,12 +39,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-def _lose_a_node(cluster: Any, results: Path) -> None:
+def _lose_a_node(cluster: Any, results: Path, ended: threading.Event) -> None:
     """Kill the second node with a cell on it, when a third of the matrix is done."""
-    deadline = time.monotonic() + 200
-    while len(list(results.rglob("record.json"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
+    while len(list(results.rglob("record.json"))) < 5 and not ended.wait(0.05):
+        pass
+    ended.wait(0.3)
     cluster.remove_node(cluster.second, allow_graceful=False)
 
 
@@ -76,18 +57,20 @@ def test_two_nodes_of_which_one_is_lost_end_in_the_records_of_one_process(
     words = ("--methods", ",".join(METHODS), "--seeds", "3", "--teacher", "tiny.toml", "--plugin", "mine.py")
     settings = {"train__epochs": "6", "data__train_images": "128"}
 
-    killer = threading.Thread(target=_lose_a_node, args=(cluster, tmp_path / "spread"))
+    ended = threading.Event()
+    killer = threading.Thread(target=_lose_a_node, args=(cluster, tmp_path / "spread", ended))
     killer.start()
     spread = run(
         *words, "--results", "spread", "--engine", "ray", "--address", cluster.address, "--threads", "1", **settings
     )
+    ended.set()
     killer.join()
     assert spread.exit_code == 0, spread.output
     assert "it goes on in another" in spread.output, "no cell was lost with the node"
 
     here = run(*words, "--results", "here", "--jobs", "2", "--threads", "1", **settings)
     assert here.exit_code == 0, here.output
-    one, other = (_lasting(records(Path(folder))) for folder in ("here", "spread"))
+    one, other = (lasting(records(Path(folder))) for folder in ("here", "spread"))
     assert len(one) == 3 * len(METHODS) + 1
     assert other == one
     assert all(record.finished(Path("spread") / path) for path in other)

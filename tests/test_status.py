@@ -11,31 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import PLUGIN, TEACHER, cli, options, run
 
 from adbench import locks, plans, record
 from adbench.differences import differences
 from adbench.files import write_text
 from adbench.status import Matrix
-from tests.tiny import TEACHER, cli, options, run
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
-
-PLUGIN = '''
-from adbench.losses import cross_entropy
-from adbench.method import Method
-
-
-class Mine(Method):
-    """Cross-entropy at the image itself."""
-
-    label = "Mine"
-
-    def attack(self, step):
-        return step.x
-
-    def loss(self, step, x_adv):
-        return cross_entropy(step.student(x_adv), step.y)
-'''
 
 
 @pytest.fixture(scope="module")

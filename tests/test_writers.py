@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import TEACHER, record_of, records, run
 
 from adbench import locks, record, runner, train
 from adbench.cell import Place, lookup
@@ -20,7 +21,6 @@ from adbench.config import experiment
 from adbench.engines.processes import devices, ended
 from adbench.errors import UserError
 from adbench.matrix import Cell, expand
-from tests.tiny import TEACHER, record_of, records, run
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -185,7 +185,7 @@ def _run_counted(words: list[str], folder: Path, barrier: Any, trainings: Path) 
 def test_eight_runs_at_once_do_every_cell_exactly_once(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TEACHER, encoding="utf-8")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_writers", "torch._dynamo", "sklearn.datasets"])
+    context.set_forkserver_preload(["test_writers", "torch._dynamo", "sklearn.datasets"])
     barrier, trainings = context.Barrier(8), tmp_path / "trainings"
     words = ["--methods", "pgd-at,trades,rslad,ard", "--teacher", "tiny.toml", "--seeds", "2"]
     processes = [context.Process(target=_run_counted, args=(words, tmp_path, barrier, trainings)) for _ in range(8)]

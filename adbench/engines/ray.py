@@ -173,7 +173,7 @@ class RayEngine:
                     f"({have.get(resource, 0):g} in all); ask for less with {option}"
                 )
         files.write_text(self.errand.probe, "")
-        ask = self.ray.remote(_unfit).options(num_cpus=0, max_retries=2)
+        ask = self.ray.remote(num_cpus=0, max_retries=2)(_unfit)
         with locks.locked(self.errand.probe.parent):
             asked = [
                 (
