@@ -360,6 +360,8 @@ def _record(
     training = None
     if run.summary:
         training = {**run.summary.__dict__, "log": f"../{train.LOG}"}
+        if (log := cell.folder(run.place.results) / train.LOG).is_file():
+            training["log_sha256"] = files.sha256(log)
     return {
         "schema_version": record.SCHEMA_VERSION,
         "kind": cell.kind,

@@ -54,15 +54,23 @@ def beside(path: Path, name: str) -> Path:
     return path.parent / name
 
 
-def digest(data: dict[str, Any]) -> str:
-    """SHA-256 (hex) of a document's content, as it will be read."""
-    as_read = json.loads(json.dumps(data, allow_nan=False))
-    return files.content_id({key: value for key, value in as_read.items() if key != DIGEST})
-
-
 def write(path: Path, data: dict[str, Any]) -> None:
-    """Write a document with its digest, atomically."""
-    files.write_json(path, {**data, DIGEST: digest(data)})
+    """Write a document, or any table of JSON, with its digest, atomically."""
+    # As it will be read: keys that are numbers become text, tuples lists.
+    plain = json.loads(json.dumps({key: value for key, value in data.items() if key != DIGEST}, allow_nan=False))
+    files.write_json(path, {**plain, DIGEST: files.content_id(plain)})
+
+
+def opened(path: Path) -> Any:
+    """The JSON in the file; of a table without its digest, which older files lack.
+
+    Raises OSError, and ValueError where it is no JSON, or other content than the digest is of.
+    """
+    data = json.loads(path.read_text(encoding="utf-8"))
+    stated = data.pop(DIGEST, None) if isinstance(data, dict) else None
+    if stated is not None and stated != files.content_id(data):
+        raise ValueError("it is damaged: its content has another SHA-256 than it states")
+    return data
 
 
 def content(path: Path, kind: str, remedy: str) -> dict[str, Any]:
@@ -71,12 +79,9 @@ def content(path: Path, kind: str, remedy: str) -> dict[str, Any]:
     Raises UserError, with the remedy, unless it is whole, unchanged and of a version that is understood.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        data = opened(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"'{path}' is not a readable {kind} ({error}); {remedy}") from error
-    stated = data.pop(DIGEST, None) if isinstance(data, dict) else None
-    if stated is not None and stated != digest(data):
-        raise UserError(f"'{path}' is damaged: its content has another SHA-256 than it states; {remedy}")
     found = data.get("schema_version") if isinstance(data, dict) else None
     understood = schema(kind)["properties"]["schema_version"]["const"]
     if isinstance(found, int) and found != understood:

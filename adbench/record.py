@@ -7,6 +7,7 @@ Tables, data frames and reports are derived from records and may be deleted. Rea
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,13 +60,22 @@ class Record(document.Document):
             raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
 
     def log(self) -> list[dict[str, Any]]:
-        """One dictionary per training epoch; empty where nothing was trained or the log was deleted."""
+        """One dictionary per training epoch; empty where nothing was trained or the log was deleted.
+
+        Raises UserError when it is not the log that the record was written with.
+        """
         training = self.data["training"]
         # The record comes from anywhere; its log is one of these two files and no other.
         file = self.path.parent / training["log"] if training and training["log"] in LOGS else None
         if file is None or not file.is_file():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        content = file.read_bytes()
+        try:
+            if training.get("log_sha256") not in (None, hashlib.sha256(content).hexdigest()):
+                raise ValueError("it has another SHA-256 than its record states")
+            return [json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip()]
+        except ValueError as error:
+            raise UserError(f"'{file}' is damaged ({error}); delete it to go on without its curve") from error
 
 
 def write(path: Path, data: dict[str, Any]) -> None:

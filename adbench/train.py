@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import checkpoint, files, state, stopping
+from adbench import checkpoint, document, files, state, stopping
 from adbench.attacks.linf import Start, ascend, attacking
 from adbench.config import Train
 from adbench.data import Dataset, Split
@@ -62,10 +62,10 @@ class Summary:
 def finished(folder: Path) -> Summary | None:
     """The summary of a training that ended in `folder`, or None."""
     try:
-        return Summary(**json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        return Summary(**document.opened(folder / SUMMARY))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"'{folder / SUMMARY}' is damaged ({error}); delete its folder to train again") from error
 
 
@@ -144,7 +144,7 @@ class Trainer:
         )
         checkpoint.save_state(self.folder / BEST, self.best_weights, {"epoch": str(self.best[2])})
         checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch)})
-        files.write_json(self.folder / SUMMARY, summary.__dict__)
+        document.write(self.folder / SUMMARY, summary.__dict__)
         (self.folder / FAILURE).unlink(missing_ok=True)
         self.store.clear()
         return summary

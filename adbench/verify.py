@@ -129,8 +129,8 @@ class _Verification:
             return
         try:
             log = self.record.log()
-        except (OSError, json.JSONDecodeError) as error:
-            yield Finding("training log", False, f"it cannot be read ({error})")
+        except (OSError, UserError) as error:
+            yield Finding("training log", False, str(error))
             return
         if not log:
             return

@@ -340,6 +340,25 @@ def test_a_report_does_not_draw_on_damaged_outcomes(finished_cell: tuple[Cell, P
     assert len(found.outcomes()) == 16
 
 
+def test_a_damaged_log_or_summary_of_a_training_is_told(tmp_path: Path) -> None:
+    cell = small_cell()
+    finish(cell, tmp_path)
+    found = record.read(cell.record_path(tmp_path))
+    log, summary = cell.folder(tmp_path) / train.LOG, cell.folder(tmp_path) / train.SUMMARY
+    assert len(found.log()) == 3
+    flip(log, 0.5)
+    with pytest.raises(UserError, match=r"log.jsonl' is damaged .*; delete it to go on without its curve"):
+        found.log()
+    log.unlink()
+    assert found.log() == []
+    text = summary.read_text(encoding="utf-8")
+    summary.write_text(text.replace('"best_epoch": ', '"best_epoch": 1'), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"training.json' is damaged .*another SHA-256.*; delete its folder to train again"
+    ):
+        train.finished(cell.folder(tmp_path))
+
+
 # Disks
 
 
@@ -472,5 +491,5 @@ def test_documents_hold_what_was_written_and_older_ones_need_no_digest(tmp_path:
     files.write_json(path, content)
     assert document.content(path, "cross", "") == content
     files.write_json(path, content | {"digest": "0" * 64})
-    with pytest.raises(UserError, match="is damaged: its content has another SHA-256 than it states; do this"):
+    with pytest.raises(UserError, match=r"\(it is damaged: its content has another SHA-256 than it states\); do this"):
         document.content(path, "cross", "do this")
