@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, files
+from adbench import analysis, document, files, locks
 from adbench.analysis import Analysis
 from adbench.cell import Place
 from adbench.compare import columns
@@ -82,7 +82,7 @@ def _teacher(bed: Testbed, networks: list[Finished], skip_missing: bool, refused
             yield f"  skipped: {error}"
             return
         path, identity = _path(bed, [one for one, _ in loaded])
-        with files.locked(path.parent):
+        with locks.locked(path.parent):
             # Another process may have finished it while this one waited.
             if not path.is_file():
                 _compute(bed, loaded, path, identity)
@@ -126,7 +126,7 @@ def _compute(bed: Testbed, loaded: Sequence[tuple[Finished, Network]], path: Pat
         "examples": {"file": ARRAYS, "sha256": files.sha256(path.parent / ARRAYS), "images": shown},
         "provenance": provenance(bed.place.describe(), torch.get_num_threads(), None, started),
     }
-    files.write_json(path, found)
+    document.write(path, found)
 
 
 @torch.no_grad()

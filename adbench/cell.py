@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adbench import checkpoint, files, kept, masking, record, robustbench, train
+from adbench import checkpoint, files, kept, locks, masking, prepare, record, robustbench, state, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
@@ -31,7 +31,7 @@ from adbench.models import Network, build, count_parameters
 from adbench.provenance import now, provenance
 from adbench.registry import METHODS
 from adbench.seeding import derive
-from adbench.teacher import LocalFile, RobustBench
+from adbench.teacher import Download, LocalFile, RobustBench, file_of
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -98,8 +98,11 @@ def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Networ
         return robustbench.load(source.id, cell.dataset, cache_dir=place.data_dir / "robustbench")
     network = network_for(cell, dataset)
     if isinstance(source, LocalFile):
-        state = checkpoint.read_state_dict(source.path, source.sha256)
-        checkpoint.load_into(network, state, str(source.path))
+        weights = checkpoint.read_state_dict(source.path, source.sha256)
+        checkpoint.load_into(network, weights, str(source.path))
+    elif isinstance(source, Download) and cell.spec:
+        path = prepare.teacher_file(cell.spec, cell.dataset, place.data_dir)
+        checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
     else:
         path = cell.folder(place.results) / (train.BEST if which == "best" else train.LAST)
         checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
@@ -109,7 +112,7 @@ def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Networ
 def teacher_network(cell: Cell, place: Place, dataset: Dataset) -> Network:
     """A required teacher's network, on the device. Raises UserError when that teacher failed."""
     path = cell.record_path(place.results)
-    if path.is_file():
+    if path.is_file() and not record.damage(path):
         found = record.read(path)
         if not found.done and found["error"]["phase"] != "evaluate":
             raise UserError(f"teacher '{cell.name}' failed: {found['error']['message']}")
@@ -157,21 +160,40 @@ class _Run:
             self.timing[phase] = time.perf_counter() - begun
 
 
-def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any]:
-    """Finish one cell and return its record, which is on disk too.
+def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any] | None:
+    """Finish one cell and return its record, which is on disk too; None while another process works on the cell.
 
     A failure becomes a record with status "failed" and the traceback beside it, never an exception; only
     interruption from outside, and a disk on which not even that can be written, get through.
     """
     path = cell.record_path(place.results)
-    with files.locked(cell.folder(place.results)):
-        # Another run may have finished the cell while this one waited for its folder.
-        if path.is_file() and (found := record.read(path)).done:
+    with locks.attempt(cell.folder(place.results)) as held:
+        if not held:
+            return None
+        # Another run may have finished the cell since this one looked.
+        if found := record.finished(path):
             data = found.data
         else:
+            report({"what": "start"})
+            if said := record.damage(path):
+                report({"what": "note", "says": f"{said}; the cell is judged again"})
             data = _execute(cell, place, report, path)
         if data["status"] == "done":
             _tidy(cell.folder(place.results), path.parent)
+    return data
+
+
+def give_up(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
+    """Record that the cell's worker failed, in its place, and return the record; None as `execute` does."""
+    path = cell.record_path(place.results)
+    with locks.attempt(cell.folder(place.results)) as held:
+        if not held:
+            return None
+        if found := record.finished(path):
+            return found.data
+        failure = {"phase": "worker", "type": "WorkerDied", "message": why}
+        data = _record(_Run(cell, place, lambda _: None), now(), {}, None, failure)
+        record.write(path, data)
     return data
 
 
@@ -209,7 +231,7 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
     with run.during("evaluate"):
         which = cell.evaluation.checkpoint
         network = weights_of(cell, place, dataset, which)
-        run.model = _network_entry(cell, network, which)
+        run.model = _network_entry(cell, network, which, place)
         step = cell.evaluation.step
         evaluator = Evaluator(
             network,
@@ -233,15 +255,18 @@ def _start(evaluation: Evaluation) -> Start:
     return Start(evaluation.start or Start.UNIFORM)
 
 
-def _network_entry(cell: Cell, network: Network, which: str) -> dict[str, Any]:
+def _network_entry(cell: Cell, network: Network, which: str, place: Place) -> dict[str, Any]:
     source = cell.spec.source if cell.spec else None
+    file = source.path if isinstance(source, LocalFile) else None
+    if cell.spec and isinstance(source, Download) and not source.id:
+        file = file_of(cell.spec, cell.dataset, place.data_dir)
     return {
         "name": cell.name,
         "architecture": cell.architecture,
         "parameters": count_parameters(network),
         "weights_sha256": checkpoint.weights_sha256(network),
         "checkpoint": which if cell.method else str(source.kind if source else "file"),
-        **({"file": str(source.path)} if isinstance(source, LocalFile) else {}),
+        **({"file": str(file)} if file else {}),
     }
 
 
@@ -253,10 +278,10 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
     for need, key, teacher in ((Need.TEACHER, "robust", cell.teacher), (Need.NATURAL_TEACHER, "natural", cell.natural)):
         if teacher is not None:
             needed[need] = teacher_network(teacher, place, dataset)
-            run.teachers[key] = _network_entry(teacher, needed[need], "best")
+            run.teachers[key] = _network_entry(teacher, needed[need], "best", place)
     done = train.finished(folder)
     if done:
-        (folder / train.RESUME).unlink(missing_ok=True)  # left by a process killed between its last two deeds
+        state.clear(folder)  # left by a process killed between its last two deeds
         return done
     method = configured(cell.method, cell.hyper)
     _check_source(cell)
@@ -276,6 +301,7 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
     return trainer.run(
         on_epoch=lambda entry: run.report({"what": "epoch", **entry}),
         on_batch=lambda epoch, batch, of: run.report({"what": "batch", "epoch": epoch, "batch": batch, "of": of}),
+        on_note=lambda said: run.report({"what": "note", "says": said}),
     )
 
 
@@ -333,7 +359,9 @@ def _record(
     cell, dataset = run.cell, run.dataset
     training = None
     if run.summary:
-        training = run.summary.__dict__ | {"log": f"../{train.LOG}"} | _passes(cell)
+        training = {**run.summary.__dict__, "log": f"../{train.LOG}", **_passes(cell)}
+        if (log := cell.folder(run.place.results) / train.LOG).is_file():
+            training["log_sha256"] = files.sha256(log)
     return {
         "schema_version": record.SCHEMA_VERSION,
         "kind": cell.kind,

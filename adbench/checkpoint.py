@@ -25,28 +25,34 @@ PREFIXES = ("module", "model", "0", "1")
 NORMALISATION = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
 # In the header of our own files, whose keys are taken as they are.
 _WRITER = {"writer": "adbench"}
+_DIGEST = "weights_sha256"
 
 
 def save_weights(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the state dict of `network` to `path` as safetensors with `metadata` in its header, atomically.
+    """Write the state dict of `network` to `path` (see `save_state`)."""
+    save_state(path, network.state_dict(), metadata)
+
+
+def save_state(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write `state` to `path` as safetensors with `metadata` and its own SHA-256 in the header, atomically.
 
     Raises UserError where the file cannot be written.
     """
     # Cloned, because the format refuses tensors that share memory.
-    state = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
-    content = safetensors.torch.save(state, metadata | _WRITER)
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    files.write_atomic(path, write)
+    plain = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    files.write_bytes(path, safetensors.torch.save(plain, metadata | _WRITER | {_DIGEST: state_sha256(plain)}))
 
 
 def weights_sha256(network: nn.Module) -> str:
+    """SHA-256 (hex) of a network's weights (see `state_sha256`)."""
+    return state_sha256(network.state_dict())
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) of names, types, shapes and bytes of a state dict: the same on every device and in every
     file format."""
     digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
+    for key, value in sorted(state.items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -123,10 +129,17 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            ours = (file.metadata() or {}).items() >= _WRITER.items()
-            return {key: file.get_tensor(key) for key in file.keys()}, ours  # noqa: SIM118
+            said = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
+    ours = said.items() >= _WRITER.items()
+    if ours and said.get(_DIGEST, "") not in ("", state_sha256(state)):
+        raise UserError(
+            f"weights '{path}': the file is damaged, its weights have another SHA-256 than it states; restore it "
+            f"from a copy, or delete its folder to train again"
+        )
+    return state, ours
 
 
 def _read_torch(path: Path, head: bytes) -> Any:

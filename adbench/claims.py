@@ -17,7 +17,7 @@ def verify_teacher(name: str, dataset: str | None, images: int | None, place: Pl
     Returns lines to print and whether every claim lies within its tolerance of the measured value (on a part of
     the test set: within the 95% interval over test images too). Raises UserError when there is nothing to verify.
     """
-    spec = teacher.find(name)
+    spec = teacher.find(name, dataset)
     where = dataset or spec.dataset
     if where is None:
         raise UserError(f"teacher '{spec.name}' is for any dataset; say which with --dataset")
@@ -29,7 +29,7 @@ def verify_teacher(name: str, dataset: str | None, images: int | None, place: Pl
     cell = teacher_cell(experiment(settings), where, spec, lookup(place.data_dir))
     check(cell, place)
     if cell.method is not None:
-        done = runner.run(runner.plan(Matrix((cell,), ()), place.results), place, 1, lambda *_: None)
+        done = runner.run(runner.plan(Matrix((cell,), ()), place.results), place, runner.Local(), lambda *_: None)
         failure = done[cell.id]["error"] if cell.id in done else None
         if failure:
             raise UserError(f"teacher '{spec.name}' failed in {failure['phase']}: {failure['message']}")

@@ -7,7 +7,6 @@ not to its own, its gradients are masked. An image that the target misclassifies
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, files
+from adbench import analysis, document, locks
 from adbench.analysis import Analysis
 from adbench.cell import Place
 from adbench.compare import columns
@@ -71,7 +70,7 @@ def _matrix(bed: Testbed, skip_missing: bool) -> Generator[str, None, bool]:
             yield f"  {_count(len(loaded))} with weights, no matrix"
             return False
         path, identity = bed.path(KIND, sorted(one.weights for one, _ in loaded))
-        with files.locked(path.parent):
+        with locks.locked(path.parent):
             # Another process may have finished it while this one waited.
             if not path.is_file():
                 yield from _compute(bed, loaded, path, identity)
@@ -100,7 +99,7 @@ def _compute(bed: Testbed, loaded: Loaded, path: Path, identity: str) -> Iterato
                 "correct": {one.weights: int(r.sum()) for one, r in zip(networks, right, strict=True)},
                 "seconds": time.perf_counter() - begun,
             }
-            files.write_json(part, found)
+            document.write(part, found)
             name = head["networks"][number]["name"]
             yield f"  [{number + 1}/{len(loaded)}] made on {name} ({found['seconds']:.1f} s)"
         rows.append([_share(found["correct"][one.weights], len(bed.y)) for one in networks])
@@ -108,7 +107,7 @@ def _compute(bed: Testbed, loaded: Loaded, path: Path, identity: str) -> Iterato
     for entry, verdict in zip(head["networks"], clean, strict=True):
         entry["clean"] = _share(int(verdict.sum()), len(bed.y))
     origin = provenance(bed.place.describe(), torch.get_num_threads(), None, started)
-    files.write_json(path, {**head, "matrix": rows, "seconds": seconds, "provenance": origin})
+    document.write(path, {**head, "matrix": rows, "seconds": seconds, "provenance": origin})
     for passing in (*path.parent.glob("source-*.json"), *path.parent.glob(".*.tmp")):
         passing.unlink(missing_ok=True)
 
@@ -131,7 +130,7 @@ def against(bed: Testbed, source: Network, targets: Sequence[Network], clean: Se
 def _part(path: Path, identity: str) -> dict[str, Any] | None:
     """What an interrupted run found for one source; None where it did not come so far."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = document.opened(path)
     except (OSError, ValueError):
         return None
     return found if found["id"] == identity else None

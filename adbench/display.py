@@ -8,16 +8,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from adbench.estimate import Cost
 from adbench.matrix import Cell
-from adbench.method import Passes
-from adbench.runner import Plan
+
+if TYPE_CHECKING:
+    from adbench.estimate import Cost
+    from adbench.runner import Plan
 
 
 def percent(value: float | None) -> str:
@@ -70,7 +71,7 @@ class Display:
         getattr(self, f"_on_{event['what']}")(cell, event)
 
     def _on_start(self, cell: Cell, _: dict[str, Any]) -> None:
-        self._began[cell.id] = time.monotonic()
+        self._began.setdefault(cell.id, time.monotonic())
         self._tasks[cell.id] = self._progress.add_task(str(cell), total=cell.train.epochs, figures="preparing")
 
     def _on_batch(self, cell: Cell, event: dict[str, Any]) -> None:
@@ -92,10 +93,21 @@ class Display:
             figures=f"{event['name']} {percent(event['value'])}",
         )
 
+    def _on_again(self, cell: Cell, event: dict[str, Any]) -> None:
+        if cell.id in self._tasks:
+            self._progress.remove_task(self._tasks.pop(cell.id))
+        said = f"{_escaped(str(cell))}: {_escaped(event['why'])}; it goes on in another"
+        self.console.print(said, highlight=False, soft_wrap=True)
+
+    def _on_note(self, cell: Cell, event: dict[str, Any]) -> None:
+        self.console.print(f"{_escaped(str(cell))}: {_escaped(event['says'])}", highlight=False, soft_wrap=True)
+
     def _on_end(self, cell: Cell, event: dict[str, Any]) -> None:
         self.done += 1
-        self._progress.remove_task(self._tasks[cell.id])
-        took = duration(time.monotonic() - self._began[cell.id])
+        if cell.id in self._tasks:
+            self._progress.remove_task(self._tasks.pop(cell.id))
+        begun = self._began.get(cell.id)
+        took = "by another run" if begun is None else duration(time.monotonic() - begun)
         found = event["record"]
         if found["status"] == "failed":
             reason = " ".join(found["error"]["message"].split())
@@ -156,6 +168,8 @@ def cost_csv(plan: Plan, costs: Mapping[str, Cost]) -> str:
     """The same for machines: passes by kind, multiply-adds a training image and epoch, seconds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    from adbench.method import Passes
+
     kinds = [field.name for field in fields(Passes)]
     head = ["dataset", "kind", "method", "student", "teacher", "seeds", "epochs", *kinds]
     writer.writerow([*head, "multiply_adds", "floor_seconds", "seconds"])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +38,14 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` (made if it is not there) for this process; another one that asks for it waits.
+def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write `pieces`, one after the other, to `path` atomically."""
 
-    The lock is the operating system's, so it ends with the process, however that ends.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("a")
-    except OSError as error:
-        raise UserError(f"cannot write '{folder}': {error.strerror or error}; choose another folder") from error
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.writelines(pieces)
+
+    write_atomic(path, write)
 
 
 def write_text(path: Path, text: str) -> None:

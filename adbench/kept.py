@@ -107,5 +107,5 @@ def _whole(folder: Path, stored: dict[str, str] | None) -> bool:
     """Whether the adversarial examples of an outcome are still what was written, if they were kept at all."""
     if stored is None:
         return True
-    file = folder / stored["file"]
+    file = folder / adversarial.FOLDER / Path(stored["file"]).name
     return file.is_file() and files.sha256(file) == stored["sha256"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from adbench import teacher
 from adbench.config import presets
 from adbench.registry import DATASETS, METHODS, MODELS, Registry
-from adbench.teacher import LocalFile, TeacherSpec, Trained
+from adbench.teacher import Download, LocalFile, TeacherSpec, Trained
 
 ATTACKS = [
     ("fgsm", "one step of size eps on the cross-entropy (Goodfellow et al., ICLR 2015)"),
@@ -21,10 +21,14 @@ ATTACKS = [
 
 def sections() -> dict[str, list[tuple[str, str]]]:
     """Everything there is, as (name, one line) by kind."""
-    families = [("wrn-D-K", "any other WideResNet, depth 6n + 4"), ("cnn-W", "the small CNN at any other width")]
+    families = [
+        ("wrn-D-K", "any other WideResNet, depth 6n + 4"),
+        ("dm-wrn-D-K", "the same as DeepMind builds it, with SiLU"),
+        ("cnn-W", "the small CNN at any other width"),
+    ]
     return {
         "methods": [(name, _with_source(METHODS, name)) for name in METHODS],
-        "teachers": [(name, teacher.find(name).summary) for name in teacher.names()],
+        "teachers": [(spec.name, spec.summary) for spec in _teachers()],
         "students": [(name, _with_source(MODELS, name)) for name in MODELS] + families,
         "datasets": [(name, _with_source(DATASETS, name)) for name in DATASETS]
         + [("PATH", "your own: a .npz with x_train, y_train, x_test, y_test, or a folder train/CLASS/*.png, test/...")],
@@ -38,11 +42,17 @@ def _with_source(registry: Registry, name: str) -> str:
     return summary if registry.built_in(name) else f"{summary} [{registry.source(name)}]"
 
 
+def _teachers() -> list[TeacherSpec]:
+    return [*(teacher.find(name) for name in teacher.names()), *teacher.published()]
+
+
 def _source(spec: TeacherSpec) -> str:
     if isinstance(spec.source, Trained):
         return f"trained here by {spec.source.method}"
     if isinstance(spec.source, LocalFile):
         return str(spec.source.path)
+    if isinstance(spec.source, Download):
+        return "RobustBench" if spec.source.id else "downloaded"
     return f"RobustBench {spec.source.id}"
 
 
@@ -53,16 +63,16 @@ def _claims(spec: TeacherSpec) -> str:
 
 def teacher_rows() -> list[tuple[str, ...]]:
     """One row a built-in teacher: name, dataset, architecture, source, claim; padded to columns."""
-    specs = [teacher.find(name) for name in teacher.names()]
+    specs = _teachers()
     rows = [("name", "dataset", "architecture", "weights", "claims")]
     rows += [(s.name, s.dataset or "any", s.architecture, _source(s), _claims(s)) for s in specs]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [tuple(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def describe_teacher(name: str) -> str:
+def describe_teacher(name: str, dataset: str | None = None) -> str:
     """A teacher in a few lines."""
-    spec = teacher.find(name)
+    spec = teacher.find(name, dataset)
     lines = [
         f"{spec.name}: {spec.summary}" if spec.summary else spec.name,
         f"  dataset       {spec.dataset or 'any that fits'}",

@@ -30,7 +30,7 @@ from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
 from adbench.errors import UserError, unknown
 from adbench.files import content_id
 from adbench.models.names import canonical
-from adbench.registry import DATASETS, METHODS
+from adbench.registry import DATASETS, METHODS, MODELS, Registry
 from adbench.teacher import TeacherSpec, Trained
 
 if TYPE_CHECKING:
@@ -77,19 +77,20 @@ class Cell:
     def training(self) -> dict[str, Any]:
         """All that decides the weights, JSON-able."""
         name = self.dataset if self.dataset in DATASETS else Path(self.dataset).name
-        base = {
+        base: dict[str, Any] = {
             "revision": REVISION,
             "architecture": self.architecture,
             "data": {"name": name, "content": self.fingerprint, **self.data.model_dump(mode="json")},
             "threat": self.threat.model_dump(mode="json"),
         }
+        base |= {"network": source} if (source := _foreign(MODELS, self.architecture)) else {}
+        base["data"] |= {"source": source} if (source := _foreign(DATASETS, self.dataset)) else {}
         if self.method is None:
             assert self.spec is not None
             return {**base, "source": self.spec.identity()}
         return base | {
             "method": self.method,
-            # Whoever edits a method of their own means a new cell; adbench's own have the revision.
-            "source": None if METHODS.built_in(self.method) else METHODS.source_hash(self.method),
+            "source": _foreign(METHODS, self.method),
             "hyper": self.hyper,
             "seed": self.seed,
             "train": _recipe(self.train),
@@ -168,6 +169,14 @@ def _recipe(train: Train) -> dict[str, Any]:
         if settings[later] == unset:
             settings.pop(later)
     return settings
+
+
+def _foreign(registry: Registry, name: str) -> str | None:
+    """The hash of the source that defines `name`, where that is not adbench's own, which has the revision.
+
+    Whoever edits a method, network or dataset of their own means new cells.
+    """
+    return None if name not in registry or registry.built_in(name) else registry.source_hash(name)
 
 
 def dataset_folder(name: str) -> str:
@@ -347,11 +356,11 @@ class _Teachers:
             return [None]
         if self.dataset not in DEFAULT_TEACHERS:
             raise UserError(f"dataset '{self.dataset}' has no teacher of its own; name one with --teacher")
-        return [teachers.find(DEFAULT_TEACHERS[self.dataset])]
+        return [teachers.find(DEFAULT_TEACHERS[self.dataset], self.dataset)]
 
     def _fitting(self, names: Sequence[str]) -> list[TeacherSpec]:
         """Those of the named teachers that are for this dataset or for any; one at least."""
-        specs = [teachers.find(name) for name in names]
+        specs = [teachers.find(name, self.dataset) for name in names]
         fitting = [spec for spec in specs if spec.dataset in (None, self.dataset)]
         if not fitting:
             others = ", ".join(f"teacher '{spec.name}' is for '{spec.dataset}'" for spec in specs)
@@ -360,7 +369,7 @@ class _Teachers:
 
     def proxies(self) -> tuple[Cell, ...]:
         """The proxies of the transfer attacks that are for this dataset or for any. Names must differ."""
-        specs = [teachers.find(name) for name in self.experiment.evaluation.proxies]
+        specs = [teachers.find(name, self.dataset) for name in self.experiment.evaluation.proxies]
         cells = tuple(self.get(spec) for spec in specs if spec.dataset in (None, self.dataset))
         names = [cell.name for cell in cells]
         if len(set(names)) < len(names):

@@ -11,6 +11,7 @@ from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError
 from adbench.models import Network, build
 from adbench.record import Record
+from adbench.teacher import robustbench_file
 from adbench.train import BEST, LAST
 
 
@@ -59,8 +60,8 @@ def network_of(
     if file is None and source and source["source"]["kind"] == "robustbench":
         network = robustbench.load(source["source"]["id"], record["dataset"], cache_dir=data_dir / "robustbench")
     else:
-        network = _built(record, dataset)
-        path = file or _weights(record, remedy)
+        network = built(record, dataset)
+        path = file or _weights(record, data_dir, remedy)
         checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
     found = checkpoint.weights_sha256(network)
     if found != model["weights_sha256"]:
@@ -72,7 +73,8 @@ def network_of(
     return network.eval()
 
 
-def _built(record: Record, dataset: Dataset) -> Network:
+def built(record: Record, dataset: Dataset) -> Network:
+    """A network like the record's, with weights that nobody trained."""
     training = record["config"]["training"]
     if record["method"] is None:
         source: dict[str, Any] = training["source"]
@@ -82,9 +84,12 @@ def _built(record: Record, dataset: Dataset) -> Network:
     return build(training["architecture"], classes=dataset.classes, channels=dataset.image_shape[0], mean=mean, std=std)
 
 
-def _weights(record: Record, remedy: str) -> Path:
+def _weights(record: Record, data_dir: Path, remedy: str) -> Path:
     model, folder = record["model"], record.path.parent.parent
-    if record["method"] is not None:
+    source = None if record["method"] is not None else record["config"]["training"]["source"]["source"]
+    if source and source["kind"] == "download" and source["id"]:
+        path = robustbench_file(data_dir, record["dataset"], source["id"])
+    elif record["method"] is not None:
         path = folder / (BEST if model["checkpoint"] == "best" else LAST)
     elif "file" in model:
         path = Path(model["file"])

@@ -7,6 +7,7 @@ Tables, data frames and reports are derived from records and may be deleted. Rea
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adbench import document
 from adbench.errors import UserError
-from adbench.files import write_json
+from adbench.files import sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 FILE = "record.json"
 OUTCOMES = "outcomes.parquet"
+LOGS = ("../log.jsonl", "log.jsonl")
 
 
 def schema() -> dict[str, Any]:
@@ -41,13 +43,21 @@ class Record(document.Document):
     def outcomes(self) -> pd.DataFrame:
         """Per test image: index, label, prediction, and one boolean column an attack (True: still right).
 
-        Raises UserError when the file is missing or unreadable.
+        Raises UserError when the file is missing, unreadable, or not the one that the record was written with.
         """
         import pandas as pd
 
         file = self.path.parent / OUTCOMES
         try:
+            stated, found = (self.data["outcomes"] or {}).get("sha256"), sha256(file)
+            if stated not in (None, found):
+                raise UserError(
+                    f"'{file}' is damaged: it has another SHA-256 than its record states; "
+                    f"run the cell again to restore it"
+                )
             return pd.read_parquet(file)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
 
@@ -69,24 +79,61 @@ class Record(document.Document):
         return verdicts[: self["metrics"][attack]["n"]]
 
     def log(self) -> list[dict[str, Any]]:
-        """One dictionary per training epoch; empty where nothing was trained or the log was deleted."""
+        """One dictionary per training epoch; empty where nothing was trained or the log was deleted.
+
+        Raises UserError when it is not the log that the record was written with.
+        """
         training = self.data["training"]
-        file = self.path.parent / training["log"] if training else None
+        # The record comes from anywhere; its log is one of these two files and no other.
+        file = self.path.parent / training["log"] if training and training["log"] in LOGS else None
         if file is None or not file.is_file():
             return []
-        lines = (line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-        found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
-        return found
+        content = file.read_bytes()
+        try:
+            if training.get("log_sha256") not in (None, hashlib.sha256(content).hexdigest()):
+                raise ValueError("it has another SHA-256 than its record states")
+            lines = (line for line in content.decode("utf-8").splitlines() if line.strip())
+            found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+            return found
+        except ValueError as error:
+            raise UserError(f"'{file}' is damaged ({error}); delete it to go on without its curve") from error
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
     """Write one record atomically; `path` is the `record.json` itself."""
-    write_json(path, data)
+    document.write(path, data)
 
 
 def read(path: Path) -> Record:
     """Read one record. Raises UserError when it is not a record of a version that is understood."""
     return Record(path, document.content(path, "record", "delete it and run its cell again"))
+
+
+def finished(path: Path) -> Record | None:
+    """The record of a finished cell, unless it or its outcomes are damaged; None where the cell is to be run."""
+    found = None if damage(path) else read(path) if path.is_file() else None
+    return found if found and found.done else None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the record at `path` or its outcomes, in a sentence; None where all is well or nothing there.
+
+    Reads every byte of both. Raises UserError for a record that another version of adbench wrote.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = read(path)
+        file = path.parent / OUTCOMES
+        if found.done and sha256(file) != found["outcomes"]["sha256"]:
+            return f"'{file}' has another SHA-256 than its record states"
+    except document.OtherVersion:
+        raise
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"'{error.filename}' cannot be read ({error.strerror})"
+    return None
 
 
 def read_all(results: Path) -> Iterator[Record]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from adbench.errors import UserError, unknown
@@ -27,8 +28,9 @@ class Registry:
         self.kind = kind
         self.group = group
         self._files: dict[str, Path] = {}
-        # What was made of the files, with the hash of what they held then: they may be edited during a run.
-        self._loaded: dict[str, tuple[Any, str]] = {}
+        # What the files held when they were first used, and what was made of it: they may be edited during a run.
+        self._contents: dict[str, bytes] = {}
+        self._loaded: dict[str, Any] = {}
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
@@ -60,8 +62,8 @@ class Registry:
         """
         if name in self._files:
             if name not in self._loaded:
-                self._loaded[name] = _class_of_file(self._files[name], self.kind), self.source_hash(name)
-            return self._loaded[name][0]
+                self._loaded[name] = _class_of_file(self._files[name], self._content(name), self.kind)
+            return self._loaded[name]
         if name not in self._entry_points:
             raise unknown(self.kind, name, self.names())
         entry = self._entry_points[name]
@@ -73,12 +75,13 @@ class Registry:
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def add_file(self, path: Path) -> str:
+    def add_file(self, path: Path, content: bytes | None = None) -> str:
         """Register the one plugin class that the Python file `path` defines; returns its name.
 
         The name is the file's, with dashes for underscores. The file is not executed until it is used.
+        content: what the file holds, where another process has read it; it need not be there then.
         """
-        if path.suffix != ".py" or not path.is_file():
+        if path.suffix != ".py" or not (content is not None or path.is_file()):
             raise UserError(f"plugin '{path}': no such Python file; give the path of a .py file")
         name = path.stem.replace("_", "-")
         if name in self._entry_points:
@@ -86,12 +89,27 @@ class Registry:
         if self._files.get(name, path.resolve()) != path.resolve():
             raise UserError(f"plugin '{path}': '{self._files[name]}' has the same name; rename one of the files")
         self._files[name] = path.resolve()
+        self._contents.pop(name, None)
         self._loaded.pop(name, None)
+        if content is not None:
+            self._contents[name] = content
         return name
 
-    def files(self) -> list[Path]:
-        """The plugin files that were added."""
-        return list(self._files.values())
+    def files(self) -> dict[Path, bytes]:
+        """The plugin files that were added, with what this process takes them to hold: for `add_file` elsewhere."""
+        return {path: self._content(name) for name, path in self._files.items()}
+
+    def paths(self) -> dict[str, Path]:
+        """Where the plugin files are that were added, by name."""
+        return dict(self._files)
+
+    def _content(self, name: str) -> bytes:
+        if name not in self._contents:
+            try:
+                self._contents[name] = self._files[name].read_bytes()
+            except OSError as error:
+                raise UserError(f"plugin '{self._files[name]}' cannot be read: {error.strerror or error}") from error
+        return self._contents[name]
 
     def source(self, name: str) -> str:
         """Where `name` comes from: a distribution's name or a file's path."""
@@ -112,8 +130,8 @@ class Registry:
 
     def source_hash(self, name: str) -> str:
         """SHA-256 of the source file that defines `name` ('' where there is none), as it was when it was loaded."""
-        if name in self._loaded:
-            return self._loaded[name][1]
+        if name in self._contents:
+            return hashlib.sha256(self._contents[name]).hexdigest()
         path = self._path(name)
         return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
@@ -144,16 +162,15 @@ def _owner(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else "?"
 
 
-def _class_of_file(path: Path, kind: str) -> Any:
-    """Import a plugin file and return the class it defines (`plugin = ...` settles it if there are several)."""
+def _class_of_file(path: Path, content: bytes, kind: str) -> Any:
+    """Execute a plugin file and return the class it defines (`plugin = ...` settles it if there are several)."""
     module_name = f"adbench_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(module_name)
+    module.__file__ = str(path)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        # What was hashed is what is executed: not the file, which may have changed, nor its bytecode in a cache.
+        exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
     except Exception as error:
         raise UserError(f"plugin '{path}' cannot be imported: {type(error).__name__}: {error}") from error
     own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module_name]

@@ -1,39 +1,40 @@
 """Cells onto processors: what is already there, what it will cost, and carrying it out.
 
-Cells run one after another in this process, or `jobs` at a time in processes of their own. Teachers come first,
-since students need them. A cell that fails is recorded and the others go on.
+A cell starts when its teachers are done and nobody else works on it; other runs may share the results folder. One
+that fails is recorded and the others go on, also where it takes its worker down with it.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Queue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from adbench import record, train
-from adbench.cell import Place, execute
+from adbench import locks, record, train
+from adbench.cell import Place, give_up
+from adbench.engines import Emit, Engine
+from adbench.engines.here import Here
+from adbench.engines.processes import Processes
+from adbench.engines.ray import RayCluster
+from adbench.engines.worker import cores
 from adbench.errors import UserError
 from adbench.matrix import Cell, Matrix
 from adbench.registry import METHODS
 
-if TYPE_CHECKING:
-    from multiprocessing.managers import SyncManager
-
 OnEvent = Callable[[Cell, dict[str, Any]], None]
+
+DEATHS = 2
+"""So many times in a row a cell's worker may die without finishing an epoch or an attack."""
+LOOK_AGAIN = 1.0
+"""Seconds after which a cell that another process had is looked at again."""
 
 
 def status(cell: Cell, results: Path) -> str:
     """What a run would do with the cell: "done", "evaluate" (weights are there), "continue", "retry" or "new"."""
     path = cell.record_path(results)
-    if path.is_file() and record.read(path).done:
+    if record.finished(path):
         return "done"
     folder = cell.folder(results)
     if cell.method is None or (folder / train.SUMMARY).is_file():
@@ -61,124 +62,173 @@ def plan(matrix: Matrix, results: Path) -> Plan:
     return Plan(matrix, {cell.id: status(cell, results) for cell in matrix.cells})
 
 
-def run(todo: Plan, place: Place, jobs: int, on_event: OnEvent) -> dict[str, dict[str, Any]]:
-    """Carry out a plan; returns the records of the cells that were run, by cell id.
+@dataclass(frozen=True)
+class Local:
+    """Cells on this machine.
 
-    jobs: cells at a time. Each job has its share of the processor's cores, so figures can differ in the last bits
-    between job counts. on_event hears of {"what": "start"}, "batch", "epoch", "attack" and "end".
+    jobs: cells at a time. threads: processor threads of each; None for an equal share of the cores. A cell's figures
+    can differ in the last bits between numbers of threads, and between nothing else that is set here.
+    """
+
+    jobs: int = 1
+    threads: int | None = None
+
+    def engine(self, cells: list[Cell], place: Place, isolated: bool, emit: Emit) -> Engine:
+        """The engine for these cells. A single job stays in this process unless it has to be isolated."""
+        jobs = min(self.jobs, len(cells))
+        foreign = any(cell.method and not METHODS.built_in(cell.method) for cell in cells)
+        if jobs <= 1 and not isolated and not foreign:
+            return Here(place, self.share, emit)
+        return Processes(place, jobs, self.share, emit)
+
+    @property
+    def share(self) -> int:
+        """The threads of one cell."""
+        return self.threads or threads_per_job(self.jobs)
+
+
+def run(
+    todo: Plan, place: Place, where: Local | RayCluster, on_event: OnEvent, timeout: float | None = None
+) -> dict[str, dict[str, Any]]:
+    """Carry out a plan; returns the records of the cells that were open, by cell id.
+
+    on_event hears of {"what": "start"}, "batch", "epoch", "attack", "again" (after a worker died) and "end".
+    timeout: seconds without a sign of life (a batch, a finished attack) after which a cell's worker is ended and the
+    cell fails.
     """
     place.results.mkdir(parents=True, exist_ok=True)
-    carry_out = _in_process if min(jobs, len(todo.open)) <= 1 else _in_processes
-    return carry_out(todo.open, place, jobs, on_event)
+    if not todo.open:
+        return {}
+    course = _Course(todo.open, place, on_event, timeout)
+    engine = where.engine(todo.open, place, timeout is not None, course.hear)
+    try:
+        return course.to_the_end(engine)
+    except KeyboardInterrupt:
+        # Whoever interrupts a run does not want to wait for the cells that are under way.
+        engine.stop(gently=False)
+        raise
+    finally:
+        engine.stop(gently=True)
 
 
-def _in_process(cells: Sequence[Cell], place: Place, jobs: int, on_event: OnEvent) -> dict[str, dict[str, Any]]:
-    prepare_torch(place, threads_per_job(jobs))
-    finished = {}
-    for cell in cells:
-        on_event(cell, {"what": "start"})
-        finished[cell.id] = execute(cell, place, lambda event, cell=cell: on_event(cell, event))  # type: ignore[misc]
-        on_event(cell, {"what": "end", "record": finished[cell.id]})
-    return finished
+@dataclass
+class _Attempt:
+    """A cell with a worker."""
+
+    cell: Cell
+    begun: bool = False
+    heard: float = field(default_factory=time.monotonic)
 
 
-def _in_processes(cells: Sequence[Cell], place: Place, jobs: int, on_event: OnEvent) -> dict[str, dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
-    waiting = {cell.id: cell for cell in cells}
-    with context.Manager() as manager:
-        events = _queue(manager)
-        listener = threading.Thread(target=_listen, args=(events, dict(waiting), on_event))
-        listener.start()
-        others = set(multiprocessing.active_children())
-        pool = ProcessPoolExecutor(
-            min(jobs, len(cells)),
-            mp_context=context,
-            initializer=_begin_worker,
-            initargs=(os.getpid(), place, threads_per_job(jobs), METHODS.files()),
-        )
-        try:
-            return _all(waiting, lambda cell: pool.submit(_work, cell, place, events), events)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process died (out of memory, or a crash in a library); finished cells are kept, "
-                "and the same command goes on from there, more gently with --jobs 1"
-            ) from error
-        except BaseException:
-            # Whoever interrupts a run does not want to wait for the cells that are under way.
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            events.put(None)
-            listener.join()
+class _Course:
+    """One run on its way: the cells that wait, run and have ended."""
+
+    def __init__(self, cells: list[Cell], place: Place, on_event: OnEvent, timeout: float | None) -> None:
+        self.place, self.on_event, self.timeout = place, on_event, timeout
+        self.cells = {cell.id: cell for cell in cells}
+        self.waiting = dict(self.cells)
+        self.running: dict[str, _Attempt] = {}
+        self.ended: dict[str, dict[str, Any]] = {}
+        self.deaths = dict.fromkeys(self.cells, 0)
+        self.elsewhere: dict[str, float] = {}  # cells that another process has, and when to look again
+        self.before = {cell.id: _written(cell.record_path(place.results)) for cell in cells}
+
+    def to_the_end(self, engine: Engine) -> dict[str, dict[str, Any]]:
+        """Start what can be started, hear what comes of it, until every cell has ended; their records."""
+        while self.waiting or self.running:
+            for cell in list(self.waiting.values()):
+                if not engine.room():
+                    break
+                if self._ready(cell):
+                    del self.waiting[cell.id]
+                    self.running[cell.id] = _Attempt(cell)
+                    engine.start(cell)
+            if self.waiting or self.running:
+                engine.wait(LOOK_AGAIN / 4)
+            self._end_those_that_hang(engine)
+        return self.ended
+
+    def _ready(self, cell: Cell) -> bool:
+        """Whether a worker should have the cell now. Ends the cell where another run has done so."""
+        if any(needed.id in self.waiting or needed.id in self.running for needed in cell.required()):
+            return False
+        if self.elsewhere.get(cell.id, 0) > time.monotonic():
+            return False
+        if locks.holder(cell.folder(self.place.results)):
+            self.elsewhere[cell.id] = time.monotonic() + LOOK_AGAIN
+            return False
+        path = cell.record_path(self.place.results)
+        if _written(path) != self.before[cell.id] and not record.damage(path):
+            # Failures of another run count as well: each of ten runs would fail in the same way.
+            self._end(cell, record.read(path).data)
+            return False
+        return True
+
+    def hear(self, cell_id: str, event: dict[str, Any]) -> None:
+        """What an engine emits."""
+        attempt = self.running[cell_id]
+        attempt.heard = time.monotonic()
+        match event["what"]:
+            case "record":
+                self._end(attempt.cell, event["record"])
+            case "busy":
+                self._put_back(attempt.cell)
+            case "died":
+                self._mourn(attempt.cell, f"its worker process ended {event['how']}")
+            case "refused":
+                raise UserError(event["why"])
+            case "start" if attempt.begun:
+                pass
+            case what:
+                attempt.begun = True
+                if what in ("epoch", "attack"):
+                    self.deaths[cell_id] = 0
+                self.on_event(attempt.cell, event)
+
+    def _end(self, cell: Cell, found: dict[str, Any]) -> None:
+        self.waiting.pop(cell.id, None)
+        self.running.pop(cell.id, None)
+        self.ended[cell.id] = found
+        self.on_event(cell, {"what": "end", "record": found})
+
+    def _put_back(self, cell: Cell) -> None:
+        del self.running[cell.id]
+        self.waiting[cell.id] = cell
+        self.elsewhere[cell.id] = time.monotonic() + LOOK_AGAIN
+
+    def _mourn(self, cell: Cell, how: str) -> None:
+        self.deaths[cell.id] += 1
+        if self.deaths[cell.id] >= DEATHS:
+            self._fail(cell, f"{how}, {DEATHS} times without finishing an epoch or an attack")
+        else:
+            self.on_event(cell, {"what": "again", "why": how})
+            self._put_back(cell)
+
+    def _fail(self, cell: Cell, why: str) -> None:
+        found = give_up(cell, self.place, why)
+        if found is None:  # somebody else has it by now
+            self._put_back(cell)
+        else:
+            self._end(cell, found)
+
+    def _end_those_that_hang(self, engine: Engine) -> None:
+        if self.timeout is None:
+            return
+        for attempt in list(self.running.values()):
+            silent = time.monotonic() - attempt.heard
+            if attempt.begun and silent > self.timeout:
+                engine.kill(attempt.cell)
+                self._fail(attempt.cell, f"no sign of life for {silent:.0f} s, so its worker was ended (--timeout)")
 
 
-def _all(
-    waiting: dict[str, Cell], submit: Callable[[Cell], Future[dict[str, Any]]], events: Queue[Any]
-) -> dict[str, dict[str, Any]]:
-    """Submit every cell as soon as those it needs have ended; the records by cell id."""
-    finished: dict[str, dict[str, Any]] = {}
-    running: dict[Future[dict[str, Any]], Cell] = {}
-    while waiting or running:
-        unfinished = {*waiting, *(cell.id for cell in running.values())}
-        for cell in list(waiting.values()):
-            if not any(needed.id in unfinished for needed in cell.required()):
-                running[submit(cell)] = waiting.pop(cell.id)
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            cell = running.pop(future)
-            finished[cell.id] = future.result()
-            events.put((cell.id, {"what": "end", "record": finished[cell.id]}))
-    return finished
-
-
-def _queue(manager: SyncManager) -> Queue[Any]:
-    return manager.Queue()
-
-
-def _listen(events: Queue[Any], cells: dict[str, Cell], on_event: OnEvent) -> None:
-    while (item := events.get()) is not None:
-        on_event(cells[item[0]], item[1])
-
-
-def _begin_worker(parent: int, place: Place, threads: int, plugins: list[Path]) -> None:
-    prepare_torch(place, threads)
-    for path in plugins:
-        METHODS.add_file(path)
-
-    def end_with_parent() -> None:
-        # A killed parent must not leave workers behind that write where its successor writes.
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _work(cell: Cell, place: Place, events: Queue[Any]) -> dict[str, Any]:
-    events.put((cell.id, {"what": "start"}))
-    last = 0.0
-
-    def report(event: dict[str, Any]) -> None:
-        nonlocal last
-        # Batches may come by the thousand a second; the display needs a few.
-        if event["what"] != "batch" or time.monotonic() - last > 0.2:
-            last = time.monotonic()
-            events.put((cell.id, event))
-
-    return execute(cell, place, report)
-
-
-def prepare_torch(place: Place, threads: int) -> None:
-    """What a process does before it runs cells: its share of the cores, float32 that is float32, determinism."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(place.torch_device.type == "cpu")
+def _written(path: Path) -> int | None:
+    """When a record was written, if it is there."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def threads_per_job(jobs: int) -> int:
     """Processor cores divided among jobs, at least one each."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, jobs))
+    return max(1, cores() // max(1, jobs))

@@ -4,22 +4,27 @@ A teacher is named in one of four ways, wherever a teacher is asked for:
     digits-robust               one of the declarative files in `teachers/`
     path/to/mine.toml           a file of the same form
     wrn-34-10@path/to/file.pt   an architecture and a local checkpoint
-    robustbench:MODEL_ID        a model of RobustBench (extra `adbench[robustbench]`)
+    robustbench:MODEL_ID        a model of RobustBench: one of `teachers/robustbench.toml`, else by way of RobustBench's
+                                own package (extra `adbench[robustbench]`)
 Nothing here imports torch; `adbench.cell.weights_of` turns a teacher into a network.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adbench.config import Section, Train, read_toml, validated
+from adbench.download import Wanted, google_drive
 from adbench.errors import UserError, unknown
-from adbench.files import sha256
+from adbench.files import content_id, sha256
 from adbench.models.names import canonical
 
 
@@ -41,8 +46,27 @@ class LocalFile(Section):
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
 
+class Download(Section):
+    """Weights from the network, in a file that is kept in the data folder."""
+
+    kind: Literal["download"]
+    id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="its name at RobustBench")
+    urls: tuple[str, ...] = Field((), description="mirrors, asked in this order")
+    gdrive: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="its Google Drive id; asked last")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    size: int | None = Field(None, ge=1, description="bytes")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if not (self.urls or self.gdrive):
+            raise ValueError("a download needs urls or gdrive")
+        if bad := [url for url in self.urls if not re.match("https?://[^/]", url)]:
+            raise ValueError(f"'{bad[0]}' is not a http or https address")
+        return self
+
+
 class RobustBench(Section):
-    """Weights of a RobustBench model."""
+    """Weights of a RobustBench model, built and fetched by RobustBench's own package."""
 
     kind: Literal["robustbench"]
     id: str
@@ -64,7 +88,7 @@ class TeacherSpec(Section):
     summary: str = ""
     dataset: str | None = Field(None, description="the dataset it is for; none means any that fits")
     architecture: str
-    source: Annotated[Trained | LocalFile | RobustBench, Field(discriminator="kind")]
+    source: Annotated[Trained | LocalFile | Download | RobustBench, Field(discriminator="kind")]
     natural: str | None = Field(
         None, description="its naturally trained partner; none means one of its architecture, trained here"
     )
@@ -74,23 +98,41 @@ class TeacherSpec(Section):
 
     def identity(self) -> dict[str, Any]:
         """What weights that come from elsewhere depend on (those trained here: their cell's configuration)."""
-        source = self.source.model_dump(mode="json", exclude={"path"})
+        source = self.source.model_dump(mode="json", exclude={"path", "urls", "gdrive", "size"})
+        if isinstance(self.source, Download) and self.source.id is None:
+            # Neither a name nor a hash says which weights these are; their address is all there is.
+            source |= {} if self.source.sha256 else {"urls": self.source.urls, "gdrive": self.source.gdrive}
         return {"source": source, "architecture": self.architecture, "mean": self.mean, "std": self.std}
 
 
+ROBUSTBENCH = "robustbench"
+"""The file in `teachers/` that holds many, and the prefix of their names."""
+
+
 def names() -> list[str]:
-    """The teachers of `teachers/`."""
-    listed = files("teachers").iterdir()
-    return sorted(f.name.removesuffix(".toml") for f in listed if f.name.endswith(".toml"))
+    """The teachers of `teachers/` that have files of their own."""
+    listed = {f.name.removesuffix(".toml") for f in files("teachers").iterdir() if f.name.endswith(".toml")}
+    return sorted(listed - {ROBUSTBENCH})
 
 
-def find(text: str) -> TeacherSpec:
+@cache
+def published() -> tuple[TeacherSpec, ...]:
+    """RobustBench's models whose architecture adbench has, the most robust of each dataset first."""
+    table = tomllib.loads((files("teachers") / f"{ROBUSTBENCH}.toml").read_text(encoding="utf-8"))["teacher"]
+    specs = [validated(TeacherSpec, entry, f"teacher '{entry['name']}'") for entry in table]
+    return tuple(sorted(specs, key=lambda spec: (spec.dataset or "", -(spec.expected.aa or 0), spec.name)))
+
+
+def find(text: str, dataset: str | None = None) -> TeacherSpec:
     """The teacher that `text` names (see the module's docstring). Raises UserError when there is none.
 
-    A local checkpoint must exist; its hash is taken (and checked, where the teacher states one).
+    dataset: for which, since RobustBench has models for CIFAR-10 and CIFAR-100 under one name. A local checkpoint must
+    exist; its hash is taken (and checked, where the teacher states one).
     """
-    if text.startswith("robustbench:"):
-        model = text.removeprefix("robustbench:")
+    model = text.removeprefix(f"{ROBUSTBENCH}:")
+    if same := [spec for spec in published() if spec.name == model]:
+        return _for(same, dataset)
+    if model != text:
         source = {"kind": "robustbench", "id": model}
         return validated(TeacherSpec, {"name": model, "architecture": model, "source": source}, text)
     if text.endswith(".toml"):
@@ -101,9 +143,44 @@ def find(text: str) -> TeacherSpec:
         settings = {"architecture": architecture, "source": {"kind": "file", "path": file}}
         return _settle(Path(file).stem, settings, None)
     if text not in names():
-        raise unknown("teacher", text, names(), "adbench teachers, or ARCHITECTURE@FILE")
+        known = [*names(), *(spec.name for spec in published())]
+        raise unknown("teacher", text, known, "adbench teachers, or ARCHITECTURE@FILE")
     resource = files("teachers") / f"{text}.toml"
     return _settle(text, tomllib.loads(resource.read_text(encoding="utf-8")), None)
+
+
+def _for(same: Sequence[TeacherSpec], dataset: str | None) -> TeacherSpec:
+    """The one for `dataset`, else one for another, which its user refuses; by that it must be clear which is meant."""
+    fitting = [spec for spec in same if spec.dataset == dataset]
+    if not fitting and dataset is None and len(same) > 1:
+        datasets = " and ".join(str(spec.dataset) for spec in same)
+        raise UserError(f"teacher '{same[0].name}' is there for {datasets}; say which with --dataset")
+    return (fitting or same)[0]
+
+
+def robustbench_file(data_dir: Path, dataset: str, model: str) -> Path:
+    """Where RobustBench's own package puts a model, and adbench too."""
+    # Both may come from a record, and that from anywhere.
+    parts = (re.sub(r"[^A-Za-z0-9._+-]", "_", part).lstrip(".") or "_" for part in (dataset, f"{model}.pt"))
+    return (data_dir / ROBUSTBENCH).joinpath(next(parts), "Linf", next(parts))
+
+
+def file_of(spec: TeacherSpec, dataset: str, data_dir: Path) -> Path:
+    """Where the downloaded weights of a teacher lie: RobustBench's models in its own layout, others by their name."""
+    source = spec.source
+    assert isinstance(source, Download)
+    if source.id:
+        return robustbench_file(data_dir, dataset, source.id)
+    address = content_id([source.urls, source.gdrive])[:8]
+    return data_dir / "teachers" / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', spec.name).lstrip('.')}-{address}.pt"
+
+
+def wanted(spec: TeacherSpec) -> Wanted:
+    """What is to be downloaded, and what it has to be."""
+    source = spec.source
+    assert isinstance(source, Download)
+    urls = source.urls + ((google_drive(source.gdrive),) if source.gdrive else ())
+    return Wanted(spec.name, urls, sha256=source.sha256, size=source.size)
 
 
 def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSpec:
@@ -129,7 +206,7 @@ def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSp
 def natural_partner(spec: TeacherSpec) -> TeacherSpec:
     """The naturally trained network that stands beside a robust teacher (MTARD)."""
     if spec.natural:
-        return find(spec.natural)
+        return find(spec.natural, spec.dataset)
     try:
         architecture = canonical(spec.architecture)
     except UserError:  # a RobustBench model of an architecture that adbench cannot train

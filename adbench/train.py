@@ -2,28 +2,28 @@
 
 The loop does not know which method it trains. A run killed at any moment goes on from its last completed epoch,
 and on a CPU with the same number of threads it ends in the same bits as an uninterrupted one: everything random
-is a function of (seed, name, epoch), and everything else is in the state that each epoch leaves behind.
+is a function of (seed, name, epoch), and everything else is in the state that each epoch leaves behind. One that is
+asked to end (SIGTERM) leaves a state in the middle of its epoch, with how far its streams are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import logging
 import math
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adbench import checkpoint, files
+from adbench import checkpoint, document, files, state, stopping
 from adbench.attacks.linf import Start, ascend
 from adbench.config import Train
 from adbench.data import Dataset, Split
@@ -36,14 +36,14 @@ from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.models import Network
 from adbench.seeding import derive, generator
 
-LAST, BEST, LOG, SUMMARY, RESUME, FAILURE = (
+LAST, BEST, LOG, SUMMARY, FAILURE = (
     "last.safetensors",
     "best.safetensors",
     "log.jsonl",
     "training.json",
-    "resume.pt",
     "failure.pt",
 )
+RESUME = state.FILES[0]
 
 logger = logging.getLogger("adbench")
 
@@ -63,15 +63,17 @@ class Summary:
     peak_memory_bytes: int
     precision: Precision = "float32"
     micro_batch: int | None = None
+    notes: list[str] = field(default_factory=list)
+    """What was met on the way: damaged states that were passed over."""
 
 
 def finished(folder: Path) -> Summary | None:
     """The summary of a training that ended in `folder`, or None."""
     try:
-        return Summary(**json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        return Summary(**document.opened(folder / SUMMARY))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"'{folder / SUMMARY}' is damaged ({error}); delete its folder to train again") from error
 
 
@@ -117,21 +119,34 @@ class Trainer:
         self.seconds = 0.0
         self.peak = 0
         self.best: tuple[float, float, int] = (-1.0, 0.0, 0)  # score, robust accuracy, epoch
+        self.best_weights: dict[str, Tensor] = {}
+        self.notes: list[str] = []
+        self.store = state.Store(folder)
+        self.under_way: state.Epoch | None = None
 
-    def run(self, on_epoch: OnEpoch, on_batch: OnBatch) -> Summary:
+    def run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None = None) -> Summary:
         """Train to the end, from the beginning or from where an earlier run was killed.
 
-        on_epoch gets each epoch's log entry; on_batch (epoch, batch, batches). Returns the summary, which is on
-        disk too. Raises UserError for a loss or gradient that is not finite, naming where, and saves the batch.
+        on_epoch gets each epoch's log entry; on_batch (epoch, batch, batches); on_note what became of a damaged state.
+        Returns the summary, which is on disk too. Raises UserError for a loss or gradient that is not finite, naming
+        where, and saves the batch; Stopped where the process was asked to end, with the state on disk.
         """
+        with stopping.held():
+            return self._run(on_epoch, on_batch, on_note)
+
+    def _run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None) -> Summary:
         reset_peak_memory(self.device)
         self.prepare()
-        self._resume()
+        for said in self._resume():
+            self.notes.append(said)
+            if on_note:
+                on_note(said)
         self._run_by(self.engine)
         while self.epoch < self.config.epochs:
             entry = self._epoch(on_batch)
             self._save(entry)
             on_epoch(entry)
+            stopping.follow()
         summary = Summary(
             epochs=self.epoch,
             best_epoch=self.best[2],
@@ -141,25 +156,31 @@ class Trainer:
             peak_memory_bytes=self.peak,
             precision=self.engine.precision,
             micro_batch=self.micro_batch,
+            notes=self.notes,
         )
+        checkpoint.save_state(self.folder / BEST, self.best_weights, {"epoch": str(self.best[2])})
         checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch)})
-        files.write_json(self.folder / SUMMARY, summary.__dict__)
-        for passing in (RESUME, FAILURE):
-            (self.folder / passing).unlink(missing_ok=True)
+        document.write(self.folder / SUMMARY, summary.__dict__)
+        (self.folder / FAILURE).unlink(missing_ok=True)
+        self.store.clear()
         return summary
 
     def _epoch(self, on_batch: OnBatch) -> dict[str, Any]:
-        begun = time.perf_counter()
-        # For layers with randomness of their own (dropout): a stream that depends on the epoch alone.
-        torch.manual_seed(derive(self.seed, "layers", self.epoch))
-        noise = generator(self.seed, "attack", self.epoch, device=self.device)
-        logged: dict[str, list[Tensor]] = {}
-        losses: list[Tensor] = []
+        now = self.under_way or state.Epoch.begun(self.seed, self.epoch, self.device)
+        self.under_way = None
+        begun = time.perf_counter() - now.seconds
+        logged, losses = now.logged, now.losses
         parts = self.batches()
-        for number, (index, crops) in enumerate(parts, 1):
+        for index, crops in parts[now.batch :]:
             self.iteration += 1
-            losses.append(self.iterate(index, crops, noise, logged))
-            on_batch(self.epoch, number, len(parts))
+            losses.append(self.iterate(index, crops, now.noise, logged))
+            now.batch += 1
+            on_batch(self.epoch, now.batch, len(parts))
+            if stopping.requested():
+                self._stop_if_failed(now=True)
+                now.seconds = time.perf_counter() - begun
+                self._keep(now)
+                stopping.follow()
         self._stop_if_failed(now=True)
         entry: dict[str, Any] = {
             "epoch": self.epoch + 1,
@@ -290,16 +311,16 @@ class Trainer:
             for part in parts:
                 self._backward(part.step, part.x_adv, sum(len(p.loss) for p in parts))
         wrong, terms = told(parts, self.student)
-        state = saved(parts) | {
+        met = saved(parts) | {
             "terms": terms, "epoch": self.epoch, "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(), "method": self.method.state_dict(),
         }  # fmt: skip
         path = self.folder / FAILURE
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_torch(path, state)
+        files.write_bytes(path, state.serialised(met))
         raise UserError(
-            f"method '{self.method.label}': the loss is {state['loss'].mean().item():.3g} in epoch {self.epoch + 1}, "
-            f"iteration {state['iteration']}; not finite: {wrong or 'gradient norm'}. Batch, network and states are in "
+            f"method '{self.method.label}': the loss is {met['loss'].mean().item():.3g} in epoch {self.epoch + 1}, "
+            f"iteration {met['iteration']}; not finite: {wrong or 'gradient norm'}. Batch, network and states are in "
             f"'{path}'. Try a smaller train.lr or set train.grad_clip"
         )
 
@@ -347,10 +368,14 @@ class Trainer:
         score = entry[self.method.selects]
         if score is not None and score > self.best[0]:
             self.best = (score, entry["val_robust"], self.epoch)
-            checkpoint.save_weights(self.folder / BEST, self.student, {"epoch": str(self.epoch)})
+            self.best_weights = _copy(self.student.state_dict())
         lines = [*_log_lines(self.folder / LOG)[: self.epoch - 1], json.dumps(entry)]
         files.write_text(self.folder / LOG, "\n".join(lines) + "\n")
-        state = {
+        self._keep(None)
+
+    def _keep(self, now: state.Epoch | None) -> None:
+        """Write the state, after an epoch or in the middle of one."""
+        kept = {
             "epoch": self.epoch,
             "iteration": self.iteration,
             "seconds": self.seconds,
@@ -358,41 +383,44 @@ class Trainer:
             "best": list(self.best),
             "micro_batch": self.micro_batch,
             "engine": dataclasses.asdict(self.engine),
+            # Where they are the student's, once is enough.
+            "best_weights": {} if self.best[2] == self.epoch and now is None else self.best_weights,
+            "notes": self.notes,
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "method": self.method.state_dict(),
+            "under_way": now and now.state(self.device),
         }
-        _write_torch(self.folder / RESUME, state)
+        self.store.save(kept, self.epoch, now.batch if now else 0)
 
-    def _resume(self) -> None:
-        path = self.folder / RESUME
-        if not path.is_file():
-            return
+    def _resume(self) -> list[str]:
+        """Go on from the state on disk, if there is one; returns what is to be said of damaged ones."""
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            self.student.load_state_dict(state["student"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.method.load_state_dict(state["method"])
-            self.epoch, self.iteration = state["epoch"], state["iteration"]
-            self.peak = state["peak"]
-            self.seconds, self.best = state["seconds"], (state["best"][0], state["best"][1], state["best"][2])
+            kept, said = self.store.load(self.device)
+            if kept is None:
+                return said
+            self.student.load_state_dict(kept["student"])
+            self.optimiser.load_state_dict(kept["optimiser"])
+            self.method.load_state_dict(kept["method"])
+            self.epoch, self.iteration = kept["epoch"], kept["iteration"]
+            self.peak, self.notes = kept["peak"], kept["notes"]
+            self.seconds, self.best = kept["seconds"], (kept["best"][0], kept["best"][1], kept["best"][2])
+            self.best_weights = _copy(kept["best_weights"] or kept["student"])
+            if kept["under_way"]:
+                self.under_way = state.Epoch.restored(kept["under_way"], self.seed, self.epoch, self.device)
             # A training goes on in the precision it began in, on whatever device.
-            self.engine, self.micro_batch = Engine(**state.get("engine", {})), state.get("micro_batch")
+            self.engine, self.micro_batch = Engine(**kept["engine"]), kept["micro_batch"]
         except Exception as error:
             raise UserError(
-                f"'{path}' cannot be resumed ({type(error).__name__}: {error}); delete it to start the cell over"
+                f"the state in '{self.folder}' cannot be resumed ({type(error).__name__}: {error}); delete "
+                f"{' and '.join(state.FILES)} there to start the cell over"
             ) from error
+        return said
 
 
-def _write_torch(path: Path, state: dict[str, Any]) -> None:
-    # By way of memory: on a full disk torch.save itself ends in an error that does not say so.
-    content = io.BytesIO()
-    torch.save(state, content)
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content.getbuffer())
-
-    files.write_atomic(path, write)
+def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, and not changed by further training."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
 
 
 def _log_lines(path: Path) -> list[str]:

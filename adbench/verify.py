@@ -17,7 +17,7 @@ from typing import Any
 import jsonschema
 import torch
 
-from adbench import adversarial, files, networks, record
+from adbench import adversarial, document, files, networks, record
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
@@ -129,8 +129,8 @@ class _Verification:
             return
         try:
             log = self.record.log()
-        except (OSError, json.JSONDecodeError) as error:
-            yield Finding("training log", False, f"it cannot be read ({error})")
+        except (OSError, UserError) as error:
+            yield Finding("training log", False, str(error))
             return
         if not log:
             return
@@ -197,7 +197,7 @@ class _Verification:
             due = gradient_attack(name, threat.eps, threat.step, self._start()).definition(seed)
             due["implementation"] = stated.get("implementation")  # the version of adbench that it ran with
         if label.startswith("transfer:"):
-            due["proxy"] = label.split(":")[1]
+            due["proxy"] = label.partition(":")[2].rpartition(":")[0]
         return sorted(key for key in {*due, *stated} if due.get(key) != stated.get(key))
 
     def _figure(self, name: str) -> Finding:
@@ -234,9 +234,9 @@ class _Verification:
             if "adversarial" not in metric:
                 return "no adversarial examples were stored (adbench run --keep-adversarial), so nothing shows it"
             stored = metric["adversarial"]
-            path = self.record.path.parent / stored["file"]
             eps = radius(name, self.dataset.threat.eps)
             try:
+                path = document.beside(self.record.path, stored["file"])
                 x_adv = adversarial.unpack(images, adversarial.read(path, images), eps)
             except UserError as error:
                 return str(error)

@@ -25,7 +25,6 @@ from adbench import cam, document, report
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
-from adbench.files import write_json
 from adbench.models import Network, build
 from adbench.networks import dataset_of, network_of
 from adbench.record import read_all
@@ -287,7 +286,7 @@ def test_class_names_are_text_and_figures_have_the_same_bytes_twice(results: Pat
     found = content(results)
     for image in found["examples"]["images"]:
         image["label"] = "<b>&$x_1$"
-    write_json(written(results), found)
+    document.write(written(results), found)
     outs = [tmp_path / "one", tmp_path / "other"]
     for out in outs:
         report.write(results, out)
@@ -305,7 +304,7 @@ def test_what_has_no_cosine_is_a_dash_with_a_note(results: Path) -> None:
     found = content(results)
     found["agreement"][0]["clean"]["cosine"] = {"mean": None, "ci_test": None, "n": 0}
     found["examples"]["images"][0]["cosine"][0] = None
-    write_json(written(results), found)
+    document.write(written(results), found)
     ((table,), (plot,)) = attribution.contents(results, list(read_all(results)))
     assert table.rows[0].cells[3].text == "–"
     assert table.footnotes == ("PGD-AT, clean images: on 40 a map is constant, which has no cosine.",)

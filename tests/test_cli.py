@@ -8,14 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import jsonschema
 import pandas as pd
 import pytest
 from rich.console import Console
-from tiny import SETTINGS, TEACHER, cli, options, record_of, records, run
+from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, records, run
 
 from adbench import record
 from adbench.cell import lookup
@@ -25,24 +24,6 @@ from adbench.display import Display
 from adbench.files import sha256
 from adbench.matrix import Cell, expand
 from adbench.registry import METHODS
-
-PLUGIN = '''
-from adbench.losses import cross_entropy
-from adbench.method import Method
-
-
-class Mine(Method):
-    """Cross-entropy at the image itself."""
-
-    label = "Mine, really"
-
-    def attack(self, step):
-        return step.x
-
-    def loss(self, step, x_adv):
-        return cross_entropy(step.student(x_adv), step.y)
-'''
-
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -78,7 +59,9 @@ def weights(results: Path, method: str) -> Path:
 
 
 def files_of(results: Path) -> dict[str, tuple[int, bytes]]:
-    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in results.rglob("*") if p.is_file()}
+    """What is there of results; plans and locks are of runs."""
+    found = [p for p in results.rglob("*") if p.is_file() and p.name != ".lock" and p.parent.name != "plans"]
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
 
 # Help and lists
@@ -97,6 +80,7 @@ for args in sys.argv[1:]:
 """
     commands = ["--help", "run --help", "list", "teachers", "teachers digits-robust"]
     commands += [f"results --results {finished}", f"report --results {finished} --out reports"]
+    commands += [f"status --results {finished}", f"merge {finished} --into merged"]
     subprocess.run([sys.executable, "-c", script, *commands], check=True, capture_output=True, text=True)
     assert Path("reports/index.html").is_file()
 
@@ -237,16 +221,6 @@ def test_precedence_is_preset_then_file_then_set_then_options() -> None:
     assert data["config"]["training"]["train"]["val_every"] == read_preset("digits")["train"]["val_every"] != 1
 
 
-_VARIABLE = ("seconds", "timing", "provenance", "images_per_second", "peak_memory_bytes")
-
-
-def _lasting(value: Any) -> Any:
-    """What is the same in every run of a cell on one machine."""
-    if isinstance(value, dict):
-        return {key: _lasting(item) for key, item in value.items() if key not in _VARIABLE}
-    return [_lasting(item) for item in value] if isinstance(value, list) else value
-
-
 @pytest.mark.slow
 def test_two_jobs_end_in_the_records_of_one(teacher: Path) -> None:
     plugin = Path("mine.py")
@@ -255,7 +229,7 @@ def test_two_jobs_end_in_the_records_of_one(teacher: Path) -> None:
     for jobs in ("1", "2"):
         result = run(*asked, "--jobs", jobs, "--results", f"jobs{jobs}")
         assert result.exit_code == 0, result.output
-    one, two = (_lasting(records(Path(f"jobs{jobs}"))) for jobs in "12")
+    one, two = (lasting(records(Path(f"jobs{jobs}"))) for jobs in "12")
     assert len(one) == 3
     assert one == two
 

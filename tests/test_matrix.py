@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +12,17 @@ from typing import Any
 
 import pytest
 
-from adbench import files
-from adbench.config import Experiment, experiment, merged
+from adbench import locks
+from adbench import matrix as matrix_module
+from adbench.cell import Place
+from adbench.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
 from adbench.data import Threat
+from adbench.engines.ray import RayCluster
 from adbench.errors import UserError
 from adbench.estimate import steps
 from adbench.matrix import PAPER_METHODS, Cell, Matrix, expand
 from adbench.registry import METHODS
+from adbench.runner import Local
 
 THREATS = {"digits": Threat(Fraction(28, 255), Fraction(7, 255)), "cifar10": Threat(Fraction(8, 255), Fraction(2, 255))}
 
@@ -101,6 +106,77 @@ def test_the_batch_size_of_the_evaluation_changes_no_identity() -> None:
     assert one(eval={"batch_size": 7}).id == one().id
 
 
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "train": {
+        "epochs": 3, "batch_size": 7, "lr": 0.3, "momentum": 0.1, "weight_decay": 0.3, "milestones": [0.1],
+        "lr_factor": 0.9, "grad_clip": 1.0, "attack_steps": 3, "attack_eps": "1/255", "attack_step": "1/510",
+        "val_every": 3, "val_steps": 3,
+    },
+    "data": {"train_images": 100, "val_images": 10},
+    "threat": {"eps": "1/255", "step": "1/510"},
+    "eval": {
+        "attacks": ["fgsm"], "images": 7, "aa_images": 7, "proxies": ["digits-natural"], "transfer_attacks": ["fgsm"],
+        "step": "1/510", "start": "gauss", "aa_search": "exact", "aa_shard": 7, "masking": 7, "keep_adversarial": True,
+        "checkpoint": "last", "batch_size": 7, "seed": 1,
+    },
+}  # fmt: skip
+# What decides where the work is done, or in how many pieces.
+WITHOUT_EFFECT = {("eval", "batch_size")}
+
+
+@pytest.mark.parametrize(
+    ("section", "model"), [("train", Train), ("data", Data), ("threat", ThreatModel), ("eval", Evaluation)]
+)
+def test_every_setting_is_in_the_identity_unless_it_cannot_change_a_number(section: str, model: type[Section]) -> None:
+    """A setting that somebody adds is in one of the two lists, or this fails."""
+    changed = OTHERWISE[section]
+    assert set(changed) == set(model.model_fields)
+    for key, value in changed.items():
+        # Transferred attacks are none without a proxy.
+        proxies = {"proxies": ["digits-natural"]} if key == "transfer_attacks" else {}
+        before = one(**({"eval": proxies} if proxies else {}))
+        after = one(**{section: {key: value} | proxies})
+        assert (after.id == before.id) == ((section, key) in WITHOUT_EFFECT), key
+
+
+def test_nothing_of_where_a_cell_runs_is_known_when_it_gets_its_identity() -> None:
+    """Device, engine, jobs, threads and data folder are the place's and the engine's; a cell does not have them."""
+    known = {field.name for field in fields(Cell)}
+    assert known == {
+        "kind", "dataset", "fingerprint", "data", "threat", "architecture", "train", "evaluation", "seed", "method",
+        "hyper", "spec", "teacher", "natural", "proxies",
+    }  # fmt: skip
+    where = {name for kind in (Place, Local, RayCluster) for name in (field.name for field in fields(kind))}
+    assert where == {"results", "data_dir", "device", "jobs", "threads", "address", "gpus"}
+    assert not known & where
+
+
+def test_the_same_teachers_file_elsewhere_is_the_same_cell(tmp_path: Path) -> None:
+    ids = set()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "best.pt").write_text("the same weights")
+        ids.add(one(teachers=[f"cnn-4@{tmp_path / folder / 'best.pt'}"]).id)
+    assert len(ids) == 1
+    (tmp_path / "b" / "best.pt").write_text("other weights")
+    assert one(teachers=[f"cnn-4@{tmp_path / 'b' / 'best.pt'}"]).id not in ids
+
+
+@pytest.mark.parametrize(("registry", "name"), [("MODELS", "cnn-16"), ("DATASETS", "digits"), ("METHODS", "rslad")])
+def test_the_source_of_somebody_elses_plugin_is_in_the_identity(
+    registry: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = one().train_id
+    theirs = set()
+    for source in ("as it was", "edited"):
+        with monkeypatch.context() as patch:
+            found = getattr(matrix_module, registry)
+            patch.setattr(found, "built_in", lambda asked: asked != name)
+            patch.setattr(found, "source_hash", lambda _, source=source: source)
+            theirs.add(one().train_id)
+    assert len({ours, *theirs}) == 3
+
+
 def test_each_dataset_takes_the_teachers_that_are_for_it() -> None:
     matrix = cells(datasets=["digits", "cifar10"], teachers=["digits-robust", "cifar10-wrn-34-10"])
     assert {(c.dataset, c.teacher_name) for c in matrix.students} == {
@@ -150,7 +226,7 @@ def test_the_plan_counts_an_attacks_steps() -> None:
 
 
 def _hold(folder: Path, marker: Path, seconds: float) -> None:
-    with files.locked(folder):
+    with locks.locked(folder):
         marker.touch()
         time.sleep(seconds)
 
@@ -162,7 +238,7 @@ def test_a_folder_in_use_by_another_process_is_waited_for(tmp_path: Path) -> Non
     while not marker.exists():
         time.sleep(0.01)
     begun = time.monotonic()
-    with files.locked(tmp_path / "cell"):
+    with locks.locked(tmp_path / "cell"):
         waited = time.monotonic() - begun
     process.join()
     assert waited > 0.5

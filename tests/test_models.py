@@ -19,7 +19,7 @@ from adbench.errors import UserError
 from adbench.models import Network, build, canonical, count_parameters
 from adbench.registry import MODELS
 
-SMALL = ["wrn-10-2", "wrn-10-1", "cnn-8", "mn-v2", "rn18"]
+SMALL = ["wrn-10-2", "dm-wrn-10-2", "wrn-10-1", "cnn-8", "mn-v2", "rn18"]
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -49,6 +49,7 @@ def awake(network: Network) -> Network:
         ("wrn-28-10", 36_479_194, 640),
         ("wrn-34-10", 46_160_474, 640),
         ("wrn-34-20", 184_531_674, 1280),
+        ("dm-wrn-28-10", 36_479_194, 640),
         ("cnn-16", 3 * 9 * 16 + 16 * 9 * 32 + 32 * 9 * 32 + 2 * (16 + 32 + 32) + 10 * 33, 32),
     ],
 )
@@ -111,6 +112,38 @@ def test_only_blocks_that_need_it_have_a_projecting_shortcut() -> None:
     assert sum("shortcut.0" in key for key in mobile) == 4
 
 
+def test_deepminds_network_pads_as_tensorflow_does() -> None:
+    """Computed anew from its published keys: each 3x3 convolution padded so that ceil(size / stride) values come out,
+    of an odd number of zeros the larger half to the right and below (TensorFlow's "SAME")."""
+    network = awake(build("dm-wrn-10-1", classes=10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))).double()
+    weights = network.state_dict()
+
+    def norm(x: Tensor, key: str) -> Tensor:
+        mean, var, scale, shift = (weights[f"{key}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
+        return ((x.movedim(1, -1) - mean) / (var + 1e-5).sqrt() * scale + shift).movedim(-1, 1)
+
+    def swish(x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+    def same(x: Tensor, key: str, stride: int = 1) -> Tensor:
+        kernel, size = weights[f"{key}.weight"], x.shape[-1]
+        zeros = max((-(-size // stride) - 1) * stride + kernel.shape[-1] - size, 0)
+        before = zeros // 2
+        return nn.functional.conv2d(nn.functional.pad(x, [before, zeros - before] * 2), kernel, stride=stride)
+
+    x = images(2, 3, 32, 32, dtype=torch.float64)
+    out = (x - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(1, 3, 1, 1)
+    out = same(out, "init_conv")
+    for group, stride in enumerate((1, 2, 2)):
+        key = f"layer.{group}.block.0"
+        active = swish(norm(out, f"{key}.batchnorm_0"))
+        inner = swish(norm(same(active, f"{key}.conv_0", stride), f"{key}.batchnorm_1"))
+        shortcut = same(active, f"{key}.shortcut", stride) if f"{key}.shortcut.weight" in weights else out
+        out = shortcut + same(inner, f"{key}.conv_1")
+    pooled = swish(norm(out, "batchnorm")).mean((2, 3))
+    torch.testing.assert_close(network(x), pooled @ weights["logits.weight"].T + weights["logits.bias"])
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_the_mean_of_a_class_activation_map_is_the_logit_without_its_bias(name: str) -> None:
     network = awake(build(name, classes=7)).double()
@@ -121,11 +154,14 @@ def test_the_mean_of_a_class_activation_map_is_the_logit_without_its_bias(name: 
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_feature_map_is_rectified_and_comes_with_the_logits_of_forward(name: str) -> None:
+def test_a_feature_map_is_activated_and_comes_with_the_logits_of_forward(name: str) -> None:
     network, x = awake(build(name, classes=5)), images(2, 3, 32, 32)
     logits, maps = network.forward_features(x)
     assert torch.equal(network(x), logits)
-    assert maps.min() == 0
+    if name.startswith("dm-"):
+        assert -0.2785 < maps.min() < 0, "the least value of SiLU is -0.27846"
+    else:
+        assert maps.min() == 0
     assert maps.max() > 0
 
 
@@ -177,6 +213,8 @@ def test_an_impossible_normalisation_is_refused(
         ("wide-resnet-34-10", "wrn-34-10"),
         ("wrn-70-16", "wrn-70-16"),
         ("WRN16-1", "wrn-16-1"),
+        ("DM-WRN-28-10", "dm-wrn-28-10"),
+        ("dm-wide-resnet-70-16", "dm-wrn-70-16"),
         ("cnn-16", "cnn-16"),
         ("CNN7", "cnn-7"),
     ],
@@ -194,6 +232,7 @@ def test_the_spellings_of_the_field_mean_one_name(spelling: str, name: str) -> N
         ("", "unknown model"),
         ("wrn-11-2", "no WideResNet of depth 11 .*6n \\+ 4"),
         ("wrn-4-2", "no WideResNet of depth 4"),
+        ("dm-wrn-12-2", "no WideResNet of depth 12"),
         ("wrn-10-0", "no WideResNet of width 0"),
         ("cnn-0", "no CNN of width 0"),
     ],

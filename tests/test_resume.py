@@ -32,7 +32,7 @@ from adbench.train import BEST, LAST, LOG, RESUME, SUMMARY, Trainer
 
 EPOCHS, KILLS = 10, 10
 STATEFUL: dict[str, dict[str, Any]] = {"mtard": {}, "las-at": {"policy": "cnn-4", "interval": 2}}
-TIMES = {"seconds", "images_per_second", "peak_memory_bytes"}
+TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "digest"}
 
 
 @pytest.fixture(autouse=True)

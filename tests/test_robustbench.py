@@ -218,7 +218,7 @@ def test_an_architecture_without_an_average_pooled_map_still_gives_logits(archit
         ("Sehwag2021Proxy_R18", "rn18"),  # the same architectures as ours, written by others
         ("Zhang2019Theoretically", "wrn-34-10"),
         ("Rebuffi2021Fixing_R18_ddpm", None),
-        ("Wang2023Better_WRN-28-10", None),
+        ("Wang2023Better_WRN-28-10", "dm-wrn-28-10"),
     ],
 )
 def test_models_of_the_real_package_are_read_and_show_their_maps(
@@ -239,7 +239,9 @@ def test_models_of_the_real_package_are_read_and_show_their_maps(
         torch.testing.assert_close(logits, original(x))
         torch.testing.assert_close(network.classifier(maps.mean(dim=(2, 3))), logits, rtol=0, atol=1e-4)
         if ours is not None:
-            twin = build(ours, classes=10).eval()
+            inside = getattr(original, "mean", None)
+            normalisation = {k: tuple(getattr(original, k).flatten().tolist()) for k in ("mean", "std")}
+            twin = build(ours, classes=10, **(normalisation if inside is not None else {})).eval()
             twin.load_state_dict({k: v for k, v in original.state_dict().items() if "sub_block1" not in k})
             for mine, theirs in zip(twin.forward_features(x), (logits, maps), strict=True):
                 torch.testing.assert_close(mine, theirs)

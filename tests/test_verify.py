@@ -18,7 +18,7 @@ import torch
 from tiny import cli, run
 from torch import Tensor
 
-from adbench import adversarial, record
+from adbench import adversarial, document, record
 from adbench.files import content_id, sha256
 from adbench.stats import wilson
 
@@ -61,7 +61,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data), encoding="utf-8")
+    document.write(path, data)
 
 
 def test_an_honest_record_passes_also_when_attacked_anew(copy: Path) -> None:

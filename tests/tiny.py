@@ -39,6 +39,28 @@ attack_steps = 2
 """
 
 
+PLUGIN = '''
+from adbench.losses import cross_entropy
+from adbench.method import Method
+
+
+class Mine(Method):
+    """Cross-entropy at the image itself."""
+
+    label = "Mine, really"
+
+    def attack(self, step):
+        return step.x
+
+    def loss(self, step, x_adv):
+        return cross_entropy(step.student(x_adv), step.y)
+'''
+
+
+# What differs from run to run: times, hosts, and what is computed over them.
+VARIABLE = ("seconds", "timing", "provenance", "images_per_second", "peak_memory_bytes", "digest", "log_sha256")
+
+
 def cli(*args: str | Path) -> Result:
     """One adbench command in this process."""
     return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="adbench")
@@ -61,6 +83,13 @@ def records(results: Path) -> dict[str, dict[str, Any]]:
         str(path.relative_to(results)): json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(results.rglob("record.json"))
     }
+
+
+def lasting(value: Any) -> Any:
+    """What is the same in every run of a cell on one machine."""
+    if isinstance(value, dict):
+        return {key: lasting(item) for key, item in value.items() if key not in VARIABLE}
+    return [lasting(item) for item in value] if isinstance(value, list) else value
 
 
 def record_of(results: Path, method: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from adbench.cli.catalogue import golden, info, list_, new_method, teachers, val
 from adbench.cli.group import Group
 from adbench.cli.records import cam, compare, cross, report, results_, verify
 from adbench.cli.run import cost, eval_, run
+from adbench.cli.sharing import export, prepare
+from adbench.cli.standing import merge, status
 
 
 @click.group(
@@ -31,7 +33,7 @@ def main(context: click.Context) -> None:
 
 
 for _command in (
-    run, cost, report, list_, teachers, eval_, results_, compare, cross, cam, verify, golden, info, validate,
-    new_method,
+    run, cost, status, report, list_, teachers, eval_, results_, merge, compare, cross, cam, verify, prepare, export,
+    golden, info, validate, new_method,
 ):  # fmt: skip
     main.add_command(_command)

@@ -63,7 +63,7 @@ def teachers(
         for row in listing.teacher_rows():
             click.echo("  ".join(row))
         return
-    click.echo(listing.describe_teacher(name))
+    click.echo(listing.describe_teacher(name, dataset))
     if verify:
         from adbench.claims import verify_teacher
 

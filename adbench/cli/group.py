@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from adbench import stopping
 from adbench.errors import UserError, unknown
 
 
@@ -25,7 +26,8 @@ class Group(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
-            code = super().main(*args, **{**extra, "standalone_mode": False})
+            with stopping.heeded():
+                code = super().main(*args, **{**extra, "standalone_mode": False})
         except UserError as error:
             code = _refuse(str(error))
         except click.ClickException as error:
@@ -33,6 +35,9 @@ class Group(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("adbench: interrupted; the same command goes on from the last completed epoch", err=True)
             code = 130
+        except stopping.Stopped:
+            click.echo("adbench: stopped by SIGTERM; the same command goes on from where it was", err=True)
+            code = stopping.EXIT_CODE
         sys.exit(code)
 
 

@@ -59,6 +59,20 @@ def numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[f
         raise click.BadParameter(f"'{value}' is not a list of numbers like 0.49,0.48,0.45") from error
 
 
+def seconds_of(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """A time such as 90s, 30m or 2h, in seconds."""
+    if value is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600}.get(value[-1:])
+    try:
+        seconds = float(value[:-1]) * unit if unit else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise click.BadParameter(f"'{value}' is not a time like 90s, 30m or 2h")
+    return seconds
+
+
 def _plugins(_: click.Context, __: click.Parameter, paths: Sequence[Path]) -> tuple[str, ...]:
     from adbench.registry import METHODS
 
@@ -146,7 +160,8 @@ def make_writable(results: Path) -> None:
 def ready(results: Path, data_dir: Path, device: str | None) -> Place:
     """The place of a command that computes on finished networks in this process, with torch prepared for it."""
     from adbench import runner
+    from adbench.engines.worker import prepare_torch
 
     place = place_of(results, data_dir, device)
-    runner.prepare_torch(place, runner.threads_per_job(1))
+    prepare_torch(place, runner.threads_per_job(1))
     return place

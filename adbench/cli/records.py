@@ -12,7 +12,6 @@ from adbench.cli.options import (
     device_option,
     finished_options,
     names,
-    place_of,
     ready,
     results_option,
 )
@@ -218,11 +217,10 @@ def verify(record_path: Path, checkpoint: Path | None, again: int | None, device
     Example:
       adbench verify results/.../record.json --again 200
     """
-    from adbench import record, runner
+    from adbench import record
     from adbench import verify as verification
 
-    place = place_of(record_path.parent, data_dir, device)
-    runner.prepare_torch(place, runner.threads_per_job(1))
+    place = ready(record_path.parent, data_dir, device)
     path = record_path / record.FILE if record_path.is_dir() else record_path
     findings = []
     for finding in verification.verify(

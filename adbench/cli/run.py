@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench.cli.matrix import matrix_options
+from adbench.cli.matrix import Asked, matrix_options
 from adbench.cli.options import (
     data_dir_option,
     device_option,
@@ -20,13 +20,16 @@ from adbench.cli.options import (
     numbers,
     place_of,
     results_option,
+    seconds_of,
 )
+from adbench.errors import UserError
 
 if TYPE_CHECKING:
     from adbench.cell import Place
     from adbench.config import Experiment
+    from adbench.engines.ray import RayCluster
     from adbench.estimate import Cost
-    from adbench.runner import Plan
+    from adbench.runner import Local, Plan
 
 
 @click.command()
@@ -34,39 +37,84 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    default=1,
+    metavar="N",
+    help="Cells at a time, each in a process of its own. [default: 1; with Ray, as many as fit]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processor threads of each cell. [default: the cores divided by the jobs; with Ray 1]",
+)
+@click.option(
+    "--timeout",
+    callback=seconds_of,
+    metavar="TIME",
+    help="Fail a cell that shows no sign of life (a batch, "
+    "a finished attack) for so long: 90s, 30m, 2h. [default: never]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
     show_default=True,
-    help="Cells at a time, each in a process with its share of the cores.",
+    help="Where cells run: on this machine, or as tasks of a Ray cluster.",
+)
+@click.option(
+    "--address", metavar="HOST:PORT|auto", help="The running Ray cluster. [default: one is started on this machine]"
+)
+@click.option(
+    "--gpus",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SHARE",
+    help="GPUs of each cell under Ray; 0.25 puts four cells on one. [default: 1 on a GPU]",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost, then stop.")
 @device_option
 @data_dir_option
 @results_option
-def run(experiment: Experiment, jobs: int, dry_run: bool, device: str | None, data_dir: Path, results: Path) -> None:
+def run(
+    asked: Asked, jobs: int | None, threads: int | None, timeout: float | None, engine: str, address: str | None,
+    gpus: float | None, dry_run: bool, device: str | None, data_dir: Path, results: Path,
+) -> None:  # fmt: skip
     """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
 
-    Finished cells are skipped, interrupted ones continue, a failing one does not stop the others. Exit code 1
-    if a cell failed, 2 for bad input.
+    Finished cells are skipped, interrupted ones continue, a failing one does not stop the others; other runs may
+    work in the same results folder. Exit code 1 if a cell failed, 2 for bad input.
 
     \b
     Examples:
       adbench run --methods all --student rn18
       adbench run --dataset cifar10 --methods trades,rslad --teacher wrn-34-10@teacher.pt --student rn18 --seeds 3
       adbench run --methods rslad --set train.epochs=5 --set hyper.rslad.alpha=0.5 --dry-run
+      adbench run --dataset cifar10 --student rn18 --seeds 3 --engine ray --address auto --gpus 0.5
     """
-    failed = _carry_out(experiment, results, data_dir, device, jobs, dry_run)
+    if engine == "local" and (address or gpus):
+        raise UserError(f"{'--address' if address else '--gpus'} is for --engine ray; add that, or leave it out")
+    where = _where(engine, address, gpus, jobs, threads)
+    failed = _carry_out(asked.experiment(), results, data_dir, device, where, timeout, dry_run)
     sys.exit(1 if failed else 0)
 
 
+def _where(
+    engine: str, address: str | None, gpus: float | None, jobs: int | None, threads: int | None
+) -> Local | RayCluster:
+    from adbench.engines.ray import RayCluster
+    from adbench.runner import Local
+
+    return Local(jobs or 1, threads) if engine == "local" else RayCluster(address, gpus, threads or 1, jobs)
+
+
 def _carry_out(
-    experiment: Experiment, results: Path, data_dir: Path, device: str | None, jobs: int, dry_run: bool
-) -> int:
+    experiment: Experiment, results: Path, data_dir: Path, device: str | None, where: Local | RayCluster,
+    timeout: float | None, dry_run: bool,
+) -> int:  # fmt: skip
     """Show the plan, run it, show the summary; returns the number of cells that failed."""
     from rich.console import Console
 
     console = Console()
     with console.status("reading data and teachers"):
-        from adbench import runner
+        from adbench import plans, runner
         from adbench.cell import check
         from adbench.display import Display, duration, plan_table, summary_table
 
@@ -76,20 +124,24 @@ def _carry_out(
             check(cell, place)
         if not dry_run:
             make_writable(results)
-        costs = _costs(plan, place, jobs)
+        costs = _costs(plan, place, where)
     console.print(plan_table(plan, costs))
+    seconds = {name: cost.seconds for name, cost in costs.items()}
     # Jobs share a GPU; each has cores of its own.
-    shares = 1 if place.torch_device.type == "cuda" else min(jobs, max(1, len(plan.open)))
-    total = sum(cost.seconds for cost in costs.values()) / shares
+    at_a_time = where.jobs or 1
+    shares = 1 if place.torch_device.type == "cuda" else min(at_a_time, max(1, len(plan.open)))
+    total = sum(seconds.values()) / shares
     console.print(
         f"\n{len(plan.open)} of {len(plan.matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
-        f" with {jobs} at a time\n",
+        f" with {where.jobs or 'as many as fit'} at a time\n",
         highlight=False,
     )
     if dry_run:
         return 0
+    if plan.open or not plans.path_of(results, plan.matrix).is_file():
+        plans.write(results, experiment, plan.matrix, seconds, at_a_time)
     with Display(console, len(plan.open)) as display:
-        runner.run(plan, place, jobs, display)
+        runner.run(plan, place, where, display, timeout)
     return _summarise(console, plan, results, summary_table)
 
 
@@ -101,12 +153,12 @@ def _plan(experiment: Experiment, place: Place) -> Plan:
     return runner.plan(expand(experiment, lookup(place.data_dir)), place.results)
 
 
-def _costs(plan: Plan, place: Place, jobs: int) -> dict[str, Cost]:
-    """What each cell of the plan costs, by its id, in a process of `jobs` at a time."""
-    from adbench import runner
+def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cost]:
+    """What each cell of the plan costs, by its id, in a process with its share of the cores."""
+    from adbench.engines.worker import prepare_torch
     from adbench.estimate import Estimator
 
-    runner.prepare_torch(place, runner.threads_per_job(jobs))
+    prepare_torch(place, where.share)
     estimator = Estimator(place)
     return {cell.id: estimator.cost(cell, plan.states[cell.id]) for cell in plan.matrix.cells}
 
@@ -131,7 +183,7 @@ def _summarise(console: Any, plan: Plan, results: Path, table: Callable[[list[di
 @device_option
 @data_dir_option
 @results_option
-def cost(experiment: Experiment, form: str, device: str | None, data_dir: Path, results: Path) -> None:
+def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: Path) -> None:
     """What a matrix costs on this device, from its beginning to its end: a row for the seeds of each network.
 
     Passes and multiply-adds are those of one training image in one epoch, counted; the floor is their time at the
@@ -148,11 +200,12 @@ def cost(experiment: Experiment, form: str, device: str | None, data_dir: Path, 
     from rich.console import Console
 
     from adbench.display import cost_csv, cost_table, duration
+    from adbench.runner import Local
 
     place = place_of(results, data_dir, device)
-    plan = _plan(experiment, place)
+    plan = _plan(asked.experiment(), place)
     plan = replace(plan, states={cell.id: "new" if cell.method else "evaluate" for cell in plan.matrix.cells})
-    costs = _costs(plan, place, jobs=1)
+    costs = _costs(plan, place, Local())
     if form == "csv":
         click.echo(cost_csv(plan, costs), nl=False)
         return
@@ -210,7 +263,7 @@ def eval_(
     check(cell, place)
     make_writable(results)
     with Display(Console(), 1) as display:
-        runner.run(runner.plan(Matrix((cell,), ()), results), place, 1, display)
+        runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(), display)
     path = cell.record_path(results)
     found = record.read(path)
     for name, metric in found["metrics"].items():

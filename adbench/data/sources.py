@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tarfile
 from fractions import Fraction
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adbench.data.arrays import Arrays, Parts, checked, stratified_order
+from adbench.data import cifar
+from adbench.data.arrays import Arrays, stratified_order
 from adbench.data.own import read_npz
 from adbench.data.threat import Threat
-from adbench.errors import UserError
 
 CIFAR_THREAT = Threat(eps=Fraction(8, 255), step=Fraction(2, 255))
 
@@ -84,19 +82,6 @@ def cifar100(data_dir: Path) -> Arrays:
 
 def _cifar(data_dir: Path, name: str, torchvision_class: Any, class_names: tuple[str, ...]) -> Arrays:
     npz = data_dir / f"{name}.npz"
-    parts = read_npz(npz) if npz.is_file() else _from_torchvision(data_dir, name, torchvision_class)
+    parts = read_npz(npz) if npz.is_file() else cifar.read(name, data_dir, torchvision_class)
     # Rice et al. 2020 hold out 1,000 training images to choose the checkpoint; so does adbench.
     return Arrays(*parts, class_names, CIFAR_THREAT, pad=4, flip=True, val_images=1000)
-
-
-def _from_torchvision(data_dir: Path, name: str, torchvision_class: Any) -> Parts:
-    """The official pickles; torchvision checks the MD5 of each file before it is unpickled."""
-    try:
-        train = torchvision_class(data_dir, train=True, download=True)
-        test = torchvision_class(data_dir, train=False)
-    except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
-        raise UserError(
-            f"{name}: no whole copy in '{data_dir}', and the download failed ({error}); put there {name}.npz "
-            f"or {torchvision_class.filename}, from {torchvision_class.url} (MD5 {torchvision_class.tgz_md5})"
-        ) from error
-    return checked(name, train.data, np.array(train.targets), test.data, np.array(test.targets))

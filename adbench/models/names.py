@@ -7,7 +7,7 @@ import re
 from adbench.errors import UserError, unknown
 from adbench.registry import MODELS
 
-_WIDE = re.compile(r"(?:wrn|wide-?resnet)-?(\d+)-(\d+)")
+_WIDE = re.compile(r"(dm-)?(?:wrn|wide-?resnet)-?(\d+)-(\d+)")
 _CNN = re.compile(r"cnn-?(\d+)")
 _SPELLINGS = {
     "rn18": re.compile(r"(?:rn|resnet)-?18"),
@@ -18,7 +18,7 @@ _SPELLINGS = {
 def canonical(name: str) -> str:
     """The one spelling of an architecture's name: "ResNet-18" is "rn18", "WideResNet-34-10" "wrn-34-10".
 
-    A registered name stands for itself; wrn-D-K and cnn-W need no registration.
+    A registered name stands for itself; wrn-D-K, dm-wrn-D-K and cnn-W need no registration.
     Raises UserError for a name that nobody knows, and for a depth or width that cannot be built.
     """
     if name in MODELS:
@@ -29,13 +29,20 @@ def canonical(name: str) -> str:
     for ours, spelling in _SPELLINGS.items():
         if spelling.fullmatch(key):
             return ours
-    return wide_name(*shape) if (shape := wide_shape(key)) else _cnn_name(key, name)
+    if shape := wide_shape(key):
+        return ("dm-" if is_deepmind(key) else "") + wide_name(*shape)
+    return _cnn_name(key, name)
 
 
 def wide_shape(name: str) -> tuple[int, int] | None:
-    """Depth and width factor of "wrn-D-K" in any spelling; None for other names."""
+    """Depth and width factor of "wrn-D-K" or "dm-wrn-D-K" in any spelling; None for other names."""
     match = _WIDE.fullmatch(name)
-    return (int(match[1]), int(match[2])) if match else None
+    return (int(match[2]), int(match[3])) if match else None
+
+
+def is_deepmind(name: str) -> bool:
+    """Whether a WideResNet is meant as DeepMind builds it."""
+    return name.startswith("dm-")
 
 
 def wide_name(depth: int, width: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adbench.errors import UserError
-from adbench.models.names import canonical, cnn_width, wide_shape
+from adbench.models.names import canonical, cnn_width, is_deepmind, wide_shape
 from adbench.registry import MODELS
 
 PerChannel = tuple[float, ...] | None
@@ -50,7 +50,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
-        """The last feature map (B, K, H', W') of normalised images, after the final BN and ReLU."""
+        """The last feature map (B, K, H', W') of normalised images, after the final BN and activation."""
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,9 +78,11 @@ def build(name: str, *, classes: int, channels: int = 3, mean: PerChannel = None
     """
     name = canonical(name)
     if name not in MODELS and (shape := wide_shape(name)):
+        from adbench.models.dm_wideresnet import DeepMindWideResNet
         from adbench.models.wideresnet import WideResNet
 
-        return WideResNet(*shape, classes=classes, channels=channels, mean=mean, std=std)
+        family = DeepMindWideResNet if is_deepmind(name) else WideResNet
+        return family(*shape, classes=classes, channels=channels, mean=mean, std=std)
     if name not in MODELS and (width := cnn_width(name)):
         from adbench.models.cnn import SmallCNN
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from adbench.analysis import Analysis
+from adbench.document import beside
 from adbench.errors import UserError
 from adbench.files import sha256
 from adbench.record import Record
@@ -117,7 +118,7 @@ def _cosine(value: float | None) -> str:
 
 def _examples(one: Analysis) -> dict[str, Array]:
     """The images and maps beside the analysis. Raises UserError where they are not what it says."""
-    path = one.path.parent / one["examples"]["file"]
+    path = beside(one.path, one["examples"]["file"])
     if not path.is_file() or sha256(path) != one["examples"]["sha256"]:
         raise UserError(f"'{path}' is not there or was changed; delete '{one.path}' and run `adbench cam` again")
     with np.load(path, allow_pickle=False) as arrays:

@@ -1,0 +1,61 @@
+"""What sets two configurations apart, in the words of the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Network = Callable[[str], dict[str, Any] | None]
+"""The configuration of the training that an id stands for, where it is known."""
+
+# Entries of an identity that are no settings.
+NAMED = {
+    "revision": "adbench's revision (it computes otherwise since)",
+    "source": "source of the method (its file was edited)",
+    "data.content": "content of the dataset",
+    "data.source": "source of the dataset (its file was edited)",
+    "network": "source of the architecture (its file was edited)",
+    "eval.revision": "adbench's revision (it judges otherwise since)",
+    "eval.pyautoattack": "version of pyautoattack",
+}
+NETWORKS = ("teacher", "natural")
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], network: Network, prefix: str = "") -> list[str]:
+    """One line a setting that differs: "train.epochs: 30 there, 50 here". prefix: of the settings' names.
+
+    Two teachers that differ are explained by what sets them apart, where `network` knows both.
+    """
+    a, b = dict(_flat(there, prefix)), dict(_flat(here, prefix))
+    lines = []
+    for key in dict.fromkeys([*a, *b]):
+        one, other = a.get(key), b.get(key)
+        if one == other:
+            continue
+        # Proxies of the transfer attacks are networks as well, by name.
+        if (key in NETWORKS or key.startswith("eval.proxies.")) and isinstance(one, str) and isinstance(other, str):
+            lines.append(_networks(key, one, other, network))
+        else:
+            lines.append(f"{NAMED.get(key, key)}: {_short(one)} there, {_short(other)} here")
+    return lines
+
+
+def _networks(key: str, one: str, other: str, network: Network) -> str:
+    known, wanted = network(one), network(other)
+    if known is None or wanted is None:
+        return f"{key}: other weights ({one[:8]} there, {other[:8]} here)"
+    return f"{key}: another one, which differs in " + "; ".join(differences(known, wanted, network))
+
+
+def _flat(value: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    # Hashes are told apart by their beginning.
+    return f"{text[:12]}..." if len(text) == 64 and set(text) <= set("0123456789abcdef") else text

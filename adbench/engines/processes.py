@@ -1,0 +1,153 @@
+"""Cells in processes of this machine: a process each, so that whatever becomes of one is nobody else's business.
+
+The processes are forked from a server that has imported everything and done nothing, so they start in milliseconds
+(and on a GPU get a clean CUDA context). One that crashes, is killed for its memory or hangs ends its cell alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from adbench import stopping
+from adbench.cell import Place
+from adbench.engines import LAST_WORDS, Emit
+from adbench.engines.worker import begin, work
+from adbench.matrix import Cell
+from adbench.registry import METHODS
+
+# The second is what torch.optim imports when it is first used, the third what the digits are read with.
+PRELOADED = ["adbench.engines.processes", "torch._dynamo", "sklearn.datasets"]
+GRACE = 60.0
+"""Seconds that a worker has for finishing what it is at, when the run is asked to end."""
+
+
+class Processes:
+    """`jobs` cells at a time; on several GPUs each job has its own, in turn."""
+
+    def __init__(self, place: Place, jobs: int, threads: int, emit: Emit) -> None:
+        self.emit, self.threads = emit, threads
+        self.places = [replace(place, device=device) for device in devices(place.device, jobs, _gpus(place))]
+        self.free = list(range(jobs))
+        self.running: dict[str, _Worker] = {}
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(PRELOADED)
+
+    def room(self) -> bool:
+        return bool(self.free)
+
+    def start(self, cell: Cell) -> None:
+        slot = self.free.pop(0)
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(
+            target=_cell, args=(theirs, cell, self.places[slot], self.threads, METHODS.files()), daemon=True
+        )
+        process.start()
+        theirs.close()
+        self.running[cell.id] = _Worker(cell, process, ours, slot)
+
+    def wait(self, seconds: float) -> None:
+        speaking = {worker.pipe: worker for worker in self.running.values()}
+        if not speaking:
+            time.sleep(seconds)
+            return
+        for pipe in wait(list(speaking), seconds):
+            assert isinstance(pipe, Connection)
+            self._listen(speaking[pipe])
+
+    def _listen(self, worker: _Worker) -> None:
+        try:
+            event: dict[str, Any] = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(GRACE)
+            event = {"what": "died", "how": ended(worker.process.exitcode)}
+        if event["what"] in LAST_WORDS:
+            self._forget(worker)
+        self.emit(worker.cell.id, event)
+
+    def _forget(self, worker: _Worker) -> None:
+        del self.running[worker.cell.id]
+        self.free.append(worker.slot)
+        self.free.sort()
+        worker.pipe.close()
+
+    def kill(self, cell: Cell) -> None:
+        worker = self.running[cell.id]
+        worker.process.kill()
+        worker.process.join()
+        self._forget(worker)
+
+    def stop(self, *, gently: bool) -> None:
+        for worker in self.running.values():
+            (worker.process.terminate if gently else worker.process.kill)()
+        patience = time.monotonic() + GRACE
+        for worker in list(self.running.values()):
+            # Whoever does not read keeps a writer waiting.
+            while worker.process.is_alive() and time.monotonic() < patience:
+                if worker.pipe.poll(0.05):
+                    try:
+                        worker.pipe.recv()
+                    except (EOFError, OSError):
+                        worker.process.join(patience - time.monotonic())
+            self.kill(worker.cell)
+
+
+class _Worker:
+    def __init__(self, cell: Cell, process: ForkServerProcess, pipe: Connection, slot: int) -> None:
+        self.cell, self.process, self.pipe, self.slot = cell, process, pipe, slot
+
+
+def devices(device: str, jobs: int, gpus: int) -> list[str]:
+    """The device of each job: the one that is named, or, where "cuda" leaves it open, the GPUs in turn."""
+    return [f"cuda:{job % gpus}" if device == "cuda" and gpus > 1 else device for job in range(jobs)]
+
+
+def _gpus(place: Place) -> int:
+    if place.torch_device.type != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def ended(code: int | None) -> str:
+    """How a process ended, for people."""
+    if code is None or code >= 0:
+        return f"with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    hints = {"SIGKILL": ", as when memory runs out", "SIGSEGV": ", a crash in compiled code"}
+    return f"by {name}{hints.get(name, '')}"
+
+
+def _cell(pipe: Connection, cell: Cell, place: Place, threads: int, plugins: Mapping[Path, bytes]) -> None:
+    """A worker's whole life."""
+    # Ctrl-C reaches every process of a terminal; the run decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, args=(pipe,), daemon=True).start()
+    try:
+        with stopping.heeded():
+            begin(place, threads, plugins)
+            work(cell, place, pipe.send)
+    except stopping.Stopped:
+        sys.exit(stopping.EXIT_CODE)
+
+
+def _end_with_the_run(pipe: Connection) -> None:
+    """A killed run must not leave workers behind that write where its successor writes."""
+    try:
+        pipe.recv()  # nobody sends anything: this ends when the other end is gone
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,0 +1,286 @@
+"""Cells as Ray tasks, on one machine with many GPUs or on many machines.
+
+All nodes work in one results folder, under one path: that is where a student finds its teacher, where a cell goes on
+after the loss of a node, and whose locks keep two of them off the same cell. Every node is asked at the start whether
+it sees that folder and the driver's lock in it. Ray's own retries are off: the runner starts a cell again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adbench import __version__, files, locks
+from adbench.cell import Place
+from adbench.engines import LAST_WORDS, Emit
+from adbench.engines.worker import begin, cores, work
+from adbench.errors import UserError
+from adbench.matrix import REVISION, Cell
+from adbench.registry import METHODS
+
+PROBE = ".ray"
+"""Folder in the results, there during a run: a node that does not see it works somewhere else."""
+GRACE = 60.0
+"""Seconds that tasks have for ending when they are asked to."""
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Cells on a Ray cluster.
+
+    address: of a running cluster ("auto": the one that this machine belongs to); None starts one on this machine, for
+    as long as the run takes. gpus, threads: each cell's share, in GPUs (0.25 puts four cells on one) and in processor
+    cores; on a CPU, figures can differ in the last bits between numbers of threads. jobs: most cells at a time; None
+    for as many as there is room for.
+    """
+
+    address: str | None = None
+    gpus: float | None = None
+    threads: int = 1
+    jobs: int | None = None
+
+    def engine(self, cells: list[Cell], place: Place, isolated: bool, emit: Emit) -> RayEngine:
+        """The engine; `cells` and `isolated` are for others, since tasks are apart in any case."""
+        return RayEngine(self, place, emit)
+
+    @property
+    def share(self) -> int:
+        """The threads of one cell."""
+        return self.threads
+
+    def gpu_share(self, place: Place) -> float:
+        """GPUs of one cell. Raises UserError where that and the device do not fit."""
+        on_gpu = place.torch_device.type == "cuda"
+        if self.gpus and not on_gpu:
+            raise UserError("a share of a GPU is asked for, but cells run on the CPU; leave --gpus out or add --device")
+        if on_gpu and place.torch_device.index is not None:
+            raise UserError(f"Ray chooses the GPU of each cell; write --device cuda, not {place.device}")
+        return (1.0 if self.gpus is None else self.gpus) if on_gpu else 0.0
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What all cells of a run have in common, for the nodes. home: where adbench was started, with which words."""
+
+    place: Place
+    threads: int
+    plugins: Mapping[Path, bytes]
+    home: Path
+    words: list[str]
+    probe: Path
+
+
+class RayEngine:
+    """One run's connection to a cluster. Raises UserError where there is no Ray, no cluster, or a node is unfit."""
+
+    def __init__(self, cluster: RayCluster, place: Place, emit: Emit) -> None:
+        self.ray = _ray()
+        self.emit, self.jobs = emit, cluster.jobs or math.inf
+        self.numbers = itertools.count()
+        self.tasks: dict[Any, tuple[int, Cell]] = {}
+        absolute = Place(place.results.absolute(), place.data_dir.absolute(), place.device)
+        probe = absolute.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
+        self.errand = Errand(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
+        share = cluster.gpu_share(place)
+        _connect(self.ray, cluster.address)
+        try:
+            self._see(share)
+            # On this node: the loss of another must not silence the rest.
+            here = self._only_on(self.ray.get_runtime_context().get_node_id())
+            self.mailbox = self.ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+            self.task = self.ray.remote(_cell).options(
+                num_cpus=cluster.threads, num_gpus=share, max_retries=0, scheduling_strategy="SPREAD"
+            )
+        except BaseException:
+            self.stop(gently=False)
+            raise
+
+    def room(self) -> bool:
+        return len(self.tasks) < self.jobs
+
+    def start(self, cell: Cell) -> None:
+        number = next(self.numbers)
+        self.tasks[self.task.remote(self.mailbox, number, cell, self.errand)] = number, cell
+
+    def wait(self, seconds: float) -> None:
+        if not self.tasks:
+            time.sleep(seconds)
+            return
+        # All that are ready, but not waiting for all: what they say meanwhile is wanted too.
+        self.ray.wait(list(self.tasks), num_returns=1, timeout=seconds)
+        ready, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
+        cells = dict(self.tasks.values())
+        for number, event in self.ray.get(self.mailbox.take.remote()):
+            if number in cells:
+                self.emit(cells[number].id, event)
+        for task in ready:
+            # Hearing of one may have ended others.
+            if task in self.tasks:
+                _, cell = self.tasks.pop(task)
+                self.emit(cell.id, self._outcome(task))
+
+    def _outcome(self, task: Any) -> dict[str, Any]:
+        try:
+            last: dict[str, Any] = self.ray.get(task)
+        except self.ray.exceptions.RayError as error:
+            reason = " ".join(str(error).split())
+            return {"what": "died", "how": f"with {type(error).__name__} ({reason[:200]})"}
+        return last
+
+    def kill(self, cell: Cell) -> None:
+        for task in [task for task, (_, running) in self.tasks.items() if running.id == cell.id]:
+            del self.tasks[task]
+            self.ray.cancel(task, force=True)
+            self.ray.wait([task], timeout=GRACE)
+        # Its end is on its way to a machine that may be slow.
+        patience = time.monotonic() + GRACE
+        while locks.holder(cell.folder(self.errand.place.results)) and time.monotonic() < patience:
+            time.sleep(0.1)
+
+    def stop(self, *, gently: bool) -> None:
+        if not self.ray.is_initialized():
+            return
+        tasks, self.tasks = list(self.tasks), {}
+        if gently and tasks:
+            for task in tasks:
+                self.ray.cancel(task)
+            self.ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)
+        for task in tasks:
+            self.ray.cancel(task, force=True)
+        self.errand.probe.unlink(missing_ok=True)
+        # Ends the cluster if this run started it, else only the connection.
+        self.ray.shutdown()
+
+    def _only_on(self, node: str) -> Any:
+        strategies = self.ray.util.scheduling_strategies
+        return strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+
+    def _see(self, share: float) -> None:
+        """Ask every node whether it can do a cell of this run. Raises UserError with the first that cannot."""
+        have = self.ray.cluster_resources()
+        for resource, needed, option in (("CPU", self.errand.threads, "--threads"), ("GPU", share, "--gpus")):
+            most = max((node["Resources"].get(resource, 0) for node in self.ray.nodes() if node["Alive"]), default=0)
+            if needed > most:
+                raise UserError(
+                    f"a cell needs {needed:g} {resource}s, and no node of the cluster has more than {most:g} "
+                    f"({have.get(resource, 0):g} in all); ask for less with {option}"
+                )
+        files.write_text(self.errand.probe, "")
+        ask = self.ray.remote(num_cpus=0, max_retries=2)(_unfit)
+        with locks.locked(self.errand.probe.parent):
+            asked = [
+                (
+                    node["NodeManagerHostname"],
+                    ask.options(scheduling_strategy=self._only_on(node["NodeID"])).remote(self.errand, versions()),
+                )
+                for node in self.ray.nodes()
+                if node["Alive"]
+            ]
+            for host, answer in asked:
+                try:
+                    complaint = self.ray.get(answer, timeout=300)
+                except self.ray.exceptions.RayError as error:
+                    complaint = f"adbench does not start there ({' '.join(str(error).split())[-200:]})"
+                if complaint:
+                    raise UserError(f"node {host} of the Ray cluster: {complaint}")
+
+
+class _Mailbox:
+    """What workers on all nodes report, until the driver fetches it."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, dict[str, Any]]] = []
+
+    def put(self, number: int, event: dict[str, Any]) -> None:
+        self.events.append((number, event))
+
+    def take(self) -> list[tuple[int, dict[str, Any]]]:
+        events, self.events = self.events, []
+        return events
+
+
+def _ray() -> Any:
+    # Nothing leaves the machine that need not: Ray reports its usage to its authors otherwise.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError as error:
+        raise UserError("the engine 'ray' needs Ray, which is not installed: pip install 'adbench[ray]'") from error
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address is None:
+            ray.init("local", num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        else:
+            ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster at '{address}' ({' '.join(str(error).split())[:200]}); `ray start --head` begins one "
+            f"(docs/cluster.md)"
+            if address
+            else f"Ray does not start on this machine: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """What has to be equal on all nodes for equal numbers."""
+    import torch
+
+    return {"adbench": f"{__version__} revision {REVISION}", "torch": torch.__version__}
+
+
+def _unfit(errand: Errand, wanted: Mapping[str, str]) -> str | None:
+    """Runs on a node: why it cannot do cells of a run whose driver has these versions."""
+    for name, version in wanted.items():
+        if versions()[name] != version:
+            return f"it has {name} {versions()[name]}, the driver {version}; use one environment on all nodes"
+    if complaint := _elsewhere(errand):
+        return complaint
+    if locks.holder(errand.probe.parent) is None:
+        return (
+            f"file locks in '{errand.place.results}' do not reach it; mount the file system with locks that do "
+            f"(docs/cluster.md)"
+        )
+    return None
+
+
+def _elsewhere(errand: Errand) -> str | None:
+    """Why this node does not see the driver's folders."""
+    if not errand.home.is_dir():
+        return f"'{errand.home}', where adbench was started, is not there; start it in a folder that all nodes share"
+    if not errand.probe.is_file():
+        results = errand.place.results
+        return f"it does not see the driver's results folder '{results}'; all nodes have to share it under one path"
+    return None
+
+
+def _cell(mailbox: Any, number: int, cell: Cell, errand: Errand) -> dict[str, Any]:
+    """One cell as a task; returns the last word, and reports the others on the way."""
+    # A node that joined later was not asked at the start.
+    if complaint := _elsewhere(errand):
+        return {"what": "refused", "why": f"node {os.uname().nodename} of the Ray cluster: {complaint}"}
+    last: list[dict[str, Any]] = []
+
+    def say(event: dict[str, Any]) -> None:
+        if event["what"] in LAST_WORDS:
+            last.append(event)
+        else:
+            mailbox.put.remote(number, event)
+
+    # Datasets and teachers may be given by relative paths, and a record says how it was asked for.
+    os.chdir(errand.home)
+    sys.argv = errand.words
+    begin(errand.place, errand.threads, errand.plugins)
+    work(cell, errand.place, say, every=1.0)
+    return last[0]

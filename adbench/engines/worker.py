@@ -1,0 +1,57 @@
+"""What every process does that runs cells, and what it says of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adbench.cell import Place, execute
+from adbench.errors import UserError
+from adbench.matrix import Cell
+from adbench.registry import METHODS
+
+Say = Callable[[dict[str, Any]], None]
+
+
+def prepare_torch(place: Place, threads: int) -> None:
+    """Its share of the cores, float32 that is float32, determinism."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(place.torch_device.type == "cpu")
+
+
+def begin(place: Place, threads: int, plugins: Mapping[Path, bytes]) -> None:
+    """Make a fresh process ready for cells."""
+    prepare_torch(place, threads)
+    for path, content in plugins.items():
+        METHODS.add_file(path, content)
+
+
+def work(cell: Cell, place: Place, say: Say, every: float = 0.2) -> None:
+    """Carry out one cell and say its last word. every: least seconds between two batches that are told of."""
+    last = 0.0
+
+    def report(event: dict[str, Any]) -> None:
+        nonlocal last
+        # Batches may come by the thousand a second; the display needs a few.
+        if event["what"] != "batch" or time.monotonic() - last > every:
+            last = time.monotonic()
+            say(event)
+
+    try:
+        record = execute(cell, place, report)
+    except UserError as error:  # not the cell's fault: its folder cannot be written, or locks do not work there
+        say({"what": "refused", "why": str(error)})
+        return
+    say({"what": "record", "record": record} if record else {"what": "busy"})
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))

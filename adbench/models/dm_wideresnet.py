@@ -1,0 +1,83 @@
+"""Wide residual networks as DeepMind builds them: the architecture of many of the most robust public models."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adbench.models.names import wide_name
+from adbench.models.network import Network, PerChannel
+
+
+class Block(nn.Module):
+    """BN-SiLU-conv twice and a shortcut: (B, K_in, H, W) -> (B, K_out, H / stride, W / stride), H and W even."""
+
+    def __init__(self, k_in: int, k_out: int, stride: int) -> None:
+        super().__init__()
+        self.batchnorm_0 = nn.BatchNorm2d(k_in)
+        self.conv_0 = nn.Conv2d(k_in, k_out, 3, stride, bias=False)
+        self.batchnorm_1 = nn.BatchNorm2d(k_out)
+        self.conv_1 = nn.Conv2d(k_out, k_out, 3, padding=1, bias=False)
+        self.shortcut = None if k_in == k_out else nn.Conv2d(k_in, k_out, 1, stride, bias=False)
+        # "Same" padding, of which TensorFlow puts the odd pixel to the right and below.
+        self._padding = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.silu(self.batchnorm_0(x))
+        # Only a projecting shortcut starts after the activation; an identity carries x itself.
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        out = self.conv_0(F.pad(activated, self._padding))
+        total: Tensor = shortcut + self.conv_1(F.silu(self.batchnorm_1(out)))
+        return total
+
+
+class Group(nn.Module):
+    """Blocks of one resolution, under the extra name `block`."""
+
+    def __init__(self, blocks: int, k_in: int, k_out: int, stride: int) -> None:
+        super().__init__()
+        rest = (Block(k_out, k_out, 1) for _ in range(blocks - 1))
+        self.block = nn.Sequential(Block(k_in, k_out, stride), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.block(x)
+        return out
+
+
+class DeepMindWideResNet(Network):
+    """WideResNet-D-K with SiLU (Gowal et al., arXiv:2010.03593), otherwise as `wideresnet.WideResNet`.
+
+    depth: 6n + 4; width: the factor K on 16-32-64 channels. The last map is (B, 64 K, H / 4, W / 4).
+    Keys are those of DeepMind and RobustBench: init_conv, layer.N.block.M.{batchnorm_0,conv_0,batchnorm_1,conv_1,
+    shortcut}, batchnorm, logits; their files leave the normalisation to whoever builds the network.
+    Raises UserError for another depth.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        *,
+        classes: int,
+        channels: int = 3,
+        mean: PerChannel = None,
+        std: PerChannel = None,
+    ) -> None:
+        wide_name(depth, width)  # raises for a shape that does not exist
+        super().__init__(channels=channels, mean=mean, std=std)
+        blocks = (depth - 4) // 6
+        self.init_conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.layer = nn.Sequential(
+            Group(blocks, 16, 16 * width, 1),
+            Group(blocks, 16 * width, 32 * width, 2),
+            Group(blocks, 32 * width, 64 * width, 2),
+        )
+        self.batchnorm = nn.BatchNorm2d(64 * width)
+        self.logits = nn.Linear(64 * width, classes)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return self.logits
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.silu(self.batchnorm(self.layer(self.init_conv(x))))

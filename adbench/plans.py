@@ -1,0 +1,125 @@
+"""What a run set out to do, left in the results folder for `adbench status`. Reading needs no torch.
+
+results/plans/<id>.json: the experiment, and every cell with its identity, its folder and what it was expected to
+take. The id is that of the set of cells, so the same matrix has one plan however often it is run.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adbench import __version__, files
+from adbench.config import Experiment
+from adbench.errors import UserError
+from adbench.matrix import REVISION, Cell, Matrix
+from adbench.provenance import now
+from adbench.registry import METHODS
+
+FOLDER = "plans"
+SCHEMA_VERSION = 1
+
+
+def write(results: Path, experiment: Experiment, matrix: Matrix, seconds: dict[str, float], jobs: int) -> Path:
+    """Leave the plan of a run that begins. seconds: expected of what was left of each cell; jobs: at a time."""
+    path = path_of(results, matrix)
+    before = _expected(path)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "id": path.stem,
+        "adbench": __version__,
+        "revision": REVISION,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "written": now(),
+        "jobs": jobs,
+        "experiment": canonical(experiment),
+        "plugins": {name: str(path) for name, path in METHODS.paths().items()},
+        # Many cells are judged alike.
+        "evaluations": {cell.eval_id: cell.judging for cell in matrix.cells},
+        # Of a cell that was begun before, the whole is what its first plan expected.
+        "cells": [_entry(cell, results, max(seconds[cell.id], before.get(cell.id, 0.0))) for cell in matrix.cells],
+    }
+    files.write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
+    return path
+
+
+def path_of(results: Path, matrix: Matrix) -> Path:
+    """Where the plan of a matrix is."""
+    identity = files.content_id(sorted(cell.id for cell in matrix.cells))[:16]
+    return results / FOLDER / f"{identity}.json"
+
+
+def _entry(cell: Cell, results: Path, seconds: float) -> dict[str, Any]:
+    return {
+        "id": cell.id,
+        "train_id": cell.train_id,
+        "eval_id": cell.eval_id,
+        "kind": cell.kind,
+        "dataset": cell.dataset,
+        "name": cell.name,
+        "says": str(cell),
+        "method": cell.method,
+        "student": cell.architecture,
+        "teacher": cell.teacher_name,
+        "seed": cell.seed,
+        "epochs": cell.train.epochs if cell.method else 0,
+        "record": str(cell.record_path(results).relative_to(results)),
+        "seconds": seconds,
+        "needs": [needed.id for needed in cell.required()],
+        "training": cell.training,
+    }
+
+
+def _expected(path: Path) -> dict[str, float]:
+    try:
+        return {cell["id"]: cell["seconds"] for cell in read(path).cells}
+    except UserError:
+        return {}
+
+
+def canonical(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON has it, for comparisons."""
+    found: dict[str, Any] = json.loads(experiment.model_dump_json())
+    return found
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan that was read."""
+
+    path: Path
+    data: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """Its cells, teachers first."""
+        found: list[dict[str, Any]] = self.data["cells"]
+        return found
+
+    @property
+    def results(self) -> Path:
+        return self.path.parent.parent
+
+
+def read(path: Path) -> Planned:
+    """One plan. Raises UserError for a file that is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise UserError(f"'{path}' has schema version {data['schema_version']!r}; expected {SCHEMA_VERSION}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' is not a readable plan ({error}); delete it, a run writes it again") from error
+    return Planned(path, data)
+
+
+def read_all(results: Path) -> list[Planned]:
+    """The plans of a results folder, the latest first."""
+    found = [read(path) for path in sorted((results / FOLDER).glob("*.json"))]
+    return sorted(found, key=lambda plan: (plan["written"], plan["id"]), reverse=True)

@@ -1,0 +1,139 @@
+"""What a matrix needs from the network, fetched ahead of time: for machines that have none, and before a long run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adbench import download, files
+from adbench.download import Progress
+from adbench.errors import UserError
+from adbench.teacher import Download, TeacherSpec, Trained, file_of, wanted
+
+if TYPE_CHECKING:
+    from adbench.cell import Place
+    from adbench.config import Experiment
+    from adbench.matrix import Cell
+
+
+def teacher_file(spec: TeacherSpec, dataset: str, data_dir: Path, progress: Progress | None = None) -> Path:
+    """The file of a teacher's downloaded weights, fetched if it is not there.
+
+    Where nobody publishes a hash, that of the first download is noted beside it (`sha256sum -c` reads the note), and
+    every later use of the file is held to it. Raises UserError where the file cannot be had or has changed.
+    """
+    path = file_of(spec, dataset, data_dir)
+    download.fetch(wanted(spec), path, progress=progress)
+    assert isinstance(spec.source, Download)
+    if spec.source.sha256 is None:
+        _hold_to_the_first(path)
+    return path
+
+
+def _hold_to_the_first(path: Path) -> None:
+    note = path.with_name(f"{path.name}.sha256")
+    found = files.sha256(path)
+    try:
+        first = note.read_text(encoding="ascii").split()[0]
+    except (OSError, UnicodeDecodeError, IndexError):
+        with suppress(UserError):  # in a folder that cannot be written, every use is the first
+            files.write_text(note, f"{found}  {path.name}\n")
+        return
+    if first != found:
+        raise UserError(
+            f"'{path}' has SHA-256 {found[:12]}..., when it was first used it had {first[:12]}...; it was damaged or "
+            f"replaced: remove it to have it fetched again, and '{note.name}' too if the new file is right"
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One dataset or teacher, and what became of it. error: why it is not ready."""
+
+    name: str
+    says: str
+    error: bool = False
+
+
+def prepare(
+    experiment: Experiment, place: Place, source: Path | None, progress: Callable[[str], Progress]
+) -> Iterator[Item]:
+    """Fetch the datasets and teachers of an experiment, and see that they can be used; one item each.
+
+    source: a folder to take files from first: another machine's data folder, or downloads under their own names.
+    progress: gives the listener for the transfer of that name.
+    """
+    from adbench.cell import check, lookup
+    from adbench.matrix import expand
+
+    if source is not None and not source.is_dir():
+        raise UserError(f"--from: '{source}' is no folder")
+    look = lookup(place.data_dir)
+    ready = []
+    for name in experiment.datasets:
+        try:
+            came = _dataset(name, place.data_dir, source, progress(name))
+            data = look(name, experiment)
+            images = len(data.train) + len(data.val) + len(data.test)
+            yield Item(name, f"{came}; {images:,} images, {data.classes} classes")
+            ready.append(name)
+        except UserError as error:
+            yield Item(name, str(error), error=True)
+    for name in ready:
+        for cell in expand(experiment.model_copy(update={"datasets": (name,)}), look).teachers:
+            try:
+                says = _teacher(cell, place, source, progress(cell.name))
+                check(cell, place)
+                yield Item(cell.name, says)
+            except UserError as error:
+                yield Item(cell.name, str(error), error=True)
+
+
+def _dataset(name: str, data_dir: Path, source: Path | None, progress: Progress) -> str:
+    """See to it that the files of a dataset are there; returns how they came."""
+    published = _published(name)
+    if published is None or (data_dir / f"{name}.npz").is_file():
+        return "there"
+    from adbench.data import cifar
+    from adbench.data.own import read_npz
+
+    if source:
+        for found in sorted(source.rglob(f"{name}.npz")):
+            read_npz(found)  # raises for a file that is not what its name says
+            files.write_bytes(data_dir / f"{name}.npz", found.read_bytes())
+            return f"copied from '{found}'"
+        archive = data_dir / published.filename
+        if download.copy_from(source, cifar.archive(published), archive, [published.filename]):
+            return f"copied from '{source}'"
+    there = (data_dir / published.base_folder).is_dir()
+    cifar.read(name, data_dir, published, progress)
+    return "there" if there else "fetched"
+
+
+def _published(name: str) -> Any:
+    """Torchvision's class for a dataset that adbench downloads; None for one that it has or the user brings."""
+    if name not in ("cifar10", "cifar100"):
+        return None
+    from torchvision import datasets
+
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+
+def _teacher(cell: Cell, place: Place, source: Path | None, progress: Progress) -> str:
+    """See to it that the weights of a teacher are there; returns what is to be said of them."""
+    assert cell.spec is not None
+    spec = cell.spec
+    if isinstance(spec.source, Trained):
+        return "nothing to fetch: adbench run trains it"
+    if not isinstance(spec.source, Download):
+        return "a file of yours" if spec.source.kind == "file" else "fetched by the package robustbench"
+    path = file_of(spec, cell.dataset, place.data_dir)
+    came = "there" if path.is_file() else "fetched"
+    names = [f"{cell.dataset}/Linf/{path.name}", path.name]
+    if source and came != "there" and download.copy_from(source, wanted(spec), path, names):
+        came = f"copied from '{source}'"
+    path = teacher_file(spec, cell.dataset, place.data_dir, progress)
+    return f"{came}; {path.stat().st_size / 1e6:.1f} MB, SHA-256 {files.sha256(path)}"

@@ -1,0 +1,137 @@
+"""A finished network for others: as files that other people's tools read, and that give the same logits here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adbench import __version__, checkpoint, files, networks, state
+from adbench.data import Dataset, parse_fraction
+from adbench.errors import UserError
+from adbench.matrix import safe
+from adbench.models import Network
+from adbench.models.names import is_deepmind, wide_shape
+from adbench.record import Record
+
+_SPOKEN = {"rn18": "ResNet-18", "mn-v2": "MobileNet-V2"}
+_PROBES = 32
+"""Test images whose logits are compared."""
+
+
+def export(
+    record: Record, out: Path, data_dir: Path, *, name: str | None = None, file: Path | None = None
+) -> Iterator[str]:
+    """Write NAME.pt (a plain state dict), NAME.json (RobustBench's card) and NAME.safetensors; a line on each.
+
+    name: of the files, made of method and architecture where none is given. file: the weights, where they do not lie
+    where the record has them. Raises UserError for a failed cell, a network that was not trained here, weights that are
+    not the record's, and where a written file does not give the network's logits.
+    """
+    if record["method"] is None and record["kind"] != "teacher":
+        raise UserError(f"'{record.path}' is about weights from elsewhere; export is for networks trained by adbench")
+    dataset = networks.dataset_of(record, data_dir, whole_test=True)
+    network = networks.network_of(record, dataset, data_dir, file)
+    stem = out / safe(name or f"{record['label']}_{record['student']}")
+    plain, tensors = stem.with_name(f"{stem.name}.pt"), stem.with_name(f"{stem.name}.safetensors")
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+    files.write_bytes(plain, state.serialised(weights))
+    checkpoint.save_state(tensors, weights, metadata(record, dataset, network))
+    for path in (plain, tensors):
+        _same(path, network, record, dataset)
+        yield f"{path}: {len(weights)} tensors; gives the logits of the network that was judged"
+    written, lacking = card(record, dataset, network)
+    files.write_json(stem.with_name(f"{stem.name}.json"), written)
+    yield f"{stem}.json: RobustBench's card; {lacking}"
+    yield f"read again with: adbench eval {tensors} {' '.join(_options(record, network))}"
+
+
+def metadata(record: Record, dataset: Dataset, network: Network) -> dict[str, str]:
+    """What the header of the safetensors says of the network: all it takes to build it, and where it came from."""
+    said: dict[str, Any] = {
+        "adbench": __version__,
+        "architecture": record["student"],
+        "classes": dataset.classes,
+        "channels": dataset.image_shape[0],
+        "normalisation": _normalisation(network),
+        "dataset": record["dataset"],
+        "data_sha256": dataset.fingerprint,
+        "method": record["method"],
+        "teacher": record["teacher"],
+        "seed": record["seed"],
+        "checkpoint": record["model"]["checkpoint"],
+        "threat": record["config"]["training"]["threat"],
+        "accuracy": {name: [metric["correct"], metric["n"]] for name, metric in record["metrics"].items()},
+        "record": record["id"],
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in said.items()}
+
+
+def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, Any], str]:
+    """RobustBench's card (`model_info/*.json`), and a sentence on what is left to the one who submits it.
+
+    Accuracies are percentages, as there. AutoAttack's is claimed only of all test images.
+    """
+    metrics, eps = record["metrics"], record["config"]["training"]["threat"]["eps"]
+    whole = len(dataset.test)
+    written: dict[str, Any] = {
+        "link": "",
+        "name": record["label"],
+        "authors": "",
+        "additional_data": False,
+        "number_forward_passes": 1,
+        "dataset": record["dataset"],
+        "venue": "",
+        "architecture": spoken(record["student"]),
+        "eps": eps,
+        "clean_acc": _percent(metrics["clean"]),
+    }
+    left = ["link, authors and venue are yours to fill in"]
+    judged = metrics.get("aa")
+    if judged is None or judged["n"] < whole or parse_fraction(judged["attack"]["eps"]) != parse_fraction(eps):
+        seen = f"AutoAttack ran on {judged['n']:,} images of {whole:,}" if judged else "AutoAttack was not run"
+        left.append(f"autoattack_acc is left out, since {seen}")
+    else:
+        written |= {"reported": _percent(judged), "autoattack_acc": _percent(judged)}
+    if normalisation := _normalisation(network):
+        mean, std = normalisation["mean"], normalisation["std"]
+        written["footnote"] = f"The network normalises its inputs: mean {mean}, std {std}."
+    return written, "; ".join(left)
+
+
+def spoken(architecture: str) -> str:
+    """An architecture's name as papers write it."""
+    if shape := wide_shape(architecture):
+        return f"WideResNet-{shape[0]}-{shape[1]}" + (" (SiLU)" if is_deepmind(architecture) else "")
+    return _SPOKEN.get(architecture, architecture)
+
+
+def _percent(metric: dict[str, Any]) -> str:
+    return f"{100 * metric['value']:.2f}"
+
+
+def _normalisation(network: Network) -> dict[str, list[float]] | None:
+    if network.mean is None or network.std is None:
+        return None
+    return {"mean": network.mean.flatten().tolist(), "std": network.std.flatten().tolist()}
+
+
+def _options(record: Record, network: Network) -> list[str]:
+    words = ["--arch", record["student"], "--dataset", record["dataset"]]
+    for name, values in (_normalisation(network) or {}).items():
+        words += [f"--{name}", ",".join(str(np.float32(value)) for value in values)]
+    return words
+
+
+@torch.no_grad()
+def _same(path: Path, network: Network, record: Record, dataset: Dataset) -> None:
+    """Raise UserError unless the file, read as anybody's would be, gives the network's logits bit for bit."""
+    again = networks.built(record, dataset)
+    checkpoint.load_into(again, checkpoint.read_state_dict(path), str(path))
+    x = dataset.test.images[:_PROBES].float() / 255
+    if not torch.equal(again.eval()(x), network(x)):
+        raise UserError(f"'{path}' does not give the logits of the network that it was written from; remove it")

@@ -1,0 +1,254 @@
+"""Where a matrix stands: what is done, what runs, what is missing, and why. Reads plans and folders; no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from adbench import files, locks, record
+from adbench.differences import differences
+from adbench.errors import UserError
+from adbench.matrix import REVISION
+from adbench.plans import Planned
+
+STATES = ("done", "running", "failed", "stale", "interrupted", "trained", "waiting", "new")
+"""stale: there is a result, but with other settings, or with a source that has changed since. interrupted: training
+was begun, and nobody is at it. trained: only the evaluation is missing. waiting: for a teacher."""
+
+# Of the files that adbench.train writes, whose module imports torch.
+LOG, SUMMARY, UNDER_WAY, CONFIGURATION = "log.jsonl", "training.json", ("resume.pt", "resume-2.pt"), "cell.json"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One planned cell and where it stands."""
+
+    cell: dict[str, Any]
+    state: str
+    why: str = ""
+    share: float = 0.0
+    """of its work, done"""
+    took: float | None = None
+    """seconds, of a cell that is done"""
+
+    @property
+    def left(self) -> float:
+        """Expected seconds of what is left to do."""
+        return 0.0 if self.state in ("done", "stale") and self.share == 1 else self.cell["seconds"] * (1 - self.share)
+
+
+@dataclass
+class Matrix:
+    """The cells of one plan, looked up in its results folder."""
+
+    plan: Planned
+    _folders: dict[Path, dict[str, list[Path]]] = field(default_factory=dict)
+
+    @property
+    def results(self) -> Path:
+        return self.plan.results
+
+    @cached_property
+    def standings(self) -> dict[str, Standing]:
+        """Every cell's standing by id, teachers first."""
+        found: dict[str, Standing] = {}
+        for cell in self.plan.cells:
+            found[cell["id"]] = self._standing(cell, found)
+        return found
+
+    def folder(self, cell: dict[str, Any]) -> Path:
+        """Where the cell's weights are."""
+        return (self.results / str(cell["record"])).parent.parent
+
+    def _standing(self, cell: dict[str, Any], others: dict[str, Standing]) -> Standing:
+        path, folder = self.results / cell["record"], self.folder(cell)
+        found = _read(path)
+        if found and found["status"] == "done":
+            took = sum(found["timing"].get(phase, 0.0) for phase in ("train", "evaluate"))
+            if changed := self.outdated.get(cell["method"]):
+                return Standing(cell, "stale", changed, 1.0, took)
+            return Standing(cell, "done", share=1.0, took=took)
+        epochs = _epochs(folder / LOG)
+        progress = f"epoch {epochs} of {cell['epochs']}" if cell["epochs"] else "evaluation"
+        # The evaluation's share is not known from outside; training is most of the work.
+        share = min(1.0, epochs / cell["epochs"]) * 0.9 if cell["epochs"] else 0.0
+        if owner := locks.holder(folder):
+            trained = (folder / SUMMARY).is_file()
+            return Standing(cell, "running", f"{'evaluation' if trained else progress}, {owner}", share)
+        if found:
+            return Standing(cell, "failed", f"{found['error']['phase']}: {found['error']['message']}", share)
+        if (folder / SUMMARY).is_file():
+            return Standing(cell, "trained", "trained, but not judged in this way", share)
+        if any((folder / name).is_file() for name in UNDER_WAY):
+            return Standing(cell, "interrupted", f"{progress} done", share)
+        missing = [others[needed] for needed in cell["needs"] if others[needed].state != "done"]
+        if missing:
+            told = ", ".join(f"{one.cell['says']} ({one.state})" for one in missing)
+            return Standing(cell, "waiting", f"for {told}")
+        if relatives := self.relatives(cell):
+            return Standing(cell, "stale", f"{relatives[0].name} has other settings (--why {cell['id'][:8]})")
+        return Standing(cell, "new")
+
+    @cached_property
+    def outdated(self) -> dict[str | None, str]:
+        """Methods whose results are no longer what a run would make, and why."""
+        methods = {cell["method"]: cell["training"].get("source") for cell in self.plan.cells}
+        if self.plan["revision"] != REVISION:
+            said = f"adbench computes otherwise since (revision {REVISION}, planned with {self.plan['revision']})"
+            return dict.fromkeys(methods, said)
+        found: dict[str | None, str] = {}
+        for name, file in self.plan["plugins"].items():
+            path = Path(file)
+            if methods.get(name) and path.is_file() and files.sha256(path) != methods[name]:
+                found[name] = f"'{file}' was edited since; a run now makes other cells"
+        return found
+
+    def relatives(self, cell: dict[str, Any]) -> list[Path]:
+        """Folders of the same network (dataset, method, teacher, student, seed) with other settings."""
+        own = self.folder(cell)
+        if own.parent not in self._folders:
+            named = self._folders[own.parent] = {}
+            for other in sorted(own.parent.iterdir()) if own.parent.is_dir() else ():
+                named.setdefault(other.name.rpartition("-")[0], []).append(other)
+        alike = self._folders[own.parent].get(own.name.rpartition("-")[0], [])
+        return [one for one in alike if one != own and ((one / CONFIGURATION).is_file() or list(_records(one)))]
+
+    def time_left(self) -> tuple[float, int, float]:
+        """Expected wall seconds for the rest, with how many cells at a time, and the correction that went into it.
+
+        The correction is the median of what finished cells took over what was expected of them.
+        """
+        standings = self.standings.values()
+        ratios = [one.took / one.cell["seconds"] for one in standings if one.took and one.cell["seconds"] > 1]
+        correction = median(ratios) if ratios else 1.0
+        open_ = [one for one in standings if one.left]
+        at_a_time = max(1, min(len(open_), sum(one.state == "running" for one in open_) or self.plan["jobs"]))
+        rest = correction * sum(one.left for one in open_)
+        # One cell cannot be shared out.
+        longest = correction * max((one.left for one in open_), default=0.0)
+        return max(rest / at_a_time, longest), at_a_time, correction
+
+    def find(self, text: str) -> Standing:
+        """The cell that `text` names: the beginning of an id, a path of its record or folder, or its description.
+
+        Raises UserError where that is none or several.
+        """
+        inside = Path(text).parts
+        found = [
+            one
+            for one in self.standings.values()
+            if one.cell["id"].startswith(text)
+            or one.cell["says"] == text
+            or (
+                len(inside) > 1
+                and _ends(self.folder(one.cell).parts, inside, (self.results / one.cell["record"]).parts)
+            )
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            named = ", ".join(f"{one.cell['id'][:8]} ({one.cell['says']})" for one in found[:5])
+            raise UserError(f"'{text}' names {len(found)} cells of the plan: {named}; give more of the id")
+        raise UserError(
+            f"no cell of the plan is '{text}'; give the beginning of an id, the path of a record, or a description as "
+            f"`adbench status` prints them"
+        )
+
+
+def _ends(folder: tuple[str, ...], asked: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    return folder[-len(asked) :] == asked or path[-len(asked) :] == asked or path[:-1][-len(asked) :] == asked
+
+
+def why(matrix: Matrix, one: Standing) -> Iterator[str]:
+    """Lines that explain where a cell stands: of a result, where it comes from; of a miss, what it lacks."""
+    cell = one.cell
+    path, folder = matrix.results / cell["record"], matrix.folder(cell)
+    yield f"{cell['says']}: {one.state}" + (f", {one.why}" if one.why else "")
+    yield f"  id {cell['id']}, weights {cell['train_id']}, evaluation {cell['eval_id']}"
+    found = _read(path)
+    yield f"  {path}{'' if found else ' is not there'}"
+    if found:
+        origin = found["provenance"]
+        yield f"  {found['status']} {origin['finished']} by adbench {origin['adbench']} on {origin['device']}"
+        yield f"  {origin['command']}"
+        if found["error"]:
+            yield f"  failed in {found['error']['phase']}: {' '.join(found['error']['message'].split())}"
+            if (path.parent / "traceback.txt").is_file():
+                yield f"  {path.parent / 'traceback.txt'}"
+        return
+    judged = [other for other in _records(folder) if other != path]
+    if judged:
+        nearest = min(judged, key=lambda other: len(_apart(matrix, cell, other)))
+        yield f"  the same weights are judged otherwise in {nearest.parent}:"
+        yield from (f"    {line}" for line in _apart(matrix, cell, nearest))
+        return
+    if one.state in ("interrupted", "running", "trained"):
+        return
+    candidates = [(len(lines), str(other), lines) for other, lines in _candidates(matrix, cell)]
+    if not candidates:
+        yield f"  nothing of {cell['name']} on {cell['dataset']} is there to compare it with"
+        return
+    _, nearest_folder, lines = min(candidates)
+    yield f"  nearest: {nearest_folder}, which differs in"
+    yield from (f"    {line}" for line in lines)
+
+
+def _candidates(matrix: Matrix, cell: dict[str, Any]) -> Iterator[tuple[Path, list[str]]]:
+    """Other folders of the method (or of teachers) on this dataset, with what sets each apart."""
+    base = matrix.results / Path(cell["record"]).parts[0] / Path(cell["record"]).parts[1]
+    own = matrix.folder(cell)
+    for folder in sorted(base.glob("/".join(["*"] * (len(Path(cell["record"]).parts) - 4)))):
+        if folder == own:
+            continue
+        for path in [*_records(folder)][:1] or [folder / CONFIGURATION]:
+            if path.is_file():
+                yield folder, _apart(matrix, cell, path)
+
+
+def _apart(matrix: Matrix, cell: dict[str, Any], path: Path) -> list[str]:
+    """What sets a planned cell apart from a record, or from the configuration of a training."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    there, judged = (found["config"]["training"], found["config"]["evaluation"]) if "config" in found else (found, None)
+    lines = differences(there, cell["training"], lambda identity: _network(matrix, identity))
+    if judged is not None:
+        evaluation = matrix.plan["evaluations"][cell["eval_id"]]
+        lines += differences(judged, evaluation, lambda identity: _network(matrix, identity), "eval.")
+    return lines
+
+
+def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
+    """The training configuration behind a teacher's id: of the plan, or of a folder."""
+    for cell in matrix.plan.cells:
+        if cell["train_id"] == train_id:
+            training: dict[str, Any] = cell["training"]
+            return training
+    for folder in matrix.results.glob(f"*/teachers/*-{train_id[:8]}"):
+        for path in _records(folder):
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]["training"]
+            return found
+    return None
+
+
+def _records(folder: Path) -> Iterator[Path]:
+    yield from sorted(folder.glob(f"eval-*/{record.FILE}"))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a record says, or None. Without a look at its schema: there may be thousands, and a run looks."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        return found if found["status"] in ("done", "failed") else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _epochs(log: Path) -> int:
+    try:
+        return log.read_bytes().count(b"\n")
+    except OSError:
+        return 0

@@ -1,0 +1,234 @@
+"""What `adbench status` says of a matrix, and how fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import PLUGIN, TEACHER, cli, options, run
+
+from adbench import locks, plans, record
+from adbench.differences import differences
+from adbench.files import write_text
+from adbench.status import Matrix
+
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of a teacher, PGD-AT and RSLAD. Not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(TEACHER, encoding="utf-8")
+    words = ("--methods", "pgd-at,rslad", "--teacher", folder / "tiny.toml", "--results", folder / "results")
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def results(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same to be written to."""
+    subprocess.run(["cp", "-r", finished / "results", tmp_path], check=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results"
+
+
+def states(results: Path) -> dict[str, str]:
+    rows = json.loads(cli("status", "--results", results, "--format", "json").output)
+    return {row["cell"]: row["state"] for row in rows}
+
+
+def folder(results: Path, method: str) -> Path:
+    (found,) = results.glob(f"digits/{method}/*/*")
+    return found
+
+
+def lose(path: Path) -> None:
+    subprocess.run(["rm", "-r", path], check=True)
+
+
+def test_a_finished_matrix_is_done(finished: Path) -> None:
+    result = cli("status", "--results", finished / "results")
+    assert result.exit_code == 0, result.output
+    assert [line.split() for line in result.output.splitlines()[2:6]] == [
+        ["dataset", "network", "cells", "done"],
+        ["digits", "teachers", "1", "1"],
+        ["digits", "pgd-at", "1", "1"],
+        ["digits", "rslad", "1", "1"],
+    ]
+    assert "left" not in result.output
+
+
+def test_each_state_has_its_name_and_its_reason(results: Path) -> None:
+    (teacher,) = results.glob("digits/teachers/*")
+    pgd_at, rslad = folder(results, "pgd-at"), folder(results, "rslad")
+    lose(next(rslad.glob("eval-*")))
+    assert states(results) == {
+        "teacher tiny": "done", "pgd-at cnn-4 seed 0": "done", "rslad cnn-4 from tiny seed 0": "trained",
+    }  # fmt: skip
+    with locks.locked(rslad):
+        said = cli("status", "--results", results).output
+        assert states(results)["rslad cnn-4 from tiny seed 0"] == "running"
+        assert "evaluation, process " in said
+        assert "about " in said
+        assert "left with 1 at a time" in said
+    (rslad / "training.json").unlink()
+    (rslad / "resume.pt").touch()
+    assert states(results)["rslad cnn-4 from tiny seed 0"] == "interrupted"
+    assert "epoch 1 of 1 done" in cli("status", "--results", results).output
+    lose(rslad)
+    assert states(results)["rslad cnn-4 from tiny seed 0"] == "new"
+    lose(teacher)
+    assert states(results) == {
+        "teacher tiny": "new", "pgd-at cnn-4 seed 0": "done", "rslad cnn-4 from tiny seed 0": "waiting",
+    }  # fmt: skip
+    assert "for teacher tiny (new)" in cli("status", "--results", results).output
+    path = next(pgd_at.glob("eval-*/record.json"))
+    failed = record.read(path).data
+    failed |= {"status": "failed", "error": {"phase": "train", "type": "UserError", "message": "the loss\nis nan"}}
+    record.write(path, failed)
+    assert states(results)["pgd-at cnn-4 seed 0"] == "failed"
+    assert "train: the loss is nan" in cli("status", "--results", results).output
+
+
+def test_why_names_the_settings_in_which_the_nearest_cell_differs(results: Path, finished: Path) -> None:
+    """Only the plan of the changed matrix is there, as if its run had been killed at once."""
+    teacher = finished / "other.toml"
+    teacher.write_text(TEACHER.replace("epochs = 1", "epochs = 2"), encoding="utf-8")
+    asked = ("--methods", "pgd-at,rslad", "--teacher", teacher, "--results", "elsewhere")
+    assert run(*asked, train__lr="0.05", eval__images="10").exit_code == 0
+    (plan,) = Path("elsewhere/plans").iterdir()
+    write_text(results / "plans" / plan.name, plan.read_text(encoding="utf-8"))
+    rows = json.loads(cli("status", "--format", "json", "--plan", plan.stem).output)
+    by_name = {row["cell"]: row for row in rows}
+    assert {row["state"] for name, row in by_name.items() if "rslad" not in name} == {"new", "stale"}
+
+    said = cli("status", "--why", by_name["pgd-at cnn-4 seed 0"]["id"][:8]).output
+    assert "stale, s0-" in said
+    assert "nearest: " in said
+    assert "train.lr: 0.1 there, 0.05 here" in said
+    assert "eval.images: 16 there, 10 here" in said
+    said = cli("status", "--why", by_name["rslad cnn-4 from other seed 0"]["id"]).output
+    assert "teacher: another one, which differs in train.epochs: 1 there, 2 here" in said
+
+
+def test_why_of_the_same_weights_names_the_evaluation(results: Path) -> None:
+    run("--methods", "pgd-at", eval__attacks='["fgsm"]')
+    judged = results.glob("digits/pgd-at/*/*/eval-*/record.json")
+    lose(next(path.parent for path in judged if "pgd20" not in record.read(path)["metrics"]))
+    said = cli("status", "--why", "pgd-at cnn-4 seed 0").output
+    assert "pgd-at cnn-4 seed 0: trained, trained, but not judged in this way" in said
+    assert "the same weights are judged otherwise in" in said
+    assert "eval.attacks: ['fgsm', 'pgd20'] there, ['fgsm'] here" in said
+
+
+def test_why_of_a_result_says_where_it_comes_from(finished: Path) -> None:
+    path = next((finished / "results").glob("digits/pgd-at/*/*/eval-*/record.json"))
+    for named in (str(path), str(path.parent), str(path.parents[1]), "pgd-at cnn-4 seed 0"):
+        said = cli("status", "--results", finished / "results", "--why", named).output
+        assert "pgd-at cnn-4 seed 0: done" in said
+        assert "by adbench " in said
+    result = cli("status", "--results", finished / "results", "--why", "nothing")
+    assert result.exit_code == 2
+    assert "no cell of the plan is 'nothing'" in result.stderr
+
+
+def test_results_of_a_plugin_that_was_edited_since_are_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(PLUGIN, encoding="utf-8")
+    result = run("--methods", "mine,pgd-at", "--plugin", "mine.py")
+    assert result.exit_code == 0, result.output
+    assert set(states(Path("results")).values()) == {"done"}
+    Path("mine.py").write_text(PLUGIN + "\n", encoding="utf-8")
+    assert states(Path("results")) == {"mine cnn-4 seed 0": "stale", "pgd-at cnn-4 seed 0": "done"}
+    assert "mine.py' was edited since; a run now makes other cells" in cli("status").output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adbench.status.REVISION", 99)
+        assert set(states(Path("results")).values()) == {"stale"}
+
+
+@pytest.mark.usefixtures("results")
+def test_the_options_of_a_run_choose_its_plan(finished: Path) -> None:
+    run("--methods", "natural")
+    assert "natural" in cli("status").output
+    asked = ("--methods", "pgd-at,rslad", "--teacher", finished / "tiny.toml")
+    said = cli("status", *options(), *asked).output
+    assert "rslad" in said
+    assert "another plan: " in said
+    result = cli("status", *options(), "--methods", "trades")
+    assert result.exit_code == 2
+    assert "no run with these options was planned in 'results'" in result.stderr
+    result = cli("status", "--results", "nowhere")
+    assert result.exit_code == 2
+    assert "no run was planned in 'nowhere' yet" in result.stderr
+
+
+def test_the_time_left_is_corrected_by_what_cells_took(results: Path) -> None:
+    (path,) = (results / "plans").iterdir()
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    for cell in plan["cells"]:
+        cell["seconds"] = 100.0
+    write_text(path, json.dumps(plan | {"jobs": 1}))
+    for done in results.rglob("record.json"):
+        data = record.read(done).data
+        record.write(done, data | {"timing": {"train": 150.0, "evaluate": 50.0}})
+    lose(folder(results, "rslad"))
+    seconds, at_a_time, correction = Matrix(plans.read(path)).time_left()
+    assert (seconds, at_a_time, correction) == (200.0, 1, 2.0)
+
+
+def _many(results: Path, cells: int) -> None:
+    """A plan of so many cells, of which every second one is done."""
+    (path,) = (results / "plans").iterdir()
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    one = next(cell for cell in plan["cells"] if cell["kind"] == "student" and cell["method"] == "pgd-at")
+    text = (results / one["record"]).read_bytes()
+    lose(results / "digits")
+    planned = []
+    for number in range(cells):
+        cell = deepcopy(one)
+        cell |= {"id": f"{number:016x}", "seed": number, "says": f"pgd-at cnn-4 seed {number}"}
+        cell["record"] = f"digits/pgd-at/none__cnn-4/s{number}-{number:08x}/eval-{number:08x}/record.json"
+        planned.append(cell)
+        if number % 2:
+            (results / cell["record"]).parent.mkdir(parents=True)
+            (results / cell["record"]).write_bytes(text)
+    write_text(path, json.dumps(plan | {"cells": planned}))
+
+
+def test_five_thousand_cells_are_looked_up_in_two_seconds_without_torch(results: Path) -> None:
+    _many(results, 5000)
+    script = """
+import sys
+from adbench.cli import main
+try:
+    main(["status"])
+except SystemExit as ended:
+    assert not ended.code
+assert "torch" not in sys.modules
+"""
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    took = time.perf_counter() - begun
+    assert "digits   pgd-at    5000  2500  2500" in done.stdout
+    # Alone on a machine it is a second; tests may share one.
+    assert took < 6, took
+
+
+def test_a_difference_is_told_in_the_words_of_the_settings() -> None:
+    there = {"train": {"lr": 0.1, "clip": None}, "source": "a" * 64, "teacher": "1", "natural": "x"}
+    here = {"train": {"lr": 0.1, "clip": 1.0}, "source": "b" * 64, "teacher": "2", "natural": None}
+    networks: dict[str, dict[str, Any]] = {"1": {"seed": 0}}
+    assert differences(there, here, networks.get) == [
+        "train.clip: not set there, 1.0 here",
+        "source of the method (its file was edited): aaaaaaaaaaaa... there, bbbbbbbbbbbb... here",
+        "teacher: other weights (1 there, 2 here)",
+        "natural: x there, not set here",
+    ]
