@@ -52,7 +52,7 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
     from the weakest to the strongest.
     """
     labels = labels_of(runs)
-    found = []
+    found: list[Plot] = []
     for members in places(runs):
         attack = _strongest(members)
         told = [(run, values) for run in members if attack and any(values := _by_class(run, attack))]
