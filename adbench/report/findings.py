@@ -1,4 +1,4 @@
-"""What a reader should know first: of every data set and student, the most robust method, read off the tables."""
+"""What a reader should know first: of every data set and student, the highest robust accuracy, off the tables."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _finding(dataset: str, student: str, attack: str, values: list[_Value]) -> F
     lowest = min(values, key=lambda value: value.number)
     more = [
         f"Not told apart from it there: {listed(tied)}." if tied else "",
-        f"{len(methods)} methods lie between {lowest.number:.2f} and {best.number:.2f} %"
+        f"The {len(methods)} methods compared lie between {lowest.number:.2f} and {best.number:.2f} %"
         + (f", under {len(taught)} teachers." if len(taught := {v.teacher for v in values if v.teacher}) > 1 else "."),
         "" if best.cell.spread else "One seed: this ranks networks, not methods.",
     ]
@@ -79,7 +79,8 @@ def _finding(dataset: str, student: str, attack: str, values: list[_Value]) -> F
         f"{dataset}, student {student}",
         best.cell.text,
         best.cell.spread,
-        f"{best.method} is the most robust under {under}" + (f", taught by {best.teacher}." if best.teacher else "."),
+        f"{best.method} has the highest accuracy under {under}"
+        + (f", taught by {best.teacher}." if best.teacher else "."),
         " ".join(filter(None, more)),
         about(dataset=dataset, student=student),
     )
