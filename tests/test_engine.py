@@ -155,6 +155,9 @@ def test_a_teacher_remembers_a_batch_and_lets_the_gradient_through_in_the_lean_f
     (gradient,) = torch.autograd.grad(teacher(z).sum(), z)
     assert gradient.abs().sum() > 0
     assert all(p.grad is None for p in network.parameters())
+    teacher.run_by(AS_WRITTEN)
+    teacher.forget()
+    assert torch.equal(teacher(x), network(x))
 
 
 def test_trades_first_gradient_is_lost_in_half_precision_and_taken_in_single() -> None:
