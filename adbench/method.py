@@ -100,6 +100,11 @@ class Net:
         with torch.no_grad():
             self._run(x, features=False)
 
+    def run_by(self, engine: Engine) -> None:
+        """Run the network by another engine from now on."""
+        self.engine, self._lean, self._held = engine, None, False
+        self.__dict__.pop("_whole", None)
+
     @contextmanager
     def still(self, *, training: bool = False, exact: bool = False) -> Iterator[None]:
         """The network as an attack sees it: frozen, and in evaluation mode unless `training`.

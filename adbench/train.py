@@ -329,7 +329,7 @@ class Trainer:
         self.engine = engine
         self.student.to(memory_format=engine.layout())
         for net in (self.net, *self.teachers.values()):
-            net.engine = engine
+            net.run_by(engine)
 
     def _validate(self) -> tuple[float, float]:
         """Accuracy on the held-out split: clean, and under PGD from one uniform start that is always the same."""

@@ -4,8 +4,7 @@
     python benchmarks/growth.py memory --teacher-arch wrn-34-10 --methods smaraad --batch 256
     python benchmarks/growth.py batch|student|teacher --methods pgd-at,adaad
 
-`memory` counts the bytes that autograd keeps in one step on two and on four images, and so on any number: also where
-the batch itself would not fit. On a GPU it measures the peak of the whole batch besides.
+`memory` counts the bytes that autograd keeps in one step, without computing it. On a GPU it measures the peak besides.
 """
 
 from __future__ import annotations
@@ -13,12 +12,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from step import Bench, arguments, heading, in_turn, methods, table
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from adbench.matrix import configured
+from adbench.method import Ball, Net, Step, Teacher
+from adbench.models import build, count_parameters
 
 GROWING: dict[str, tuple[str, list[Any]]] = {
     "classes": ("classes", [10, 100, 1000]),
@@ -26,8 +29,6 @@ GROWING: dict[str, tuple[str, list[Any]]] = {
     "student": ("student", ["cnn-16", "mn-v2", "rn18"]),
     "teacher": ("teacher_arch", ["wrn-10-2", "wrn-28-10", "wrn-34-10"]),
 }
-COUNTED = (2, 4)
-"""Batches on which memory is counted; it is linear in their size."""
 
 
 def grow(args: argparse.Namespace) -> None:
@@ -66,42 +67,43 @@ class _Held:
     """A tensor that autograd keeps; it is counted until it is dropped."""
 
     def __init__(self, kept: Kept, tensor: Tensor) -> None:
-        self.kept, self.tensor, self.address = kept, tensor, tensor.untyped_storage().data_ptr()
+        self.kept, self.tensor, self.address = kept, tensor, tensor.untyped_storage()._cdata
         kept.count(self.address, tensor.untyped_storage().nbytes())
 
     def __del__(self) -> None:
         self.kept.live.pop(self.address, None)
 
 
-def held(args: argparse.Namespace, method: str, precision: str, batch: int) -> tuple[int, int]:
-    """The most that autograd holds in a step with one attack step, and all weights with their states, in bytes."""
-    bench = Bench(argparse.Namespace(**(vars(args) | {"batch": batch})))
-    trainer = bench.trainer(method, precision)
-    trainer.attack = replace(trainer.attack, steps=1)
-    trainer.prepare()
-    ((index, crops),) = trainer.batches()
-    trainer.iteration = 1
-    kept = Kept()
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
-        trainer.iterate(index, crops, torch.Generator(bench.device), {})
-    copy = 0 if precision == "float32" else 2  # the lean form's
-    student = sum(p.numel() for p in trainer.student.parameters()) * (3 * 4 + copy)  # weight, gradient, momentum
-    teachers = sum(p.numel() for net in trainer.teachers.values() for p in net.module.parameters()) * (4 + copy)
-    return kept.most, student + teachers
+def held(args: argparse.Namespace, method: str) -> tuple[int, int]:
+    """The most that autograd holds in a step with one attack step, and all weights with their states, in bytes.
+
+    On tensors that have a shape and no content: nothing is computed, so any batch and network can be asked for. Every
+    layer in float32 and as written; the lean form in bfloat16 needs about half.
+    """
+    kept, plugin = Kept(), configured(method, {})
+    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+        student = Net(build(args.student, classes=args.classes).train())
+        teachers = {need: Teacher(build(args.teacher_arch, classes=args.classes)) for need in plugin.needed()}
+        step = Step(
+            x=torch.rand(args.batch, 3, 32, 32), y=torch.zeros(args.batch, dtype=torch.long), student=student,
+            epoch=9, epochs=10, iteration=1, lr=0.1, threat=Ball(8 / 255, 2 / 255, 1), generator=torch.Generator(),
+            teachers=teachers,
+        )  # fmt: skip
+        plugin.setup(step)
+        plugin.loss(step, plugin.attack(step)).mean().backward()  # type: ignore[no-untyped-call]
+    weights = 3 * count_parameters(student.module)  # with gradient and momentum
+    weights += sum(count_parameters(net.module) for net in teachers.values())
+    return kept.most, 4 * weights
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Of activations at the batch, of weights with their copies, gradients and momentum, and of both."""
+    """What autograd keeps, weights with gradients and momentum, and both."""
     rows = []
     for method in methods(args.methods):
-        for precision in ("float32", "bfloat16"):
-            (low, weights), (high, _) = (held(args, method, precision, batch) for batch in COUNTED)
-            activations = low + (high - low) / (COUNTED[1] - COUNTED[0]) * (args.batch - COUNTED[0])
-            rows.append(
-                [method, precision, *(f"{n / 2**30:.1f}" for n in (activations, weights, activations + weights))]
-            )
-            print(" ".join(rows[-1]), file=sys.stderr, flush=True)
-    table([f"GiB at batch {args.batch}", "precision", "held by autograd", "weights and their states", "sum"], rows)
+        activations, weights = held(args, method)
+        parts = (activations, weights, activations + weights)
+        rows.append([method, *(f"{n / 2**30:.1f}" for n in parts)])
+    table([f"GiB at batch {args.batch}, float32", "held by autograd", "weights and their states", "sum"], rows)
     if torch.device(args.device).type == "cuda":
         for method in methods(args.methods):
             work = Bench(args).ours(method, "auto")

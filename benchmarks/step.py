@@ -151,6 +151,11 @@ def in_turn(works: dict[str, Callable[[], Any]], device: torch.device, rounds: i
             spent = seconds(work, device)
             if number:
                 taken[name].append(spent)
+        print(
+            f"round {number}:",
+            *(f"{name} {values[-1]:.3f}" for name, values in taken.items() if values),
+            file=sys.stderr,
+        )
     return {name: statistics.median(values) for name, values in taken.items()}
 
 

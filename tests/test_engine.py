@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from adbench import checkpoint, engine
 from adbench.attacks.linf import Start, start_point
-from adbench.data.batches import to_float
+from adbench.cell import lookup
+from adbench.config import Train, experiment
 from adbench.engine import AS_WRITTEN, Engine, Lean, multiply_adds
+from adbench.errors import UserError
+from adbench.finite import Watch
 from adbench.losses import kl
-from adbench.matrix import configured
+from adbench.matrix import Cell, configured, expand
 from adbench.method import Net, Teacher
 from adbench.models import build
-from tests.test_train import CONFIG, run, trainer
+from tests import tiny
+from tests.test_train import Broken, run, trainer
 
 FAST = Engine("float32", lean=True)
 HALF = Engine("bfloat16", lean=True)
@@ -155,6 +159,9 @@ def test_a_teacher_remembers_a_batch_and_lets_the_gradient_through_in_the_lean_f
     (gradient,) = torch.autograd.grad(teacher(z).sum(), z)
     assert gradient.abs().sum() > 0
     assert all(p.grad is None for p in network.parameters())
+    teacher.run_by(AS_WRITTEN)
+    teacher.forget()
+    assert torch.equal(teacher(x), network(x))
 
 
 def test_trades_first_gradient_is_lost_in_half_precision_and_taken_in_single() -> None:
@@ -293,43 +300,58 @@ def test_out_of_memory_ends_where_batches_cannot_be_divided(tmp_path: Path, monk
         with monkeypatch.context() as patched:
             it = fast(tmp_path, name, images=64, epochs=1)
             OutOfMemory(it, most, patched)
-            with pytest.raises(engine_error(), match=why):
+            with pytest.raises(UserError, match=why):
                 run(it)
-
-
-def engine_error() -> type[Exception]:
-    from adbench.errors import UserError
-
-    return UserError
 
 
 def test_what_a_gpu_is_not_asked_at_once_is_named_with_its_own_batch(tmp_path: Path) -> None:
     """The host looks every few iterations; weights and examples are those of the batch that failed."""
-    from adbench.finite import Watch
-    from tests.test_train import Broken
-
     it = trainer(tmp_path, Broken(how="one term"), images=320, batch_size=32, epochs=1)
     it.optimiser = torch.optim.SGD(it.student.parameters(), 0.1, momentum=0.9, fused=True)
     it.watch = Watch(it.optimiser, torch.device("cpu"), every=4)
-    weights: list[str] = []
-    with pytest.raises(engine_error(), match=r"iteration 3; not finite: terms: kl = nan; losses: 1 of 32"):
-        it.run(lambda _: None, lambda *_: weights.append(checkpoint.weights_sha256(it.student)))
+    weights: list[Tensor] = []
+
+    def note(*_: int) -> None:
+        weights.append(torch.cat([p.detach().flatten() for p in it.student.parameters()]))
+
+    with pytest.raises(UserError, match=r"iteration 3; not finite: terms: kl = nan; losses: 1 of 32"):
+        it.run(lambda _: None, note)
     assert len(weights) == 3, "the host asked at the fourth iteration"
-    assert weights[0] != weights[1] == weights[2] == checkpoint.weights_sha256(it.student)
+    note()
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2]), "what fails changes nothing"
+    assert torch.equal(weights[1], weights[3])
     saved = torch.load(tmp_path / "failure.pt", weights_only=True)
     assert saved["iteration"] == 3
     assert torch.isfinite(saved["loss"]).sum() == 31
     assert all(torch.isfinite(buffer).all() for buffer in saved["student"].values())
 
 
-def test_defaults_of_later_settings_leave_a_cell_what_it_was() -> None:
-    from adbench.config import Train
-    from adbench.matrix import _recipe
+# Settings
 
-    assert _recipe(Train()).keys().isdisjoint({"precision", "micro_batch"})
-    assert (
-        _recipe(Train(precision="float32", micro_batch=64)).items()
-        >= {"precision": "float32", "micro_batch": 64}.items()
-    )
-    assert CONFIG.keys() <= _recipe(Train()).keys()
-    assert to_float(torch.tensor([255], dtype=torch.uint8)) == 1
+
+def cell(**train: Any) -> Cell:
+    (found,) = expand(experiment({"methods": ["mtard"], "train": train}), lookup(Path())).students
+    return found
+
+
+def test_settings_that_came_later_leave_a_cell_what_it_was_and_make_another_where_they_are_set() -> None:
+    plain = cell()
+    assert plain.training["train"].keys() == Train.model_fields.keys() - {"precision", "compile", "micro_batch"}
+    assert cell(precision="auto").train_id == plain.train_id
+    assert len({c.train_id for c in (plain, cell(precision="float32"), cell(precision="bfloat16"))}) == 3
+
+
+def test_micro_batches_are_refused_where_a_method_needs_its_batches_whole() -> None:
+    with pytest.raises(UserError, match="micro_batch: 'mtard' needs its batches whole"):
+        cell(micro_batch=16)
+
+
+def test_a_record_says_in_which_precision_its_network_was_trained(tmp_path: Path) -> None:
+    for number, words in enumerate(([], ["--exact"], ["--precision", "bfloat16"])):
+        results = tmp_path / str(number)
+        result = tiny.run("--methods", "pgd-at", "--results", results, *words)
+        assert result.exit_code == 0, result.output
+        record = tiny.record_of(results, "pgd-at")
+        assert record["training"]["precision"] == ("bfloat16" if number == 2 else "float32")
+        assert record["config"]["training"]["train"].get("precision") == [None, "float32", "bfloat16"][number]

@@ -188,9 +188,10 @@ def test_gradients_are_clipped_to_the_asked_norm(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["pgd-at", "trades", "las-at"])
-def test_a_run_on_a_gpu_learns(tmp_path: Path, name: str) -> None:
-    it = trainer(tmp_path, configured(name, {}), device="cuda", images=1000, epochs=5)
+def test_a_run_on_a_gpu_learns(tmp_path: Path, name: str, precision: str) -> None:
+    it = trainer(tmp_path, configured(name, {}), device="cuda", images=1000, epochs=5, precision=precision)
     entries = run(it)
     assert entries[-1]["val_clean"] > 0.5
 
