@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adbench import __version__, files, locks
+from adbench import REVISION, __version__, files, locks
 from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
 from adbench.engines.worker import begin, cores, work
 from adbench.errors import UserError
-from adbench.matrix import REVISION, Cell
+from adbench.matrix import Cell
 from adbench.registry import METHODS
 
 PROBE = ".ray"
