@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from adbench.matrix import Cell
-
 if TYPE_CHECKING:
+    from adbench.matrix import Cell
     from adbench.runner import Plan
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adbench import REVISION, __version__, files, locks
+from adbench import REVISION, __version__, files, locks, stopping
 from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
 from adbench.engines.worker import begin, cores, work
@@ -93,7 +93,7 @@ class RayEngine:
         probe = absolute.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
         self.errand = Errand(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
         share = cluster.gpu_share(place)
-        with _own_signals():
+        with stopping.held(), _own_signals():
             _connect(self.ray, cluster.address)
         try:
             self._see(share)
@@ -118,6 +118,11 @@ class RayEngine:
         if not self.tasks:
             time.sleep(seconds)
             return
+        # What is raised within Ray's compiled code comes out as something else.
+        with stopping.held():
+            self._hear(seconds)
+
+    def _hear(self, seconds: float) -> None:
         # All that are ready, but not waiting for all: what they say meanwhile is wanted too.
         self.ray.wait(list(self.tasks), num_returns=1, timeout=seconds)
         ready, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
