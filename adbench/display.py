@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from adbench.matrix import Cell
-
 if TYPE_CHECKING:
     from adbench.estimate import Cost
+    from adbench.matrix import Cell
     from adbench.runner import Plan
 
 

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adbench import REVISION
 from adbench import teacher as teachers
 from adbench.config import (
     DEFAULT_TEACHERS,
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from adbench.method import Method, Passes
 
 T = TypeVar("T")
-
-# Raised with every change to adbench after which the same configuration gives other numbers.
-REVISION = 1
 
 # Gives an experiment's dataset by name, with the experiment's share of it.
 Lookup = Callable[[str, Experiment], Dataset]

@@ -11,14 +11,16 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adbench import __version__, files
-from adbench.config import Experiment
+from adbench import REVISION, __version__, files
 from adbench.errors import UserError
-from adbench.matrix import REVISION, Cell, Matrix
 from adbench.provenance import now
 from adbench.registry import METHODS
+
+if TYPE_CHECKING:
+    from adbench.config import Experiment
+    from adbench.matrix import Cell, Matrix
 
 FOLDER = "plans"
 SCHEMA_VERSION = 1

@@ -10,10 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adbench import files, locks, record
+from adbench import REVISION, files, locks, record
 from adbench.differences import differences
 from adbench.errors import UserError
-from adbench.matrix import REVISION
 from adbench.plans import Planned
 
 STATES = ("done", "running", "failed", "stale", "interrupted", "trained", "waiting", "new")
@@ -66,13 +65,14 @@ class Matrix:
         return (self.results / str(cell["record"])).parent.parent
 
     def _standing(self, cell: dict[str, Any], others: dict[str, Standing]) -> Standing:
-        path, folder = self.results / cell["record"], self.folder(cell)
+        path = self.results / cell["record"]
         found = _read(path)
         if found and found["status"] == "done":
             took = sum(found["timing"].get(phase, 0.0) for phase in ("train", "evaluate"))
             if changed := self.outdated.get(cell["method"]):
                 return Standing(cell, "stale", changed, 1.0, took)
             return Standing(cell, "done", share=1.0, took=took)
+        folder = path.parent.parent
         epochs = _epochs(folder / LOG)
         progress = f"epoch {epochs} of {cell['epochs']}" if cell["epochs"] else "evaluation"
         # The evaluation's share is not known from outside; training is most of the work.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adbench import REVISION
 from adbench.analysis import SCHEMA_VERSION
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
@@ -20,7 +21,7 @@ from adbench.data import Dataset, parse_fraction
 from adbench.data.batches import to_float
 from adbench.errors import UserError
 from adbench.files import content_id
-from adbench.matrix import REVISION, dataset_folder
+from adbench.matrix import dataset_folder
 from adbench.models import Network
 from adbench.networks import dataset_of, network_of
 from adbench.report.finished import Finished, Group, names

@@ -96,6 +96,14 @@ def test_without_ray_the_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
         engine._ray()
 
 
+def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'adbench[ray]')")
+    result = run("--methods", "pgd-at", "--engine", "ray", "--address", "127.0.0.1:1")
+    assert result.exit_code == 2
+    assert "no Ray cluster at '127.0.0.1:1'" in result.stderr
+    assert "`ray start --head` begins one" in result.stderr
+
+
 def _errand(home: Path) -> engine.Errand:
     results = home / "results"
     return engine.Errand(Place(results, home, "cpu"), 1, {}, home, [], results / engine.PROBE / "1")

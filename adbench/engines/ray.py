@@ -10,19 +10,23 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adbench import __version__, files, locks
+from adbench import REVISION, __version__, files, locks, stopping
 from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
 from adbench.engines.worker import begin, cores, work
 from adbench.errors import UserError
-from adbench.matrix import REVISION, Cell
+from adbench.matrix import Cell
 from adbench.registry import METHODS
 
 PROBE = ".ray"
@@ -89,7 +93,8 @@ class RayEngine:
         probe = absolute.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
         self.errand = Errand(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
         share = cluster.gpu_share(place)
-        _connect(self.ray, cluster.address)
+        with stopping.held(), _own_signals():
+            _connect(self.ray, cluster.address)
         try:
             self._see(share)
             # On this node: the loss of another must not silence the rest.
@@ -113,6 +118,11 @@ class RayEngine:
         if not self.tasks:
             time.sleep(seconds)
             return
+        # What is raised within Ray's compiled code comes out as something else.
+        with stopping.held():
+            self._hear(seconds)
+
+    def _hear(self, seconds: float) -> None:
         # All that are ready, but not waiting for all: what they say meanwhile is wanted too.
         self.ray.wait(list(self.tasks), num_returns=1, timeout=seconds)
         ready, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
@@ -217,20 +227,37 @@ def _ray() -> Any:
     return ray
 
 
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep SIGTERM as it is: Ray would end the process at once, with nothing asked and nothing tidied up."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 def _connect(ray: Any, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
             ray.init("local", num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         else:
+            _knock(address)
             ray.init(address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster at '{address}' ({' '.join(str(error).split())[:200]}); `ray start --head` begins one "
             f"(docs/cluster.md)"
             if address
             else f"Ray does not start on this machine: {' '.join(str(error).split())[:300]}"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody answers at HOST:PORT: Ray takes two minutes to find that out."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def versions() -> dict[str, str]:
