@@ -113,7 +113,8 @@ def main() -> None:
     found = sum(1 for _ in given.results.rglob("record.json"))
     seconds, memory, code = measure(given.results, options)
     print(f"{found} records on {os.cpu_count()} cores: {seconds:.1f} s, {memory:.0f} MiB, exit code {code}")
-    print(f"largest single process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{used.ru_utime + used.ru_stime:.1f} s of processor time; largest process {used.ru_maxrss / 1024:.0f} MiB")
 
 
 if __name__ == "__main__":
