@@ -60,7 +60,7 @@ class Train(Section):
     val_every: int = Field(1, ge=1, description="epochs between evaluations on the held-out split")
     val_steps: int = Field(10, ge=1, description="PGD steps of that evaluation")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: what the device is fastest in; float32: every layer as it is written"
+        "auto", description="auto: float32 in its fast form; float32: every layer as it is written"
     )
     compile: bool = Field(False, description="torch.compile the networks (not measured on a GPU yet; no gain on a CPU)")
     micro_batch: int | None = Field(

@@ -41,14 +41,12 @@ def multiply_adds(network: nn.Module, image_shape: tuple[int, ...]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def native(device: torch.device) -> Precision:
-    """The precision in which the device multiplies matrices fastest, of the two."""
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has arithmetic for bfloat16; where it has none, torch's emulation is twenty times slower."""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        can = torch.cpu.get_capabilities()
-        fast = bool(can.get("amx_bf16") or can.get("avx512_bf16"))
-    return "bfloat16" if fast else "float32"
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
 
 
 @dataclass(frozen=True)
@@ -72,18 +70,17 @@ class Engine:
         asked: str,
         network: nn.Module,
         image_shape: tuple[int, ...],
-        device: torch.device,
         *,
         compiled: bool = False,
     ) -> Engine:
         """The engine for `train.precision`: "float32" runs every layer as written, "bfloat16" is fast and narrow.
 
-        "auto" is the fast form in the device's `native` precision, but for networks below LEAST_WORK. It depends on
-        nothing but network and hardware, so that the same command ends in the same bits.
+        "auto" is the fast form in float32, but for networks below LEAST_WORK; bfloat16 has to be asked for until
+        students trained both ways have been compared (docs/performance.md). It depends on nothing but the network.
         """
         if asked == "float32" or (asked == "auto" and multiply_adds(network, image_shape) < LEAST_WORK):
             return cls(compiled=compiled)
-        return cls("bfloat16" if asked == "bfloat16" else native(device), lean=True, compiled=compiled)
+        return cls("bfloat16" if asked == "bfloat16" else "float32", lean=True, compiled=compiled)
 
     def prepared(self, function: F) -> F:
         """A network's function as this engine runs it."""

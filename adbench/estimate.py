@@ -17,6 +17,7 @@ from adbench import masking
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.cell import Place, cell_dataset, network_for
+from adbench.engine import multiplies_bfloat16
 from adbench.flops import matrix_rate, multiply_adds
 from adbench.losses import cross_entropy
 from adbench.matrix import Cell, configured, passes
@@ -166,7 +167,9 @@ class Estimator:
             if name in autoattack.VERSIONS:
                 images = min(n, cell.evaluation.aa_images or n) * AA_SURVIVING
                 # A fast search that would be slower is none.
-                searches = {"exact", cell.evaluation.aa_search}
+                searches = {"exact"}
+                if multiplies_bfloat16(self.place.torch_device):
+                    searches.add(cell.evaluation.aa_search)
                 searched = min((self.of(cell, search) for search in searches), key=lambda found: found.both)
                 total += images * (AA_PASSES * searched.both + AA_QUERIES * searched.forward)
             else:

@@ -96,7 +96,7 @@ class Trainer:
     ) -> None:
         self.method = method
         self.student = student.to(device)
-        self.engine = Engine.chosen(config.precision, student, dataset.image_shape, device, compiled=config.compile)
+        self.engine = Engine.chosen(config.precision, student, dataset.image_shape, compiled=config.compile)
         self.net = Net(self.student, self.engine)
         self.teachers = {need: Teacher(network.to(device), self.engine) for need, network in teachers.items()}
         self.images = dataset.train.images.to(device)

@@ -106,7 +106,7 @@ exact_option = click.option(
 )  # fmt: skip
 precision_option = click.option(
     "--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Of training: what the device is fastest in (auto), or float32, every layer as it is written. [default: auto]",
+    help="Of training: auto is float32 in its fast form, float32 every layer as it is written. [default: auto]",
 )  # fmt: skip
 
 
