@@ -5,7 +5,7 @@
 
 Every way takes one step in turn, so that whatever else the machine does meets all of them; times are medians. `plain`
 is benchmarks/plain.py: float32, layer by layer. `naive` is the same under bfloat16 autocast, channels last, compiled.
-`exact` and `auto` are adbench with train.precision float32 and auto. Prints a Markdown table.
+`exact`, `auto` and `bfloat16` are adbench by its train.precision. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from adbench.method import Ball, Need
 from adbench.models import build
 from adbench.train import Trainer
 
-WAYS = ("plain", "naive", "exact", "auto")
+WAYS = ("plain", "naive", "exact", "auto", "bfloat16")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +131,7 @@ class Bench:
             "naive": lambda: self.plain(method, naive=True),
             "exact": lambda: self.ours(method, "float32"),
             "auto": lambda: self.ours(method, "auto"),
+            "bfloat16": lambda: self.ours(method, "bfloat16"),
         }
         return {way: made[way]() for way in asked}
 
