@@ -30,10 +30,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
-    made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
-    )
-    made.second = made.add_node(num_cpus=1)
+    with engine._own_signals():
+        made = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
+        )
+        made.second = made.add_node(num_cpus=1)
     made.wait_for_nodes()
     yield made
     made.shutdown()
