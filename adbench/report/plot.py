@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -89,7 +90,7 @@ class Plot:
         svg = re.sub(r"<!--.*?-->|<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
         # A hundredth of a point is less than a screen can show. What is between tags is text, and stays.
         svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag.group()), svg)
-        return re.sub(r"\s+", " ", svg).strip()
+        return _MARKS.sub(_styled_once, re.sub(r"\s+", " ", svg).strip())
 
     def forms(
         self, forms: Iterable[str], dark: bool = False, settings: Mapping[Any, Any] = MappingProxyType({})
@@ -113,6 +114,18 @@ class Plot:
 
 
 _DPI = 200
+
+_MARKS = re.compile(r'(?:<use [^>]*style="[^"]*"/> ?){2,}')
+"""The markers of a line, as matplotlib writes them: each with the same style."""
+
+
+def _styled_once(marks: re.Match[str]) -> str:
+    """A line's markers with their style on the group around them, which is most of their size."""
+    parts = []
+    for style, run in groupby(re.findall(r'<use ([^>]*) style="([^"]*)"/>', marks.group()), key=lambda mark: mark[1]):
+        uses = "".join(f"<use {place}/>" for place, _ in run)
+        parts.append(f'<g style="{style}">{uses}</g>')
+    return "".join(parts)
 
 
 FRONT = "Pareto front"
