@@ -128,6 +128,9 @@ def _styled_once(marks: re.Match[str]) -> str:
     return "".join(parts)
 
 
+MOST_MARKED = 25
+"""A line of more points has a marker at so many of them."""
+
 FRONT = "Pareto front"
 """The name of the one series that is of no method."""
 
@@ -238,8 +241,8 @@ def _points(axes: Axes, series: Series, crowded: bool) -> Any:
         # A point whose interval is not known stands alone.
         spans = [(p.low, p.high) if math.isfinite(p.low) else (p.y, p.y) for p in series.points]
         return axes.errorbar(xs, ys, bars(ys, spans), capsize=2.2, elinewidth=0.8, **style)
-    if crowded:
-        every = max(1, math.ceil(len(xs) / 6))
+    if crowded or len(xs) > MOST_MARKED:
+        every = max(1, math.ceil(len(xs) / (6 if crowded else MOST_MARKED)))
         style |= {"markevery": (series.look % every, every), "markersize": 4}
     return axes.plot(xs, ys, **style)[0]
 
