@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -21,16 +22,22 @@ def mapped(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     """`function` of every item, in order, in as many processes as there are cores.
 
     The processes are forked, so that items and closures reach them without being pickled; results are. Where there is
-    no fork (or one core, or little to do) this process does it.
+    no fork (or one core, or little to do) this process does it; so it does where it has threads, which a fork would
+    leave behind with the locks that they hold.
     """
     global _job
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    if cores < 2 or len(items) < FEWEST or _job is not None:
+    threads = threading.active_count() > 1 or "torch" in sys.modules
+    if cores < 2 or len(items) < FEWEST or _job is not None or threads:
         return [function(item) for item in items]
     _job = function, items  # type: ignore[assignment]
     try:
         with multiprocessing.get_context("fork").Pool(min(cores, len(items))) as pool:
-            return pool.map(_one, range(len(items)), chunksize=max(1, len(items) // (8 * cores)))  # type: ignore[arg-type]
+            found = pool.map(_one, range(len(items)), chunksize=max(1, len(items) // (8 * cores)))
+            # They end by themselves: leaving the pool would kill them, with whatever they have at their exit.
+            pool.close()
+            pool.join()
+            return found  # type: ignore[return-value]
     finally:
         _job = None
 
