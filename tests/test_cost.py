@@ -14,6 +14,8 @@ from torch import nn
 from adbench import flops
 from adbench.models import build
 
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
 
 def counted_by_hand(network: nn.Module, shape: tuple[int, int, int]) -> int:
     """Output values times the inputs that each of them is a sum over, layer by layer."""
