@@ -18,7 +18,7 @@ from synthetic import LABELS, add
 from tiny import cli
 
 from adbench import cli as command_line
-from adbench import report
+from adbench import document, report
 from adbench.errors import UserError
 from adbench.record import read_all
 from adbench.registry import METHODS
@@ -308,7 +308,7 @@ def test_the_pareto_front_is_of_those_that_none_beats_in_both(tmp_path: Path) ->
         path = add(tmp_path, method=method, teacher="t", metrics={"aa": value}, outcomes=False)
         data = json.loads(path.read_text())
         data["training"]["seconds"] = seconds
-        path.write_text(json.dumps(data))
+        document.write(path, data)
     (plot,) = figures.costly(collect(read_all(tmp_path), "student"))
     assert plot.alt.endswith("On the Pareto front: ARD, IAD, AdaAD.")
     assert plot.data is not None
@@ -324,7 +324,7 @@ def test_accuracy_against_eps_joins_clean_images_and_every_radius(tmp_path: Path
     data = json.loads(path.read_text())
     for metric, eps in (("pgd20@4/255", "4/255"), ("pgd20@16/255", "16/255")):
         data["metrics"][metric]["attack"]["eps"] = eps
-    path.write_text(json.dumps(data))
+    document.write(path, data)
     runs = collect(read_all(tmp_path), "student")
     (plot,) = figures.radii(runs)
     assert plot.alt == "Accuracy in percent. ARD: 90.0 at 0/255, 70.0 at 4/255, 50.0 at 8/255, 10.0 at 16/255."
@@ -340,7 +340,7 @@ def test_classes_are_a_heat_map_or_many_of_them_lines(tmp_path: Path, classes_: 
     path = add(tmp_path, method="ard", teacher="t", metrics={"aa": 0.5}, n=1000, outcomes=False)
     content = json.loads(path.read_text())
     content["metrics"]["aa"]["per_class"] = [[label, 50] for label in range(classes_)]
-    path.write_text(json.dumps(content))
+    document.write(path, content)
     (plot,) = classes.plots(collect(read_all(tmp_path), "student"))
     assert plot.alt.endswith(f"ARD: 0.0 to {2 * (classes_ - 1):.1f}.")
     assert (plot.data is not None) == data
