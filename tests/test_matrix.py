@@ -109,7 +109,8 @@ def test_the_batch_size_of_the_evaluation_changes_no_identity() -> None:
 OTHERWISE: dict[str, dict[str, Any]] = {
     "train": {
         "epochs": 3, "batch_size": 7, "lr": 0.3, "momentum": 0.1, "weight_decay": 0.3, "milestones": [0.1],
-        "lr_factor": 0.9, "grad_clip": 1.0, "attack_steps": 3, "attack_eps": "1/255", "attack_step": "1/510",
+        "lr_factor": 0.9, "precision": "bfloat16", "compile": True, "micro_batch": 16,
+        "grad_clip": 1.0, "attack_steps": 3, "attack_eps": "1/255", "attack_step": "1/510",
         "val_every": 3, "val_steps": 3,
     },
     "data": {"train_images": 100, "val_images": 10},
