@@ -175,8 +175,8 @@ def attacks_of(runs: Sequence[Run], everywhere: bool = False) -> list[str]:
 
 
 def proxy_and_attack(key: str) -> tuple[str, str]:
-    """The metric "transfer:<proxy>:<attack>" as proxy and attack."""
-    _, proxy, attack = key.split(":")
+    """The metric "transfer:<proxy>:<attack>" as proxy and attack; a proxy's name may have any character."""
+    proxy, _, attack = key.partition(":")[2].rpartition(":")
     return proxy, attack
 
 
