@@ -71,7 +71,8 @@ def write(
     if "csv" in formats or "parquet" in formats:
         for name, frame in flat.frames(view, everything).items():
             if "csv" in formats:
-                writer.text(f"data/{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+                shown = frame.map(lambda value: render.plain(value) if isinstance(value, str) else value)
+                writer.text(f"data/{name}.csv", shown.to_csv(index=False, lineterminator="\n"))
             if "parquet" in formats:
                 writer.binary(f"data/{name}.parquet", flat.parquet(frame))
     printed = list(map(_on_paper, sections))

@@ -250,11 +250,11 @@ def csv(table: Table) -> str:
         for cell, spread in zip(row.cells, spreads, strict=True):
             text = "" if cell.text == MISSING.text else one_line(cell.text).replace("\N{MINUS SIGN}", "-")
             line += [text, cell.spread] if spread else [text]
-        writer.writerow([_plain(text) for text in line])
+        writer.writerow([plain(text) for text in line])
     return out.getvalue()
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """`text` such that a spreadsheet shows it: what begins like a formula, and is no number, gets an apostrophe."""
     formula = text.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"[+-]?[\d.,]+", text)
     return f"'{text}" if formula else text
