@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -35,6 +37,11 @@ def duration(seconds: float) -> str:
     if s < 86400:
         return f"{s // 3600} h {s % 3600 // 60:02d} min"
     return f"{s // 86400} d {s % 86400 // 3600} h"
+
+
+def console() -> Console:
+    """Standard output; where it is no terminal (and COLUMNS is not set), lines may be 200 characters wide."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 
 class Display:
@@ -125,34 +132,48 @@ def _escaped(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def plan_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
-    """The plan as a table: every cell, where it stands, what it costs and what is expected of it."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("dataset", "method", "student", "teacher", "seed", "state"):
-        table.add_column(heading)
-    for heading in ("passes", "GMAC", "floor", "expected"):
-        table.add_column(heading, justify="right")
+def plan_table(plan: Plan, costs: Mapping[str, Cost], width: int = 200) -> Table:
+    """The plan as a table: every cell, where it stands, what it costs and what is expected of it.
+
+    Where `width` characters do not hold it, it goes without the counts, which `adbench cost` gives.
+    """
     # Recipes may give methods epochs of their own.
     uneven = len({cell.train.epochs for cell in plan.matrix.students}) > 1
-    if uneven:
-        table.add_column("epochs", justify="right")
-    for cell in plan.matrix.cells:
-        state, cost = plan.states[cell.id], costs[cell.id]
-        expected = "" if state == "done" else duration(cost.seconds)
-        table.add_row(
-            _escaped(cell.dataset), _role(cell), cell.architecture, cell.teacher_name or "-", str(cell.seed), state,
-            *_counts(cost), expected, *([str(cell.train.epochs) if cell.method else "-"] if uneven else []),
-        )  # fmt: skip
+    for counts in (("passes", "GMAC", "floor"), ()):
+        table = _table(
+            ("dataset", "method", "student", "teacher", "seed", "state"),
+            (*counts, "expected", *(["epochs"] if uneven else [])),
+        )
+        for cell in plan.matrix.cells:
+            state, cost = plan.states[cell.id], costs[cell.id]
+            expected = "" if state == "done" else duration(cost.seconds)
+            table.add_row(
+                _escaped(cell.dataset), _role(cell), cell.architecture, cell.teacher_name or "-", str(cell.seed), state,
+                *(_counts(cost) if counts else ()), expected,
+                *([str(cell.train.epochs) if cell.method else "-"] if uneven else []),
+            )  # fmt: skip
+        unlimited = Console(width=1000)
+        if unlimited.measure(table).maximum <= width:
+            break
+    return table
+
+
+def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    """An empty table of columns to the left and to the right; what a narrow terminal cannot hold is folded, not cut."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    for heading in right:
+        table.add_column(heading, justify="right", overflow="fold")
     return table
 
 
 def cost_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
     """What each network costs, its seeds in one row."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("dataset", "method", "student", "teacher"):
-        table.add_column(heading)
-    for heading in ("seeds", "epochs", "passes", "GMAC", "floor", "each", "all seeds"):
-        table.add_column(heading, justify="right")
+    table = _table(
+        ("dataset", "method", "student", "teacher"),
+        ("seeds", "epochs", "passes", "GMAC", "floor", "each", "all seeds"),
+    )
     for cell, count in _over_seeds(plan):
         cost = costs[cell.id]
         table.add_row(
@@ -203,11 +224,7 @@ def _counts(cost: Cost) -> tuple[str, str, str]:
 def summary_table(records: list[dict[str, Any]]) -> Table:
     """What a run ended with: a row a cell, a column an attack, in percent."""
     names = list(dict.fromkeys(n for r in records for n in r["metrics"] if not n.startswith("transfer:")))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("dataset", "network", "student", "teacher", "seed"):
-        table.add_column(heading)
-    for name in names:
-        table.add_column(name, justify="right")
+    table = _table(("dataset", "network", "student", "teacher", "seed"), tuple(names))
     for r in records:
         who = (_escaped(r["dataset"]), _escaped(r["label"]), r["student"], r["teacher"] or "-", str(r["seed"]))
         if r["status"] == "failed":

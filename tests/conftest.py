@@ -89,6 +89,16 @@ def trained() -> tuple[Any, Any]:
     return net.eval(), Split((255 * x[:40]).round().to(torch.uint8), y[:40])
 
 
+@pytest.fixture(autouse=True)
+def no_plugins_of_other_tests() -> Iterator[None]:
+    """Plugin files that a test's commands add, in this process, are forgotten after it."""
+    from adbench.registry import METHODS
+
+    before = dict(METHODS._files)
+    yield
+    METHODS._files = before
+
+
 @pytest.fixture(scope="module")
 def torch_as_it_was() -> Iterator[None]:
     """Commands take one thread, and torch's global settings are put back."""

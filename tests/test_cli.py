@@ -136,6 +136,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing() -> None:
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("columns", ["40", "80", "120"])
+def test_the_plan_cuts_no_name_on_any_terminal(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = run("--methods", "pgd-at,rslad", "--dry-run").output
+    assert "\u2026" not in shown
+    assert ("GMAC" in shown) == (columns == "120"), "the counts have room on a wide one"
+    if columns != "40":
+        assert "(teacher) digits-robust" in shown
+
+
 def test_a_run_leaves_valid_records_of_every_cell(finished: Path) -> None:
     found = records(finished)
     assert sorted((r["kind"], r["method"]) for r in found.values()) == [

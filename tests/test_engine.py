@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
+from test_train import Broken, run, trainer
 from torch import Tensor, nn
 
 from adbench import checkpoint, engine
@@ -21,8 +23,6 @@ from adbench.losses import kl
 from adbench.matrix import Cell, configured, expand
 from adbench.method import Net, Teacher
 from adbench.models import build
-from tests import tiny
-from tests.test_train import Broken, run, trainer
 
 FAST = Engine("float32", lean=True)
 HALF = Engine("bfloat16", lean=True)

@@ -110,9 +110,9 @@ def _carry_out(
     timeout: float | None, dry_run: bool,
 ) -> int:  # fmt: skip
     """Show the plan, run it, show the summary; returns the number of cells that failed."""
-    from rich.console import Console
+    from adbench.display import console as make_console
 
-    console = Console()
+    console = make_console()
     with console.status("reading data and teachers"):
         from adbench import plans, runner
         from adbench.cell import check
@@ -125,7 +125,7 @@ def _carry_out(
         if not dry_run:
             make_writable(results)
         costs = _costs(plan, place, where)
-    console.print(plan_table(plan, costs))
+    console.print(plan_table(plan, costs, console.width))
     seconds = {name: cost.seconds for name, cost in costs.items()}
     # Jobs share a GPU; each has cores of its own.
     at_a_time = where.jobs or 1
@@ -197,9 +197,7 @@ def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: P
     """
     from dataclasses import replace
 
-    from rich.console import Console
-
-    from adbench.display import cost_csv, cost_table, duration
+    from adbench.display import console, cost_csv, cost_table, duration
     from adbench.runner import Local
 
     place = place_of(results, data_dir, device)
@@ -209,7 +207,7 @@ def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: P
     if form == "csv":
         click.echo(cost_csv(plan, costs), nl=False)
         return
-    Console().print(cost_table(plan, costs))
+    console().print(cost_table(plan, costs))
     total = sum(cost.seconds for cost in costs.values())
     click.echo(f"\n{len(plan.matrix.cells)} networks, about {duration(total)} on {place.describe()}")
 
@@ -245,11 +243,9 @@ def eval_(
     """
     from dataclasses import replace
 
-    from rich.console import Console
-
     from adbench import config, record, runner, teacher
     from adbench.cell import check, lookup
-    from adbench.display import Display, percent
+    from adbench.display import Display, console, percent
     from adbench.matrix import Matrix, teacher_cell
 
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
@@ -262,7 +258,7 @@ def eval_(
     cell = replace(teacher_cell(experiment, dataset, spec, lookup(place.data_dir)), kind="checkpoint")
     check(cell, place)
     make_writable(results)
-    with Display(Console(), 1) as display:
+    with Display(console(), 1) as display:
         runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(), display)
     path = cell.record_path(results)
     found = record.read(path)
