@@ -176,7 +176,11 @@ def _failures(records: Sequence[Record], results: Path) -> tuple[Failure, ...]:
     return tuple(Failure(reason, tuple(sorted(members))) for reason, members in cells.items())
 
 
-def _pictures(plot: Plot) -> tuple[str, ...]:
-    """The figure as addresses that hold it all, light and dark; light alone where the page draws it itself."""
+def _pictures(plot: Plot) -> tuple[Markup, ...]:
+    """The figure as addresses that hold it all, light and dark; light alone where the page draws it itself.
+
+    Between double quotes they are safe: these, <, > and & are written as numbers.
+    """
     themes = (False,) if plot.data else (False, True)
-    return tuple("data:image/svg+xml," + quote(plot.picture(dark), safe=" /:=;,.()!*+-_~?@$[]{}|^`") for dark in themes)
+    pictures = (quote(plot.picture(dark), safe=" /:=;,.()!*+-_~?@$[]{}|^`'") for dark in themes)
+    return tuple(Markup(f"data:image/svg+xml,{picture}") for picture in pictures)

@@ -89,7 +89,7 @@ class Plot:
         svg = self.forms(("svg",), dark, text)["svg"].decode()
         svg = re.sub(r"<!--.*?-->|<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
         # A hundredth of a point is less than a screen can show. What is between tags is text, and stays.
-        svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag.group()), svg)
+        svg = re.sub(r"<[^>]*>", _shorter, svg)
         return _MARKS.sub(_styled_once, re.sub(r"\s+", " ", svg).strip())
 
     def forms(
@@ -115,16 +115,27 @@ class Plot:
 
 _DPI = 200
 
-_MARKS = re.compile(r'(?:<use [^>]*style="[^"]*"/> ?){2,}')
+
+def _shorter(tag: re.Match[str]) -> str:
+    """A tag of a picture in fewer characters, of which an address needs three for a double quote."""
+    short = re.sub(r"(\.\d\d)\d+", r"\1", tag.group())
+    # After a move or a line, further points are lines.
+    short = re.sub(r' d="[ML\d .z-]*"', lambda path: path.group().replace(" L ", " "), short)
+    # Nothing refers to a group, and no rotation is none.
+    short = re.sub(r'(?<=^<g) id="[^"]*"| transform="rotate\(-0 [^"]*"', "", short)
+    return re.sub(r"""="([^"']*)\"""", r"='\1'", short)
+
+
+_MARKS = re.compile(r"(?:<use [^>]*style='[^']*'/> ?){2,}")
 """The markers of a line, as matplotlib writes them: each with the same style."""
 
 
 def _styled_once(marks: re.Match[str]) -> str:
     """A line's markers with their style on the group around them, which is most of their size."""
     parts = []
-    for style, run in groupby(re.findall(r'<use ([^>]*) style="([^"]*)"/>', marks.group()), key=lambda mark: mark[1]):
+    for style, run in groupby(re.findall(r"<use ([^>]*) style='([^']*)'/>", marks.group()), key=lambda mark: mark[1]):
         uses = "".join(f"<use {place}/>" for place, _ in run)
-        parts.append(f'<g style="{style}">{uses}</g>')
+        parts.append(f"<g style='{style}'>{uses}</g>")
     return "".join(parts)
 
 
