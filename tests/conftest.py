@@ -99,6 +99,14 @@ def no_plugins_of_other_tests() -> Iterator[None]:
     METHODS._files = before
 
 
+@pytest.fixture
+def traced_on() -> Iterator[None]:
+    """Coverage goes on after a test that calls pyautoattack itself, which leaves no trace function behind."""
+    tracing = sys.gettrace()
+    yield
+    sys.settrace(tracing)
+
+
 @pytest.fixture(scope="module")
 def torch_as_it_was() -> Iterator[None]:
     """Commands take one thread, and torch's global settings are put back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -374,6 +375,38 @@ def test_ten_random_figures_of_the_tables_follow_from_the_records(tmp_path: Path
         half = stats.sem(shares) * stats.t.ppf(0.975, 2)
         assert (one.text, f"{one.spread:.2f}") == (f"{statistics.mean(shares):.2f}", f"{half:.2f}")
         assert f"{one.text}{'</ins>' if one['mark'] == 'second' else ''}" in markdown
+
+
+def test_ten_random_figures_of_the_page_follow_from_the_records_that_it_names(tmp_path: Path) -> None:
+    results, draw = tmp_path / "results", random.Random()
+    for teacher in (None, "t1", "t2"):
+        for method in ("pgd-at", "trades") if teacher is None else ("ard", "rslad", "smaraad"):
+            for seed in range(3):
+                metrics = {name: share + draw.gauss(0, 0.02) for name, share in PAPER.items()}
+                add(results, method=method, teacher=teacher, seed=seed, metrics=metrics, outcomes=False, epochs=1)
+    report.write(results, tmp_path / "out", formats=("html",))
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    table = re.findall(r'<div class="table" id="whitebox_.*?</table>', page, re.DOTALL)
+    rows = re.findall(r'<tr [^>]*data-method="([^"]*)">(.*?)</tr>', "".join(table), re.DOTALL)
+    cells = [
+        (method, metric, int(number), re.sub(r"<[^>]*>|†", "", text).split(" ± "))
+        for method, row in rows
+        for metric, (number, text) in zip(
+            itertools.cycle(PAPER), re.findall(r"<td [^>]*data-e=(\d+)>(.*?)</td>", row), strict=False
+        )
+    ]
+    found = re.search(r'id="evidence">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    evidence = json.loads(found[1])
+    assert len(cells) == 5 * 2 * len(PAPER), "five methods under two teachers; those without one stand beside each"
+    for method, metric, number, shown in draw.sample(cells, 10):
+        files = [evidence["texts"][i] for i in evidence["cells"][number][1]]
+        records = [json.loads((results / file).read_text()) for file in files]
+        assert [record["label"] for record in records] == [method] * 3
+        judged = [record["metrics"][metric] for record in records]
+        shares = [100 * one["correct"] / one["n"] for one in judged]
+        half = stats.sem(shares) * stats.t.ppf(0.975, 2)
+        assert shown == [f"{statistics.mean(shares):.2f}", f"{half:.2f}"]
 
 
 def test_the_report_of_all_formats_never_imports_torch(tmp_path: Path) -> None:
