@@ -90,13 +90,16 @@ def trained() -> tuple[Any, Any]:
 
 
 @pytest.fixture(autouse=True)
-def no_plugins_of_other_tests() -> Iterator[None]:
-    """Plugin files that a test's commands add, in this process, are forgotten after it."""
+def apart_from_other_tests() -> Iterator[None]:
+    """What a test's commands leave in this process is gone after it: plugin files, threads, torch's determinism."""
     from adbench.registry import METHODS
 
-    before = dict(METHODS._files)
+    torch.set_num_threads(1)
+    files, deterministic = dict(METHODS._files), torch.are_deterministic_algorithms_enabled()
     yield
-    METHODS._files = before
+    METHODS._files = files
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -108,13 +111,10 @@ def traced_on() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def torch_as_it_was() -> Iterator[None]:
-    """Commands take one thread, and torch's global settings are put back."""
+def one_thread() -> Iterator[None]:
+    """Commands take one thread."""
     from adbench import runner
 
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(runner, "threads_per_job", lambda _: 1)
         yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)

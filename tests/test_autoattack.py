@@ -161,7 +161,7 @@ def parts(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_ten_sigkills_change_no_verdict(tmp_path: Path) -> None:
-    small = {"train.epochs": "6", "threat.eps": "16/255", "eval.images": "90", "eval.attacks": '["aa"]'}
+    small = {"train.epochs": "6", "threat.eps": "16/255", "eval.images": "60", "eval.attacks": '["aa"]'}
     small |= {"data.train_images": "600", "eval.aa_shard": "1", "data.val_images": "20"}
 
     def command(name: str) -> list[str]:
@@ -189,5 +189,5 @@ def test_ten_sigkills_change_no_verdict(tmp_path: Path) -> None:
         process.wait()
     subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
     pd.testing.assert_frame_equal(outcomes("killed"), outcomes("whole"))
-    assert 0 < outcomes("whole")["aa"].sum() < 90
+    assert 0 < outcomes("whole")["aa"].sum() < 60
     assert parts(tmp_path / "killed") == 0, "a finished evaluation leaves no parts"

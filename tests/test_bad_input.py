@@ -24,16 +24,12 @@ from adbench.registry import METHODS
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working directory, no plugins, and torch's global settings as they were."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory, no plugins, one thread."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(METHODS, "_files", {})
     monkeypatch.setattr(METHODS, "_loaded", {})
     monkeypatch.setattr(runner, "threads_per_job", lambda _: 1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def sentence(result: Result) -> str:

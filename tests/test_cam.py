@@ -31,7 +31,7 @@ from adbench.record import read_all
 from adbench.report.finished import groups
 from adbench.testbed import Testbed
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 THREAT = {"threat": {"eps": "8/255", "step": "2/255"}}
 

@@ -25,7 +25,7 @@ from adbench.files import sha256
 from adbench.matrix import Cell, expand
 from adbench.registry import METHODS
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import cli
 
 from adbench import contract
@@ -140,10 +139,6 @@ BROKEN = {
 def _forget_plugins(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(METHODS, "_files", {})
     monkeypatch.setattr(METHODS, "_loaded", {})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def plugin(folder: Path, **parts: str) -> Path:

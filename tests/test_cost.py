@@ -14,7 +14,7 @@ from torch import nn
 from adbench import flops
 from adbench.models import build
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def counted_by_hand(network: nn.Module, shape: tuple[int, int, int]) -> int:

@@ -31,7 +31,7 @@ from adbench.report.finished import Wanted, groups, names, select
 from adbench.stats import wilson
 from adbench.testbed import Testbed
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NASTY = r"<script>alert(1)</script> a_b & 100% $x$ {~^\} `#|*"
 THREAT = {"threat": {"eps": "8/255", "step": "2/255"}}

@@ -10,9 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,11 +34,8 @@ EPOCHS, BATCHES = 4, 4
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    deterministic = torch.are_deterministic_algorithms_enabled()
+def _deterministic() -> None:
     torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def trainer(method: str, folder: Path, *, dropout: bool = False) -> train.Trainer:
@@ -308,7 +303,7 @@ def test_a_cell_with_a_damaged_record_or_outcomes_is_judged_again_and_not_traine
         assert name in told[0]
 
 
-@pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.usefixtures("one_thread")
 def test_a_damaged_record_does_not_keep_a_run_from_the_other_cells(tmp_path: Path) -> None:
     results = tmp_path / "results"
     assert run("--methods", "pgd-at,trades", "--results", results).exit_code == 0
@@ -370,11 +365,7 @@ def test_a_disk_that_takes_no_more_is_named_and_costs_one_epoch_at_most(
     """The system's own call fails, in the middle of a write, from the third epoch on."""
     fsync, asked = os.fsync, []
 
-    here = threading.get_ident()
-
     def failing(handle: int) -> None:
-        if threading.get_ident() != here:  # the heartbeat of a lock that another test has left
-            return fsync(handle)
         asked.append(handle)
         if len(asked) > 5:  # log and state of each epoch
             raise OSError(number, os.strerror(number))
@@ -423,7 +414,7 @@ def test_a_run_on_a_full_disk_ends_with_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.usefixtures("one_thread")
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained() -> None:
     result = run("--methods", "pgd-at", "--results", Path("/proc/adbench"))
     assert result.exit_code == 2

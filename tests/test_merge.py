@@ -13,7 +13,7 @@ from tiny import cli, records, run
 from adbench import files, locks, plans, record
 from adbench.train import BEST, LAST, SUMMARY
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

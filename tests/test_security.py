@@ -29,7 +29,7 @@ from adbench.errors import UserError
 from adbench.matrix import safe
 from adbench.record import Record
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob("adbench/**/*.py"), *ROOT.glob("methods/*.py"), *ROOT.glob("teachers/*.py")]

@@ -15,7 +15,7 @@ from adbench import networks, record, share
 from adbench.errors import UserError
 from adbench.models import build
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # The fields of RobustBench's ModelInfo that its cards for L-infinity have.
 CARD = {

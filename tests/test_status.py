@@ -18,7 +18,7 @@ from adbench.differences import differences
 from adbench.files import write_text
 from adbench.status import Matrix
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

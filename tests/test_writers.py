@@ -22,7 +22,7 @@ from adbench.engines.processes import devices, ended
 from adbench.errors import UserError
 from adbench.matrix import Cell, expand
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Locks
