@@ -67,17 +67,16 @@ def make(results: Path, records: int, shape: str) -> None:
 
 
 def measure(results: Path, options: list[str]) -> tuple[float, float, int]:
-    """Seconds, MiB (the processes' peaks together) and exit code of one `adbench report`."""
+    """Seconds, MiB (of all processes at a time, at its peak) and exit code of one `adbench report`."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "adbench", "report", "--results", str(results), "--out", out, *options]
         began = time.perf_counter()
         process = subprocess.Popen(command)
-        peak: dict[int, int] = {}
+        peak = 0
         while process.poll() is None:
-            for pid in family(process.pid):
-                peak[pid] = max(peak.get(pid, 0), resident(pid))
-            time.sleep(0.05)
-        return time.perf_counter() - began, sum(peak.values()) / 2**20, process.returncode
+            peak = max(peak, sum(map(resident, family(process.pid))))
+            time.sleep(0.1)
+        return time.perf_counter() - began, peak / 2**20, process.returncode
 
 
 def family(pid: int) -> Iterator[int]:

@@ -316,7 +316,7 @@ def test_the_pareto_front_is_of_those_that_none_beats_in_both(tmp_path: Path) ->
     (panel,) = plot.data.panels
     front = next(series for series in panel.series if series.name == FRONT)
     assert [(p.x, round(p.y)) for p in front.points] == [(100, 30), (200, 50), (400, 60), (400, 60)]
-    assert plot.render("svg").startswith(b"<?xml")
+    assert plot.render("svg").startswith(b"<svg")
 
 
 def test_accuracy_against_eps_joins_clean_images_and_every_radius(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_classes_are_a_heat_map_or_many_of_them_lines(tmp_path: Path, classes_: 
     (plot,) = classes.plots(collect(read_all(tmp_path), "student"))
     assert plot.alt.endswith(f"ARD: 0.0 to {2 * (classes_ - 1):.1f}.")
     assert (plot.data is not None) == data
-    assert plot.render("svg").startswith(b"<?xml")
+    assert plot.render("svg").startswith(b"<svg")
 
 
 # The whole ------------------------------------------------------------------------------------------------------------
@@ -407,6 +407,25 @@ def test_ten_random_figures_of_the_page_follow_from_the_records_that_it_names(tm
         shares = [100 * one["correct"] / one["n"] for one in judged]
         half = stats.sem(shares) * stats.t.ppf(0.975, 2)
         assert shown == [f"{statistics.mean(shares):.2f}", f"{half:.2f}"]
+
+
+def test_of_too_many_figures_samples_are_printed_and_the_page_has_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for student in ("cnn-8", "cnn-16", "cnn-32"):
+        add(tmp_path / "results", student=student, method="ard", teacher="t", metrics=PAPER, epochs=2)
+    monkeypatch.setattr(report, "MOST_DRAWN", 2)
+    monkeypatch.setattr(report, "SAMPLES", 1)
+    report.write(tmp_path / "results", tmp_path / "out", formats=("html", "markdown"))
+    printed = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert [path.name for path in (tmp_path / "out/figures").glob("curves_*")] == ["curves_digits_cnn-8_t.png"]
+    assert printed.count("curves_digits_") == 1
+    assert "2 further figures are in the page (index.html) alone." in printed
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    curves = re.findall(r'<figure id="curves_.*?</figure>', page, re.DOTALL)
+    assert len(curves) == 3
+    assert ["<img" in one for one in curves] == [True, False, False]
+    assert ["Panels by epoch" in one.partition("<script")[0] for one in curves] == [True] * 3, "words instead"
 
 
 def test_the_report_of_all_formats_never_imports_torch(tmp_path: Path) -> None:

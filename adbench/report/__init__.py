@@ -7,7 +7,9 @@ what `adbench cross` and `adbench cam` left beside the records --> cross.py, att
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gc
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,7 @@ from adbench.report import (
 from adbench.report.model import Table
 from adbench.report.page import Section
 from adbench.report.plot import Plot
-from adbench.report.runs import Run, collect
+from adbench.report.runs import collect
 from adbench.report.view import View
 from adbench.report.workers import mapped
 
@@ -56,14 +58,36 @@ def write(
     and *.svg. columns, group_by, against: see `View`. The bytes depend on the records alone. Raises UserError when no
     record is finished, and for a column or method that none has.
     """
-    records = reading.records(results)
+    # Of many records a million objects stay to the end: the collector need not go through them again and again.
+    gc.disable()
+    try:
+        records = reading.records(results)
+        gc.freeze()
+    finally:
+        gc.enable()
     if not any(record.done for record in records):
         raise UserError(_nothing_finished(records, results))
     view = View(results, records, tuple(columns), group_by, against)
     view.check()
     sections, cells = contents(view)
-    writer = _Writer(out)
-    everything = [*(table for section in sections for table in section.tables), cells]
+    writer, printed = _Writer(out), _on_paper(sections)
+    # They take longest: begun first, they are drawn while the rest is written.
+    with writer.figures(sections, printed, formats) as pictures:
+        _write_texts(writer, view, formats, cells, printed, [t for section in sections for t in section.tables])
+        if "html" in formats:
+            # Last, so that whoever sees a new page sees a whole report.
+            writer.text("index.html", page.html(page.overview(records, results), sections, cells, pictures))
+        else:
+            pictures()
+    return writer.written
+
+
+def _write_texts(
+    writer: _Writer, view: View, formats: Sequence[str], cells: Table, printed: Sequence[Section],
+    tables: Sequence[Table],
+) -> None:  # fmt: skip
+    """All files but the figures and the page."""
+    everything = [*tables, cells]
     if "latex" in formats:
         writer.texts((f"tables/{table.label}.tex", render.latex(table)) for table in everything)
     if "csv" in formats:
@@ -75,38 +99,29 @@ def write(
                 writer.text(f"data/{name}.csv", shown.to_csv(index=False, lineterminator="\n"))
             if "parquet" in formats:
                 writer.binary(f"data/{name}.parquet", flat.parquet(frame))
-    printed = list(map(_on_paper, sections))
-    writer.figures([plot for section in printed for plot in section.plots], _figure_forms(formats))
-    if {"latex", "markdown", "html"} & set(formats):
-        head = page.overview(records, results)
-        if "latex" in formats:
-            writer.text("report.tex", page.latex(head, printed, cells))
-        if "markdown" in formats:
-            writer.text("report.md", page.markdown(head, printed, cells))
-        if "html" in formats:
-            # Last, so that whoever sees a new page sees a whole report.
-            writer.text("index.html", page.html(head, sections, cells))
-    return writer.written
+    head = page.overview(view.records, view.results)
+    if "latex" in formats:
+        writer.text("report.tex", page.latex(head, printed, cells))
+    if "markdown" in formats:
+        writer.text("report.md", page.markdown(head, printed, cells))
 
 
-MOST_DRAWN = 12
-"""So many figures of one kind are drawn: one for each data set, student and teacher of the paper's Tables 3 and 4."""
+MOST_DRAWN, SAMPLES = 60, 3
+"""A report prints so many figures, enough for all of the paper's tables; of more it prints samples of each kind."""
 
 
-def _on_paper(section: Section) -> Section:
-    """The section as it is printed: of each kind of figure the first ones, and how many are left out."""
-    kinds = [plot.label.partition("_")[0] for plot in section.plots]
-    kept = [plot for i, plot in enumerate(section.plots) if kinds[:i].count(kinds[i]) < MOST_DRAWN]
-    left = len(kinds) - len(kept)
-    note = f"{left} further figures are in the page (index.html) alone." if left else ""
-    return replace(section, plots=tuple(kept), note=note)
-
-
-def _figure_forms(formats: Sequence[str]) -> tuple[str, ...]:
-    """Which files of a figure the formats need."""
-    needed = {"latex": {"pdf"}, "markdown": {"png"}, "figures": {"pdf", "png", "svg"}}
-    wanted = set().union(*(needed.get(form, set()) for form in formats))
-    return tuple(form for form in ("png", "svg", "pdf") if form in wanted)
+def _on_paper(sections: Sequence[Section]) -> list[Section]:
+    """The sections as they are printed: with all their figures, or with the first ones of each kind and a note."""
+    if sum(len(section.plots) for section in sections) <= MOST_DRAWN:
+        return list(sections)
+    printed = []
+    for section in sections:
+        kinds = [plot.label.partition("_")[0] for plot in section.plots]
+        kept = tuple(plot for i, plot in enumerate(section.plots) if kinds[:i].count(kinds[i]) < SAMPLES)
+        left = len(kinds) - len(kept)
+        note = f"{left} further figures are in the page (index.html) alone." if left else ""
+        printed.append(replace(section, plots=kept, note=note))
+    return printed
 
 
 class _Writer:
@@ -128,18 +143,41 @@ class _Writer:
         write_atomic(self.out / name, partial(_fill, content))
         self.written.append(self.out / name)
 
-    def figures(self, plots: Sequence[Plot], forms: tuple[str, ...]) -> None:
-        if not forms:
-            return
+    @contextmanager
+    def figures(
+        self, sections: Sequence[Section], printed: Sequence[Section], formats: Sequence[str]
+    ) -> Generator[Callable[[], page.Pictures], None, None]:
+        """Begin with the files of the figures that are printed; what it gives waits for them.
 
-        def draw(plot: Plot) -> list[str]:
-            names = []
-            for form, content in plot.forms(forms).items():
-                names.append(f"figures/{plot.label}.{form}")
-                write_atomic(self.out / names[-1], partial(_fill, content))
-            return names
+        And returns every figure's pictures for the page: light and dark, or light alone where the page draws the
+        figure itself, and none where it does and the figure is not printed.
+        """
+        needed = {"latex": {"pdf"}, "markdown": {"png"}, "figures": {"pdf", "png", "svg"}}
+        files = set().union(*(needed.get(form, set()) for form in formats))
+        on_paper = {plot.label for section in printed for plot in section.plots}
+        plots = [plot for section in sections for plot in section.plots]
 
-        self.written += [self.out / name for names in mapped(draw, plots) for name in names]
+        def draw(plot: Plot) -> tuple[list[str], list[bytes]]:
+            kept = sorted(files) if plot.label in on_paper else []
+            shown = "html" in formats and (plot.label in on_paper or not plot.data)
+            asked = {*kept, *(["svg"] if shown else [])}
+            found = plot.forms(sorted(asked)) if asked else {}
+            names = [f"figures/{plot.label}.{form}" for form in kept]
+            for name, form in zip(names, kept, strict=True):
+                write_atomic(self.out / name, partial(_fill, found[form]))
+            pictures = [found["svg"]] if shown else []
+            if shown and not plot.data:
+                pictures.append(plot.render("svg", dark=True))
+            return names, pictures
+
+        with mapped(draw, plots) as drawn:
+
+            def pictures() -> page.Pictures:
+                done = drawn()
+                self.written += [self.out / name for names, _ in done for name in names]
+                return {plot.label: found for plot, (_, found) in zip(plots, done, strict=True)}
+
+            yield pictures
 
 
 def _fill(content: bytes, path: Path) -> None:
@@ -150,39 +188,40 @@ def contents(view: View) -> tuple[list[Section], Table]:
     """All sections that there is something for, and the list of records."""
     records, results = view.records, view.results
     students, others = collect(records, "student"), collect(records, "checkpoint")
-    networks = collect(teachers.shown(records), "teacher")
-    judged = (*students, *networks, *others)
-    used = {view.names[id(r)] for run in judged for r in (*run.done, *run.failed)}
-    by_class = classes.contents(students)
-    sections = [
-        Section(
-            "white-box", "White-box robustness", tuple(tables.white_box(students, view)), tuple(figures.radii(students))
-        ),
-        Section("black-box", "Black-box transfer", tuple(tables.transfer(students, view))),
-        Section("compared", f"Compared with {view.against}", tuple(versus.tables(students, view))),
-        Section("cross-transfer", "Cross-transfer", *cross.contents(results, records)),
-        Section(
-            "teachers",
-            "Teachers",
-            tuple(tables.teachers(networks, view)),
-            tuple(figures.teacher_student(students, view)),
-        ),
-        Section("methods", "Methods", tuple(objectives.tables(students))),
-        Section("masking", "Gradient masking", tuple(masking.table(judged))),
-        Section("classes", "Accuracy by class", *by_class),
-        Section("ablation", "Ablation", tuple(tables.ablation(students, view)), tuple(figures.ablation(students))),
-        Section("attribution", "Attribution maps", *attribution.contents(results, records)),
-        Section("checkpoints", "Other networks", tuple(tables.checkpoints(others, view))),
-        Section("paper", "Against the paper", tuple(paper.comparison(students, networks, view))),
-        Section("costs", "Costs", tuple(costs.tables(students, view)), tuple(figures.costly(students))),
-        Section("training", "Training", (), tuple(figures.curves(students, _logs(students)))),
-    ]
-    return [s for s in sections if s.tables or s.plots], tables.cells(view, used)
-
-
-def _logs(students: Sequence[Run]) -> list[logs.Log]:
-    """Each run's log, read by all cores: there may be hundreds of thousands of lines."""
-    return mapped(lambda run: logs.averaged(run.done), students)
+    # There may be millions of lines: all cores read them meanwhile.
+    with mapped(lambda run: logs.averaged(run.done), students) as read_logs:
+        networks = collect(teachers.shown(records), "teacher")
+        judged = (*students, *networks, *others)
+        used = {view.names[id(r)] for run in judged for r in (*run.done, *run.failed)}
+        by_class = classes.contents(students)
+        sections = [
+            Section(
+                "white-box",
+                "White-box robustness",
+                tuple(tables.white_box(students, view)),
+                tuple(figures.radii(students)),
+            ),
+            Section("black-box", "Black-box transfer", tuple(tables.transfer(students, view))),
+            Section("compared", f"Compared with {view.against}", tuple(versus.tables(students, view))),
+            Section("cross-transfer", "Cross-transfer", *cross.contents(results, records)),
+            Section(
+                "teachers",
+                "Teachers",
+                tuple(tables.teachers(networks, view)),
+                tuple(figures.teacher_student(students, view)),
+            ),
+            Section("methods", "Methods", tuple(objectives.tables(students))),
+            Section("masking", "Gradient masking", tuple(masking.table(judged))),
+            Section("classes", "Accuracy by class", *by_class),
+            Section("ablation", "Ablation", tuple(tables.ablation(students, view)), tuple(figures.ablation(students))),
+            Section("attribution", "Attribution maps", *attribution.contents(results, records)),
+            Section("checkpoints", "Other networks", tuple(tables.checkpoints(others, view))),
+            Section("paper", "Against the paper", tuple(paper.comparison(students, networks, view))),
+            Section("costs", "Costs", tuple(costs.tables(students, view)), tuple(figures.costly(students))),
+        ]
+        listed = tables.cells(view, used)
+        sections.append(Section("training", "Training", (), tuple(figures.curves(students, read_logs()))))
+    return [s for s in sections if s.tables or s.plots], listed
 
 
 def _nothing_finished(records: list[Record], results: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,6 @@ from adbench.report.findings import findings
 from adbench.report.model import FACETS, Cell, Table
 from adbench.report.plot import Plot
 from adbench.report.runs import natural
-from adbench.report.workers import mapped
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,20 @@ def overview(records: Sequence[Record], results: Path) -> Overview:
     return Overview(tuple(datasets), summary, facts, _failures(failed, results), alone)
 
 
-def html(head: Overview, sections: Sequence[Section], cells: Table) -> str:
-    """One self-contained page: pictures, styles and scripts embedded, nothing fetched, no script run but its own."""
+Pictures = Mapping[str, Sequence[bytes]]
+"""Of a figure by its label, as svg: light and dark, light alone, or none."""
+
+
+def html(head: Overview, sections: Sequence[Section], cells: Table, pictures: Callable[[], Pictures]) -> str:
+    """One self-contained page: pictures, styles and scripts embedded, nothing fetched, no script run but its own.
+
+    pictures: waits for them. Where there is none, a figure's words have to do without scripts.
+    """
     style, script = _source("page.css"), _source("page.js") + _source("chart.js")
     tables = [table for section in sections for table in section.tables]
-    plots = [plot for section in sections for plot in section.plots]
     evidence = _Evidence()
+    # Markup, since these escape for themselves.
+    fragments = {table.label: Markup(render.html(table, evidence.of)) for table in (*tables, cells)}
     template = render.environment().get_template("page.html.j2")
     return template.render(
         overview=head,
@@ -96,10 +103,9 @@ def html(head: Overview, sections: Sequence[Section], cells: Table) -> str:
         cells=cells,
         findings=findings((t for s in sections if s.anchor == "white-box" for t in s.tables), head.alone),
         choices=_choices((*tables, cells)),
-        pictures=dict(zip((plot.label for plot in plots), mapped(_pictures, plots), strict=True)),
+        pictures={label: tuple(map(_address, of_figure)) for label, of_figure in pictures().items()},
         policy=_policy(style, script),
-        # These escape for themselves; Markup tells the page not to do it again.
-        html=lambda table: Markup(render.html(table, evidence.of)),
+        fragments=fragments,
         style=Markup(style),
         script=Markup(script),
         evidence=evidence.plain,
@@ -176,11 +182,6 @@ def _failures(records: Sequence[Record], results: Path) -> tuple[Failure, ...]:
     return tuple(Failure(reason, tuple(sorted(members))) for reason, members in cells.items())
 
 
-def _pictures(plot: Plot) -> tuple[Markup, ...]:
-    """The figure as addresses that hold it all, light and dark; light alone where the page draws it itself.
-
-    Between double quotes they are safe: these, <, > and & are written as numbers.
-    """
-    themes = (False,) if plot.data else (False, True)
-    pictures = (quote(plot.picture(dark), safe=" /:=;,.()!*+-_~?@$[]{}|^`'") for dark in themes)
-    return tuple(Markup(f"data:image/svg+xml,{picture}") for picture in pictures)
+def _address(picture: bytes) -> Markup:
+    """A picture as an address that holds it all. In double quotes it is safe: ", <, > and & are written as numbers."""
+    return Markup("data:image/svg+xml," + quote(picture, safe=" /:=;,.()!*+-_~?@$[]{}|^`'"))

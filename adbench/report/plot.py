@@ -9,10 +9,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from types import MappingProxyType
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -51,7 +50,6 @@ _RC = {
     "lines.linewidth": 1.5,
     "lines.markersize": 5.5,
     "pdf.fonttype": 42,
-    "svg.fonttype": "path",
     "svg.hashsalt": "adbench",
     # Labels come from records: a $ in one is a dollar, not the start of a formula.
     "text.parse_math": False,
@@ -83,22 +81,11 @@ class Plot:
         """The figure as png, pdf or svg; the same bytes every time."""
         return self.forms((form,), dark)[form]
 
-    def picture(self, dark: bool = False) -> str:
-        """The figure as svg for a page: letters are text in the reader's fonts, at a fraction of the size."""
-        text: dict[Any, Any] = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
-        svg = self.forms(("svg",), dark, text)["svg"].decode()
-        svg = re.sub(r"<!--.*?-->|<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        # A hundredth of a point is less than a screen can show. What is between tags is text, and stays.
-        svg = re.sub(r"<[^>]*>", _shorter, svg)
-        return _MARKS.sub(_styled_once, re.sub(r"\s+", " ", svg).strip())
-
-    def forms(
-        self, forms: Iterable[str], dark: bool = False, settings: Mapping[Any, Any] = MappingProxyType({})
-    ) -> dict[str, bytes]:
-        """The figure in several forms, drawn and laid out once, under matplotlib's `settings` besides our own."""
+    def forms(self, forms: Iterable[str], dark: bool = False) -> dict[str, bytes]:
+        """The figure in several forms, drawn and laid out once. In an svg letters are text, in the reader's fonts."""
         colours = _NIGHT if dark else _DAY
         rc: dict[Any, Any] = _RC | dict.fromkeys(_INKED, colours["ink"]) | {"grid.color": colours["grid"]}
-        rc |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["paper"]) | dict(settings)
+        rc |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["paper"])
         found = {}
         with mpl.rc_context(rc):
             figure = Figure(figsize=self.inches, layout="constrained", dpi=_DPI)
@@ -108,9 +95,22 @@ class Plot:
             figure.set_layout_engine("none")
             for form in forms:
                 out = io.BytesIO()
-                figure.savefig(out, format=form, dpi=_DPI, metadata=_METADATA[form])
-                found[form] = out.getvalue()
+                with mpl.rc_context(_TEXT if form == "svg" else {}):
+                    figure.savefig(out, format=form, dpi=_DPI, metadata=_METADATA[form])
+                found[form] = _smaller(out.getvalue()) if form == "svg" else out.getvalue()
         return found
+
+
+_TEXT: dict[Any, Any] = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
+
+
+def _smaller(picture: bytes) -> bytes:
+    """An svg in fewer characters that looks the same on a screen."""
+    svg = picture.decode()
+    svg = re.sub(r"<!--.*?-->|<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # A hundredth of a point is less than a screen can show. What is between tags is text, and stays.
+    svg = re.sub(r"<[^>]*>", _shorter, svg)
+    return _MARKS.sub(_styled_once, re.sub(r"\s+", " ", svg).strip()).encode()
 
 
 _DPI = 200

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import PurePosixPath
 
 import jinja2
+from markupsafe import Markup
 
 from adbench.report.model import MISSING, Cell, Mark, Row, Table
 
@@ -120,10 +121,11 @@ def html(table: Table, evidence: Callable[[Cell], int | None] = lambda _: None) 
     evidence: where the page keeps what stands behind a cell; None where nothing does.
     """
     starts = [bool(c.group) and (i == 0 or c.group != table.columns[i - 1].group) for i, c in enumerate(table.columns)]
-    styles = [
+    classes = [
         " ".join(name for name, has in (("number", c.numeric), ("start", start), ("wide", c.wide)) if has)
         for c, start in zip(table.columns, starts, strict=True)
     ]
+    styles = [Markup(f' class="{names}"') if names else "" for names in classes]
     # Where one cell of a column has a spread, all leave room for it, so that the numbers stay one below the other.
     spreads = [any(row.cells[i].spread for row in table.rows) for i in range(len(table.columns))]
     members = [list(columns) for _, columns in groupby(table.columns, key=lambda column: column.group)]

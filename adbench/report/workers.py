@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -18,26 +19,35 @@ FEWEST = 6
 _job: tuple[Callable[[object], object], Sequence[object]] | None = None
 
 
-def mapped(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`function` of every item, in order, in as many processes as there are cores.
+@contextmanager
+def mapped(
+    function: Callable[[Item], Result], items: Sequence[Item]
+) -> Generator[Callable[[], list[Result]], None, None]:
+    """Begin with `function` of every item, in as many processes as there are cores; calling what it gives waits.
 
     The processes are forked, so that items and closures reach them without being pickled; results are. Where there is
-    no fork (or one core, or little to do) this process does it; so it does where it has threads, which a fork would
-    leave behind with the locks that they hold.
+    no fork (or one core, or little to do) this process does it, when it is asked for the results; so it does where it
+    has threads, which a fork would leave behind with the locks that they hold, or has begun with something else.
     """
     global _job
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     threads = threading.active_count() > 1 or "torch" in sys.modules
     if cores < 2 or len(items) < FEWEST or _job is not None or threads:
-        return [function(item) for item in items]
+        yield lambda: [function(item) for item in items]
+        return
     _job = function, items  # type: ignore[assignment]
     try:
         with multiprocessing.get_context("fork").Pool(min(cores, len(items))) as pool:
-            found = pool.map(_one, range(len(items)), chunksize=max(1, len(items) // (8 * cores)))
-            # They end by themselves: leaving the pool would kill them, with whatever they have at their exit.
-            pool.close()
-            pool.join()
-            return found  # type: ignore[return-value]
+            begun = pool.map_async(_one, range(len(items)), chunksize=max(1, len(items) // (8 * cores)))
+
+            def results() -> list[Result]:
+                found: list[Result] = begun.get()  # type: ignore[assignment]
+                # They end by themselves: leaving the pool would kill them, with whatever they have at their exit.
+                pool.close()
+                pool.join()
+                return found
+
+            yield results
     finally:
         _job = None
 
