@@ -348,6 +348,17 @@ def test_classes_are_a_heat_map_or_many_of_them_lines(tmp_path: Path, classes_: 
     assert plot.render("svg").startswith(b"<svg")
 
 
+def test_rows_of_one_student_and_teacher_stand_together(tmp_path: Path) -> None:
+    for teacher in ("t1", "t2"):
+        for method in ("ard", "rslad"):
+            add(tmp_path, method=method, teacher=teacher, metrics=PAPER, per_class=True)
+    view = view_of(tmp_path, against="rslad")
+    runs = collect(view.records, "student")
+    for table in (*classes.tables(runs), *tables.white_box(runs, view), *versus.tables(runs, view)):
+        blocks = [block for block, _ in table.blocks()]
+        assert len(blocks) == len(set(blocks)), table.label
+
+
 # The whole ------------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from adbench.report.chart import Axis, Chart, Panel, Point, Series
 from adbench.report.figures import places, where_of
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
 from adbench.report.plot import NARROWEST, Plot, drawn, labels_of
-from adbench.report.runs import Estimate, Run, attacks_of, heading, slug
+from adbench.report.runs import Estimate, Run, attacks_of, heading, natural, slug
 from adbench.stats import student_t, student_t_of, wilson
 
 EVERY = 10
@@ -131,7 +131,8 @@ def _table(dataset: str, runs: Sequence[Run]) -> Table:
         columns += [Column("Class", group, numeric=False), Column("Accuracy", group), Column("95%", group)]
     columns += [Column(labels[label], f"Each class, {heading(strongest)}") for label in every]
     rows = []
-    for run in runs:
+    students = list(dict.fromkeys(run.student for run in runs))
+    for run in sorted(runs, key=lambda run: (students.index(run.student), natural(run.teacher or ""))):
         cells = [cell for metric in metrics for cell in _worst(run, metric, labels)]
         values = _by_class(run, strongest) if every else []
         cells += [_printed(values[label] if label < len(values) else None) for label in every]
