@@ -6,7 +6,7 @@
 First form: each method's attack gradient (at its start, and at a random point of the ball), loss and gradient in the
 weights, by the lean form in float32 and in bfloat16, against float32 as written. The gradients' relative error is
 |g - g32| / |g32|; a sign attack sees the share of equal signs. The student is trained naturally for a few steps first.
-With --train SEEDS: a short recipe trained both ways, and the robust accuracy of the outcomes.
+With --train SEEDS: a short recipe trained each way, and the robust accuracy of the outcomes.
 
 A CPU that does not multiply bfloat16 matrices has it done by float32 products of bfloat16 operands, the result rounded
 to bfloat16: the arithmetic of the hardware that has them, much faster than PyTorch's own fallback.
@@ -38,7 +38,7 @@ from adbench.attacks.linf import Start, ascend, start_point
 from adbench.config import Train
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
-from adbench.engine import AS_WRITTEN, Engine, native
+from adbench.engine import AS_WRITTEN, Engine, multiplies_bfloat16
 from adbench.losses import cross_entropy
 from adbench.matrix import configured
 from adbench.method import Ball, Mode, Need, Net, Step, Teacher
@@ -148,26 +148,28 @@ def short_recipe(args: argparse.Namespace) -> None:
     """Train each method by both forms with every seed, and attack the outcomes in float32."""
     with np.load(args.data) as data:
         x, y, x_test, y_test = (torch.from_numpy(data[key]) for key in ("x_train", "y_train", "x_test", "y_test"))
-    cut = [
+    train, val = (
         Split(x[a:b].permute(0, 3, 1, 2).contiguous(), y[a:b].long()) for a, b in ((0, args.images), (49_900, 50_000))
-    ]
+    )
     test = Split(x_test[:1000].permute(0, 3, 1, 2).contiguous(), y_test[:1000].long())
     threat = Threat(Fraction(8, 255), Fraction(2, 255))
-    dataset = Dataset("cifar10", *cut, test, 10, tuple(map(str, range(10))), threat, 4, True, "")
+    dataset = Dataset("cifar10", train, val, test, 10, tuple(map(str, range(10))), threat, 4, True, "")
     bench = Bench(args)
     rows = []
     for method in methods(args.methods):
         found: dict[str, list[tuple[float, float]]] = {}
-        for precision in ("float32", "bfloat16"):
+        for precision in args.precisions:
             for seed in range(args.train):
                 accuracy = outcome(bench, args, method, dataset, precision, seed)
                 found.setdefault(precision, []).append(accuracy)
                 print(method, precision, seed, *accuracy, file=sys.stderr, flush=True)
         for number, what in enumerate(("clean", "PGD-10")):
             ways = {precision: [each[number] for each in seeds] for precision, seeds in found.items()}
-            differences = [b - a for a, b in zip(ways["float32"], ways["bfloat16"], strict=True)]
-            rows.append([method, what, *(spelt(values) for values in ways.values()), spelt(differences)])
-    table(["method", "accuracy (%)", "float32", "bfloat16", "difference, seed by seed"], rows)
+            first, *others = ways.values()
+            apart = [[b - a for a, b in zip(first, other, strict=True)] for other in others]
+            rows.append([method, what, *map(spelt, ways.values()), *map(spelt, apart)])
+    minus = [f"{other} - {args.precisions[0]}, seed by seed" for other in args.precisions[1:]]
+    table(["method", "accuracy (%)", *args.precisions, *minus], rows)
 
 
 def outcome(
@@ -215,9 +217,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="training images of that")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="of its inner ascent")
+    parser.add_argument(
+        "--precisions", type=lambda names: names.split(","), default=["float32", "auto", "bfloat16"], metavar="NAMES",
+        help="ways of that, compared with the first; auto is the lean form in float32 from cnn-32 on",
+    )  # fmt: skip
     args = parser.parse_args()
     heading(args)
-    with nullcontext() if native(torch.device(args.device)) == "bfloat16" else Products():
+    with nullcontext() if multiplies_bfloat16(torch.device(args.device)) else Products():
         short_recipe(args) if args.train else gradients(args)
 
 

@@ -90,7 +90,7 @@ def held(args: argparse.Namespace, method: str) -> tuple[int, int]:
             teachers=teachers,
         )  # fmt: skip
         plugin.setup(step)
-        plugin.loss(step, plugin.attack(step)).mean().backward()  # type: ignore[no-untyped-call]
+        plugin.loss(step, plugin.attack(step)).mean().backward()
     weights = 3 * count_parameters(student.module)  # with gradient and momentum
     weights += sum(count_parameters(net.module) for net in teachers.values())
     return kept.most, 4 * weights

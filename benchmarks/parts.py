@@ -58,7 +58,7 @@ def loaders(bench: Bench) -> dict[str, Callable[[], Any]]:
 
     def ours() -> None:
         crops = draw_crops(LOADED * batch, generator, 4, True).to(bench.device)
-        for crop in crops.split(batch, dim=1):  # type: ignore[no-untyped-call]
+        for crop in crops.split(batch, dim=1):
             to_float(cropped(images, crop, 4))
 
     def theirs() -> None:

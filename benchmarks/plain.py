@@ -208,6 +208,6 @@ def step(name: str, nets: Nets, optimiser: torch.optim.Optimizer, x: Tensor, y: 
         crops.append(crop.flip(2) if torch.rand(()) < 0.5 else crop)
     loss = METHODS[name](nets, torch.stack(crops), y)
     optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimiser.step()
     return loss.detach()

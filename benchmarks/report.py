@@ -36,7 +36,7 @@ EPOCHS = 200
 def cells() -> Iterator[tuple[str, str, str, str | None]]:
     """Data set, student, method and teacher of every run of one seed."""
     for dataset, student, method in product(DATASETS, STUDENTS, LABELS):
-        for teacher in (None,) if method in TEACHERLESS else TEACHERS:
+        for teacher in [None] if method in TEACHERLESS else [*TEACHERS]:
             yield dataset, student, method, teacher
 
 
@@ -50,9 +50,9 @@ def metrics(draw: random.Random, worth: float) -> dict[str, float]:
 def make(results: Path, records: int, shape: str) -> None:
     """At least `records` records below `results`, with outcomes of 10,000 images and logs of 200 epochs."""
     draw = random.Random(0)
-    for dataset, teacher in product(DATASETS, TEACHERS):
-        add(results, kind="teacher", dataset=dataset, label=teacher, student=teacher, seed=None, n=IMAGES,
-            metrics=metrics(draw, 0.1 + 0.01 * TEACHERS.index(teacher)), epochs=EPOCHS, per_class=True)  # fmt: skip
+    for dataset, name in product(DATASETS, TEACHERS):
+        add(results, kind="teacher", dataset=dataset, label=name, student=name, seed=None, n=IMAGES,
+            metrics=metrics(draw, 0.1 + 0.01 * TEACHERS.index(name)), epochs=EPOCHS, per_class=True)  # fmt: skip
     made = len(DATASETS) * len(TEACHERS)
     for turn in range(records):
         for dataset, student, method, teacher in cells():
