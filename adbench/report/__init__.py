@@ -7,7 +7,6 @@ what `adbench cross` and `adbench cam` left beside the records --> cross.py, att
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -58,28 +57,22 @@ def write(
     and *.svg. columns, group_by, against: see `View`. The bytes depend on the records alone. Raises UserError when no
     record is finished, and for a column or method that none has.
     """
-    # Of many records a million objects stay to the end: the collector need not go through them again and again.
-    gc.disable()
-    try:
-        records = reading.records(results)
-        gc.freeze()
-    finally:
-        gc.enable()
-    if not any(record.done for record in records):
-        raise UserError(_nothing_finished(records, results))
-    view = View(results, records, tuple(columns), group_by, against)
-    view.check()
-    sections, cells = contents(view)
-    writer, printed = _Writer(out), _on_paper(sections)
-    # They take longest: begun first, they are drawn while the rest is written.
-    with writer.figures(sections, printed, formats) as pictures:
-        _write_texts(writer, view, formats, cells, printed, [t for section in sections for t in section.tables])
-        if "html" in formats:
-            # Last, so that whoever sees a new page sees a whole report.
-            writer.text("index.html", page.html(page.overview(records, results), sections, cells, pictures))
-        else:
-            pictures()
-    return writer.written
+    with reading.held(results) as records:
+        if not any(record.done for record in records):
+            raise UserError(_nothing_finished(records, results))
+        view = View(results, records, tuple(columns), group_by, against)
+        view.check()
+        sections, cells = contents(view)
+        writer, printed = _Writer(out), _on_paper(sections)
+        # They take longest: begun first, they are drawn while the rest is written.
+        with writer.figures(sections, printed, formats) as pictures:
+            _write_texts(writer, view, formats, cells, printed, [t for section in sections for t in section.tables])
+            if "html" in formats:
+                # Last, so that whoever sees a new page sees a whole report.
+                writer.text("index.html", page.html(page.overview(records, results), sections, cells, pictures))
+            else:
+                pictures()
+        return writer.written
 
 
 def _write_texts(
