@@ -23,7 +23,7 @@ from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
 from adbench.config import Evaluation, Experiment, Train
 from adbench.data import Dataset, Threat, load, parse_fraction
-from adbench.errors import UserError
+from adbench.errors import UserError, located
 from adbench.evaluate import Evaluator, Outcome, evaluate
 from adbench.matrix import Cell, Lookup, configured, passes
 from adbench.method import Ball, Need
@@ -209,7 +209,7 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
     try:
         outcomes = _finish(run, path.parent)
     except Exception as error:
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, UserError) else located(error)
         failure = {"phase": run.phase, "type": type(error).__name__, "message": message}
         files.write_text(path.parent / "traceback.txt", traceback.format_exc())
         data = _record(run, started, {}, None, failure)

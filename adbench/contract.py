@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from adbench.engine import AS_WRITTEN, Engine
-from adbench.errors import UserError
+from adbench.errors import UserError, located
 from adbench.matrix import configured, passes
 from adbench.method import Ball, Method, Mode, Need, Net, Step, Teacher, complaint
 from adbench.models import Network, build
@@ -63,8 +63,7 @@ def validate(name: str) -> Iterator[Verdict]:
         except Broken as broken:
             yield Verdict(promise, str(broken))
         except Exception as error:
-            message = " ".join(str(error).split())
-            yield Verdict(promise, message if isinstance(error, UserError) else f"{type(error).__name__}: {message}")
+            yield Verdict(promise, " ".join(str(error).split()) if isinstance(error, UserError) else located(error))
         else:
             yield Verdict(promise)
 

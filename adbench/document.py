@@ -80,6 +80,10 @@ def content(path: Path, kind: str, remedy: str) -> dict[str, Any]:
     """
     try:
         data = opened(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no {kind} '{path}'; give the path of one") from None
+    except IsADirectoryError:
+        raise UserError(f"'{path}' is a folder; give the path of a {kind} in it") from None
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' is not a readable {kind} ({error}); {remedy}") from error
     found = data.get("schema_version") if isinstance(data, dict) else None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -19,3 +22,15 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "adbench li
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
     return UserError(f"unknown {kind} '{name}'; {hint} ({where})")
+
+
+def located(error: Exception) -> str:
+    """An error that is no sentence of ours: its type, its text, and which line of a method's file it came from."""
+    ours = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and not frame.filename.startswith((ours, "<", sys.base_prefix))
+    ]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -33,9 +34,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write '{path}': {error.strerror or error}; free the disk or choose another folder"
-        ) from error
+        remedy = "" if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM) else "free the disk or "
+        raise UserError(f"cannot write '{path}': {error.strerror or error}; {remedy}choose another folder") from error
 
 
 def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:

@@ -277,7 +277,7 @@ def test_a_results_folder_that_cannot_be_written_is_refused(monkeypatch: pytest.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
-    assert "Permission denied; free the disk or choose another folder" in sentence(run("--methods", "pgd-at"))
+    assert "Permission denied; choose another folder" in sentence(run("--methods", "pgd-at"))
 
 
 @contextmanager
@@ -465,8 +465,10 @@ def test_a_plugin_that_broke_only_once_is_tried_again_and_its_traceback_goes() -
 
 
 def test_records_of_failed_cells_are_valid_and_reported() -> None:
-    assert run("--methods", "raises,pgd-at", "--plugin", _plugin("raises", METHOD.format(loss="1 / 0"))).exit_code == 1
+    plugin = _plugin("raises", METHOD.format(loss="1 / 0"))
+    line = next(n for n, text in enumerate(Path(plugin).read_text().splitlines(), start=1) if "1 / 0" in text)
+    assert run("--methods", "raises,pgd-at", "--plugin", plugin).exit_code == 1
     for data in records(Path("results")).values():
         jsonschema.validate(data, record.schema())
     listed = cli("results", "--status", "failed", "--format", "json")
-    assert json.loads(listed.output)[0]["error"] == "ZeroDivisionError: division by zero"
+    assert json.loads(listed.output)[0]["error"] == f"ZeroDivisionError: division by zero (raises.py, line {line})"

@@ -359,6 +359,13 @@ def test_rows_of_one_student_and_teacher_stand_together(tmp_path: Path) -> None:
         assert len(blocks) == len(set(blocks)), table.label
 
 
+def test_stored_examples_make_no_other_experiment(tmp_path: Path) -> None:
+    add(tmp_path, method="ard", teacher="t", metrics=PAPER)
+    add(tmp_path, method="ard", teacher="t", metrics=PAPER, evaluation={"keep_adversarial": True})
+    (run,) = collect(read_all(tmp_path), "student")
+    assert (run.label, len(run.done)) == ("ARD", 1)
+
+
 # The whole ------------------------------------------------------------------------------------------------------------
 
 

@@ -288,7 +288,9 @@ def test_survivors_that_are_none_fail_when_attacked_anew(copy: Path) -> None:
 def test_what_is_no_record_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{}", encoding="utf-8")
     assert cli("verify", tmp_path / "record.json").exit_code == 2
-    assert cli("verify", tmp_path / "none.json").exit_code == 2
+    result = cli("verify", tmp_path / "none.json")
+    assert result.exit_code == 2
+    assert f"there is no record '{tmp_path / 'none.json'}'" in result.stderr
 
 
 def always(right: bool) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -39,7 +39,9 @@ ATTACKS = {"clean": "Clean", "fgsm": "FGSM", "pgd20": "PGD-20", "cw": "C&W∞", 
 """Metric keys of the white-box evaluation in the paper's order, and their headings."""
 
 # Where a cell stands in a table: two cells that differ in these alone ran with the same settings.
-_PLACE = frozenset({"seed", "teacher", "natural", "architecture", "normalisation"})
+_PLACE = frozenset({"seed", "teacher", "natural", "architecture", "normalisation", "keep_adversarial"})
+# What makes no other experiment: which of its seeds this is, and whether its examples were stored.
+_REPEATED = frozenset({"seed", "keep_adversarial"})
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def _spelt(value: Any) -> str:
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _settings(record: Record, ignored: frozenset[str] = frozenset({"seed"})) -> str:
+def _settings(record: Record, ignored: frozenset[str] = _REPEATED) -> str:
     """A digest of the record's configuration without the keys `ignored`, wherever they stand in it."""
     return content_id(_stripped(record["config"], ignored))
 
