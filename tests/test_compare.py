@@ -77,7 +77,7 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path) -> None:
         ("rslad", "ard", "have no data set, student and teacher in common"),
         (path, failed, "the record of a failed cell"),
         (path, tmp_path, "holds 4 records; name one record.json"),
-        (path, tmp_path / "none.json", "is not a readable record"),
+        (path, tmp_path / "none.json", "there is no record"),
     ]:
         result = cli("compare", first, second, "--results", tmp_path)
         assert result.exit_code == 2
