@@ -137,24 +137,26 @@ def plan_table(plan: Plan, costs: Mapping[str, Cost], width: int = 200) -> Table
 
     Where `width` characters do not hold it, it goes without the counts, which `adbench cost` gives.
     """
+    whole = _plan_table(plan, costs, counted=True)
+    fits = Console(width=1000).measure(whole).maximum <= width
+    return whole if fits else _plan_table(plan, costs, counted=False)
+
+
+def _plan_table(plan: Plan, costs: Mapping[str, Cost], *, counted: bool) -> Table:
     # Recipes may give methods epochs of their own.
     uneven = len({cell.train.epochs for cell in plan.matrix.students}) > 1
-    for counts in (("passes", "GMAC", "floor"), ()):
-        table = _table(
-            ("dataset", "method", "student", "teacher", "seed", "state"),
-            (*counts, "expected", *(["epochs"] if uneven else [])),
-        )
-        for cell in plan.matrix.cells:
-            state, cost = plan.states[cell.id], costs[cell.id]
-            expected = "" if state == "done" else duration(cost.seconds)
-            table.add_row(
-                _escaped(cell.dataset), _role(cell), cell.architecture, cell.teacher_name or "-", str(cell.seed), state,
-                *(_counts(cost) if counts else ()), expected,
-                *([str(cell.train.epochs) if cell.method else "-"] if uneven else []),
-            )  # fmt: skip
-        unlimited = Console(width=1000)
-        if unlimited.measure(table).maximum <= width:
-            break
+    table = _table(
+        ("dataset", "method", "student", "teacher", "seed", "state"),
+        (*(("passes", "GMAC", "floor") if counted else ()), "expected", *(("epochs",) if uneven else ())),
+    )
+    for cell in plan.matrix.cells:
+        state, cost = plan.states[cell.id], costs[cell.id]
+        expected = "" if state == "done" else duration(cost.seconds)
+        table.add_row(
+            _escaped(cell.dataset), _role(cell), cell.architecture, cell.teacher_name or "-", str(cell.seed), state,
+            *(_counts(cost) if counted else ()), expected,
+            *([str(cell.train.epochs) if cell.method else "-"] if uneven else []),
+        )  # fmt: skip
     return table
 
 

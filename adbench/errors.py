@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import sys
+import os
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,11 +27,11 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "adbench li
 
 def located(error: Exception) -> str:
     """An error that is no sentence of ours: its type, its text, and which line of a method's file it came from."""
-    ours = str(Path(__file__).parent)
+    others = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parent, sysconfig.get_path("stdlib")))
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and not frame.filename.startswith((ours, "<", sys.base_prefix))
+        if "site-packages" not in frame.filename and not frame.filename.startswith((*others, "<"))
     ]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

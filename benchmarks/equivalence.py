@@ -145,7 +145,7 @@ def settle(bench: Bench, args: argparse.Namespace) -> None:
 
 
 def short_recipe(args: argparse.Namespace) -> None:
-    """Train each method by both forms with every seed, and attack the outcomes in float32."""
+    """Train each method in every way that is asked for with every seed, and attack the outcomes in float32."""
     with np.load(args.data) as data:
         x, y, x_test, y_test = (torch.from_numpy(data[key]) for key in ("x_train", "y_train", "x_test", "y_test"))
     train, val = (

@@ -183,7 +183,7 @@ def test_ten_sigkills_change_no_verdict(tmp_path: Path) -> None:
         process = subprocess.Popen(command("killed"), env=environment, stdout=subprocess.DEVNULL)
         while parts(tmp_path / "killed") <= before and process.poll() is None:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.15))
         assert process.poll() is None, "it came to its end before ten kills"
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -66,21 +66,22 @@ def write(
         writer, printed = _Writer(out), _on_paper(sections)
         # They take longest: begun first, they are drawn while the rest is written.
         with writer.figures(sections, printed, formats) as pictures:
-            _write_texts(writer, view, formats, cells, printed, [t for section in sections for t in section.tables])
+            head = page.overview(records, results)
+            _write_texts(writer, view, formats, head, printed, cells)
             if "html" in formats:
                 # Last, so that whoever sees a new page sees a whole report.
-                writer.text("index.html", page.html(page.overview(records, results), sections, cells, pictures))
+                writer.text("index.html", page.html(head, sections, cells, pictures))
             else:
                 pictures()
         return writer.written
 
 
 def _write_texts(
-    writer: _Writer, view: View, formats: Sequence[str], cells: Table, printed: Sequence[Section],
-    tables: Sequence[Table],
+    writer: _Writer, view: View, formats: Sequence[str], head: page.Overview, printed: Sequence[Section],
+    cells: Table,
 ) -> None:  # fmt: skip
     """All files but the figures and the page."""
-    everything = [*tables, cells]
+    everything = [*(table for section in printed for table in section.tables), cells]
     if "latex" in formats:
         writer.texts((f"tables/{table.label}.tex", render.latex(table)) for table in everything)
     if "csv" in formats:
@@ -92,7 +93,6 @@ def _write_texts(
                 writer.text(f"data/{name}.csv", shown.to_csv(index=False, lineterminator="\n"))
             if "parquet" in formats:
                 writer.binary(f"data/{name}.parquet", flat.parquet(frame))
-    head = page.overview(view.records, view.results)
     if "latex" in formats:
         writer.text("report.tex", page.latex(head, printed, cells))
     if "markdown" in formats:
