@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adbench.document import Document, content
+from adbench.files import below
 
 SCHEMA_VERSION = 1
 
@@ -24,7 +25,7 @@ def read(path: Path) -> Analysis:
 
 def read_all(results: Path, kind: str) -> list[Analysis]:
     """Every analysis of a kind below `results`, in path order."""
-    return [read(found) for found in sorted(results.rglob(f"{kind}/*/{kind}.json"))]
+    return [read(found) for found in below(results, f"{kind}.json") if found.parent.parent.name == kind]
 
 
 def latest(found: Iterable[Analysis]) -> list[Analysis]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adbench.errors import UserError, unknown
+from adbench.files import below
 from adbench.record import FILE, Record, read, read_all
 from adbench.report.paired import Pair, Seeds, methods, networks
 from adbench.report.runs import Run, collect, heading
@@ -45,7 +46,7 @@ def _is_path(text: str) -> bool:
 def _record(path: Path) -> Record:
     """The record at a path, or the one below a folder."""
     if path.is_dir():
-        found = sorted(path.rglob(FILE))
+        found = below(path, FILE)
         if len(found) != 1:
             raise UserError(f"'{path}' holds {len(found)} records; name one {FILE}")
         path = found[0]

@@ -83,3 +83,18 @@ def content_id(value: Any) -> str:
     """SHA-256 (hex) of a JSON-able value in canonical form: equal content, equal id."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+SEPARATE = ".separate"
+"""A folder with a file of this name holds results of its own: who reads the folder around it passes it over."""
+
+
+def below(results: Path, name: str) -> list[Path]:
+    """The files `name` in and below a results folder, sorted, but for those of folders marked SEPARATE below it."""
+    found = []
+    for folder, folders, files in os.walk(results):
+        if SEPARATE in files and Path(folder) != results:
+            folders.clear()
+        elif name in files:
+            found.append(Path(folder, name))
+    return sorted(found)

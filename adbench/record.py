@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adbench import document
 from adbench.errors import UserError
-from adbench.files import sha256
+from adbench.files import below, sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,10 +137,10 @@ def damage(path: Path) -> str | None:
 
 
 def read_all(results: Path) -> Iterator[Record]:
-    """Every record below `results`, in path order. Raises UserError for a missing folder."""
+    """Every record below `results` (see `files.below`), in path order. Raises UserError for a missing folder."""
     if not results.is_dir():
         raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
-    for path in sorted(results.rglob(FILE)):
+    for path in below(results, FILE):
         yield read(path)
 
 

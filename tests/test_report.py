@@ -20,6 +20,7 @@ from synthetic import LABELS, TEACHERLESS, add
 
 from adbench import report
 from adbench.errors import UserError
+from adbench.files import SEPARATE, below
 from adbench.record import Record, read_all
 from adbench.report import captions, costs, figures, logs, page, paper, render, tables, teachers
 from adbench.report.model import Cell, Column, Mark, Row, Table, ranked
@@ -583,6 +584,22 @@ def test_figures_have_the_same_bytes_every_time(small: tuple[Path, Path, list[Pa
     first, second = plot.render(form), plot.render(form)
     assert first == second
     assert str(datetime.now(UTC).year).encode() + b"-" not in first
+
+
+def test_results_marked_as_separate_are_read_by_themselves_alone(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    add(tmp_path, method="ard", metrics={"aa": 0.4})
+    add(study, method="rslad", metrics={"aa": 0.5})
+    assert len(list(read_all(tmp_path))) == 2
+    (study / SEPARATE).touch()
+    (mine,), (theirs,) = read_all(tmp_path), read_all(study)
+    assert (mine["method"], theirs["method"]) == ("ard", "rslad")
+
+
+def test_the_committed_study_is_in_nobodys_first_report() -> None:
+    results = Path(__file__).resolve().parents[1] / "results"
+    assert not [path for path in below(results, "record.json") if path.is_relative_to(results / "smaraad")]
+    assert below(results / "smaraad", "record.json")
 
 
 def test_no_finished_record_is_a_users_error_and_writes_nothing(tmp_path: Path) -> None:
