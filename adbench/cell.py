@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from adbench.matrix import Cell, Lookup, configured, passes
 from adbench.method import Ball, Need
 from adbench.models import Network, build, count_parameters
 from adbench.provenance import now, provenance
+from adbench.ranks import ALONE, Ranks
 from adbench.registry import METHODS
 from adbench.seeding import derive
 from adbench.teacher import Download, LocalFile, RobustBench, file_of
@@ -38,11 +39,12 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where cells run and where they leave what they make."""
+    """Where cells run and where they leave what they make. ranks: the processes that share each training."""
 
     results: Path
     data_dir: Path
     device: str
+    ranks: Ranks = ALONE
 
     @property
     def torch_device(self) -> torch.device:
@@ -50,9 +52,10 @@ class Place:
 
     def describe(self) -> str:
         """The device as a person would name it."""
+        one = f"CPU ({torch.get_num_threads()} threads)"
         if self.torch_device.type == "cuda":
-            return torch.cuda.get_device_name(self.torch_device)
-        return f"CPU ({torch.get_num_threads()} threads)"
+            one = torch.cuda.get_device_name(self.torch_device)
+        return one if self.ranks.size == 1 else f"{self.ranks.size} x {one}"
 
 
 @lru_cache(maxsize=4)
@@ -274,34 +277,55 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
     cell, place = run.cell, run.place
     folder = cell.folder(place.results)
     assert cell.method is not None
-    needed: dict[Need, Network] = {}
+    needed = _teachers(cell, place, dataset)
     for need, key, teacher in ((Need.TEACHER, "robust", cell.teacher), (Need.NATURAL_TEACHER, "natural", cell.natural)):
         if teacher is not None:
-            needed[need] = teacher_network(teacher, place, dataset)
             run.teachers[key] = _network_entry(teacher, needed[need], "best", place)
     done = train.finished(folder)
     if done:
         state.clear(folder)  # left by a process killed between its last two deeds
         return done
-    method = configured(cell.method, cell.hyper)
     _check_source(cell)
     files.write_json(folder / "cell.json", cell.training)
-    trainer = train.Trainer(
-        method=method,
+    place.ranks.lead(cell)
+    with place.ranks.together():
+        trainer = _trainer(cell, place, dataset, needed)
+    return trainer.run(
+        on_epoch=lambda entry: run.report({"what": "epoch", **entry}),
+        on_batch=lambda epoch, batch, of: run.report({"what": "batch", "epoch": epoch, "batch": batch, "of": of}),
+        on_note=lambda said: run.report({"what": "note", "says": said}),
+    )
+
+
+def assist(cell: Cell, place: Place) -> None:
+    """Take part in a training that the first rank leads, and that alone tells what came of it."""
+    with suppress(Exception):  # it has been told, and raises too
+        with place.ranks.together():
+            dataset = cell_dataset(cell, place)
+            _check_source(cell)
+            trainer = _trainer(cell, place, dataset, _teachers(cell, place, dataset))
+        trainer.run(on_epoch=lambda _: None, on_batch=lambda *_: None)
+
+
+def _teachers(cell: Cell, place: Place, dataset: Dataset) -> dict[Need, Network]:
+    wanted = {Need.TEACHER: cell.teacher, Need.NATURAL_TEACHER: cell.natural}
+    return {need: teacher_network(teacher, place, dataset) for need, teacher in wanted.items() if teacher}
+
+
+def _trainer(cell: Cell, place: Place, dataset: Dataset, teachers: dict[Need, Network]) -> train.Trainer:
+    assert cell.method is not None
+    return train.Trainer(
+        method=configured(cell.method, cell.hyper),
         student=network_for(cell, dataset),
-        teachers=needed,
+        teachers=teachers,
         dataset=dataset,
         attack=_training_attack(cell.train, dataset.threat),
         validation=Ball(float(dataset.threat.eps), float(dataset.threat.step), cell.train.val_steps),
         config=cell.train,
         seed=cell.seed,
-        folder=folder,
+        folder=cell.folder(place.results),
         device=place.torch_device,
-    )
-    return trainer.run(
-        on_epoch=lambda entry: run.report({"what": "epoch", **entry}),
-        on_batch=lambda epoch, batch, of: run.report({"what": "batch", "epoch": epoch, "batch": batch, "of": of}),
-        on_note=lambda said: run.report({"what": "note", "says": said}),
+        ranks=place.ranks,
     )
 
 

@@ -15,13 +15,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adbench.attacks.linf import Objective, Start, attacking, climb, start_point
 from adbench.engine import AS_WRITTEN, Engine, Lean, single
 from adbench.errors import UserError
 from adbench.losses import Classes
 from adbench.models import Network
+from adbench.ranks import ALONE, Ranks
 
 
 class Need(Enum):
@@ -188,7 +189,8 @@ class Step:
 
     x: images (B, C, H, W) in [0, 1]; y: labels (B,). epoch counts from 0 to epochs - 1, iteration from 1 over
     the whole run. generator: the run's stream of attack randomness. The student is in training mode in `loss`;
-    `ascend` and `still` put it into the mode of an attack and back.
+    `ascend` and `still` put it into the mode of an attack and back. Where several devices share a training, x is this
+    one's part of the batch, a `share` of it; `mean` and `backward` are for what depends on the whole of it.
     """
 
     x: Tensor
@@ -202,6 +204,8 @@ class Step:
     generator: torch.Generator
     teachers: dict[Need, Teacher] = field(default_factory=dict)
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
+    ranks: Ranks = ALONE
+    share: float = 1.0
 
     @property
     def teacher(self) -> Teacher:
@@ -264,6 +268,22 @@ class Step:
                 step=self.threat.step if step is None else step,
                 steps=self.threat.steps if steps is None else steps,
             )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the whole batch of one value an example, (B,); a number, detached.
+
+        For what a method remembers of a batch, so that it is the same on every device (MTARD's weights).
+        """
+        return self.ranks.mean(values)
+
+    def backward(self, loss: Tensor, network: nn.Module) -> None:
+        """Give `network`, which has no gradients yet, those of `loss`, a mean over examples: over the whole batch's.
+
+        For networks of the method's own (LAS-AT's policy). The student's gradients are the training loop's affair.
+        """
+        # Before and not after the backward pass, since batch-norm carries gradients from device to device.
+        (loss * self.share).backward()  # type: ignore[no-untyped-call]
+        self.ranks.add_up(p.grad for p in network.parameters() if p.grad is not None)
 
     def term(self, name: str, values: Tensor) -> Tensor:
         """Log a term of the loss, (B,), and return it; a term that is not finite is named when training stops."""

@@ -21,6 +21,7 @@ from adbench.engines.ray import RayCluster
 from adbench.engines.worker import cores
 from adbench.errors import UserError
 from adbench.matrix import Cell, Matrix
+from adbench.ranks import neighbours
 from adbench.registry import METHODS
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
@@ -74,10 +75,10 @@ class Local:
     threads: int | None = None
 
     def engine(self, cells: list[Cell], place: Place, isolated: bool, emit: Emit) -> Engine:
-        """The engine for these cells. A single job stays in this process unless it has to be isolated."""
+        """The engine for these cells. Ranks stay in their process, and so does a single job that nothing isolates."""
         jobs = min(self.jobs, len(cells))
         foreign = any(cell.method and not METHODS.built_in(cell.method) for cell in cells)
-        if jobs <= 1 and not isolated and not foreign:
+        if place.ranks.size > 1 or (jobs <= 1 and not isolated and not foreign):
             return Here(place, self.share, emit)
         return Processes(place, jobs, self.share, emit)
 
@@ -230,5 +231,5 @@ def _written(path: Path) -> int | None:
 
 
 def threads_per_job(jobs: int) -> int:
-    """Processor cores divided among jobs, at least one each."""
-    return max(1, cores() // max(1, jobs))
+    """Processor cores divided among jobs, of all processes that torchrun started on this machine, at least one each."""
+    return max(1, cores() // max(1, jobs * neighbours()))

@@ -85,20 +85,23 @@ class Epoch:
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def begun(cls, seed: int, epoch: int, device: torch.device) -> Epoch:
-        """At its first batch. Its randomness depends on the seed and the epoch alone."""
+    def begun(cls, seed: int, epoch: int, device: torch.device, own: tuple[int, ...] = ()) -> Epoch:
+        """At its first batch. Its randomness depends on the seed, the epoch, and the rank (`Ranks.own`) alone."""
         # For layers with randomness of their own (dropout).
-        torch.manual_seed(derive(seed, "layers", epoch))
-        return cls(generator(seed, "attack", epoch, device=device))
+        torch.manual_seed(derive(seed, "layers", epoch, *own))
+        return cls(generator(seed, "attack", epoch, *own, device=device))
 
     @classmethod
-    def restored(cls, kept: dict[str, Any], seed: int, epoch: int, device: torch.device) -> Epoch:
-        """Where `state` was taken."""
-        found = cls.begun(seed, epoch, device)
-        found.noise.set_state(kept["noise"].cpu())
-        torch.set_rng_state(kept["layers"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(kept["device_layers"].cpu(), device)
+    def restored(
+        cls, kept: dict[str, Any], seed: int, epoch: int, device: torch.device, own: tuple[int, ...] = ()
+    ) -> Epoch:
+        """Where `state` was taken, by a process that was alone: the streams in it are the first rank's."""
+        found = cls.begun(seed, epoch, device, own)
+        if not own:
+            found.noise.set_state(kept["noise"].cpu())
+            torch.set_rng_state(kept["layers"].cpu())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(kept["device_layers"].cpu(), device)
         found.batch, found.seconds = kept["batch"], kept["seconds"]
         found.losses, found.logged = kept["losses"], kept["logged"]
         return found

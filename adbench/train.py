@@ -3,7 +3,8 @@
 The loop does not know which method it trains. A run killed at any moment goes on from its last completed epoch,
 and on a CPU with the same number of threads it ends in the same bits as an uninterrupted one: everything random
 is a function of (seed, name, epoch), and everything else is in the state that each epoch leaves behind. One that is
-asked to end (SIGTERM) leaves a state in the middle of its epoch, with how far its streams are.
+asked to end (SIGTERM) leaves a state in the middle of its epoch, with how far its streams are; several processes that
+share a training (`adbench.ranks`) go on from their last whole epoch.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from adbench.finite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.losses import cross_entropy
 from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.models import Network
+from adbench.ranks import ALONE, Ranks
 from adbench.seeding import derive, generator
 
 LAST, BEST, LOG, SUMMARY, FAILURE = (
@@ -41,7 +43,7 @@ LAST, BEST, LOG, SUMMARY, FAILURE = (
     "best.safetensors",
     "log.jsonl",
     "training.json",
-    "failure.pt",
+    "failure{}.pt",
 )
 RESUME = state.FILES[0]
 
@@ -63,6 +65,7 @@ class Summary:
     peak_memory_bytes: int
     precision: Precision = "float32"
     micro_batch: int | None = None
+    devices: int = 1
     notes: list[str] = field(default_factory=list)
     """What was met on the way: damaged states that were passed over."""
 
@@ -93,7 +96,16 @@ class Trainer:
         seed: int,
         folder: Path,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
+        if ranks.size > 1 and config.compile:
+            raise UserError("train.compile is not for several devices; leave it out, or start adbench without torchrun")
+        if ranks.size > config.batch_size:
+            raise UserError(
+                f"{ranks.size} devices cannot share batches of {config.batch_size}; have torchrun start fewer, or "
+                "raise train.batch_size"
+            )
+        self.ranks = ranks
         self.method = method
         self.student = student.to(device)
         self.engine = Engine.chosen(config.precision, student, dataset.image_shape, compiled=config.compile)
@@ -136,17 +148,24 @@ class Trainer:
 
     def _run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None) -> Summary:
         reset_peak_memory(self.device)
-        self.prepare()
-        for said in self._resume():
-            self.notes.append(said)
-            if on_note:
-                on_note(said)
-        self._run_by(self.engine)
+        with self.ranks.together():
+            self.prepare()
+            for said in self._resume():
+                self.notes.append(said)
+                if on_note:
+                    on_note(said)
+            self._run_by(self.engine)
         while self.epoch < self.config.epochs:
-            entry = self._epoch(on_batch)
-            self._save(entry)
-            on_epoch(entry)
+            with self.ranks.together():
+                entry = self._epoch(on_batch)
+                self._save(entry)
+                on_epoch(entry)
             stopping.follow()
+        with self.ranks.together():
+            return self._finish()
+
+    def _finish(self) -> Summary:
+        """Leave the weights and what there is to say of them, and remove the states; returns that."""
         summary = Summary(
             epochs=self.epoch,
             best_epoch=self.best[2],
@@ -156,37 +175,30 @@ class Trainer:
             peak_memory_bytes=self.peak,
             precision=self.engine.precision,
             micro_batch=self.micro_batch,
+            devices=self.ranks.size,
             notes=self.notes,
         )
+        if not self.ranks.first:
+            return summary
         checkpoint.save_state(self.folder / BEST, self.best_weights, {"epoch": str(self.best[2])})
         checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch)})
         document.write(self.folder / SUMMARY, summary.__dict__)
-        (self.folder / FAILURE).unlink(missing_ok=True)
+        for failure in self.folder.glob(FAILURE.format("*")):
+            failure.unlink()
         self.store.clear()
         return summary
 
     def _epoch(self, on_batch: OnBatch) -> dict[str, Any]:
-        now = self.under_way or state.Epoch.begun(self.seed, self.epoch, self.device)
+        now = self.under_way or state.Epoch.begun(self.seed, self.epoch, self.device, self.ranks.own)
         self.under_way = None
         begun = time.perf_counter() - now.seconds
-        logged, losses = now.logged, now.losses
-        parts = self.batches()
-        for index, crops in parts[now.batch :]:
-            self.iteration += 1
-            losses.append(self.iterate(index, crops, now.noise, logged))
-            now.batch += 1
-            on_batch(self.epoch, now.batch, len(parts))
-            if stopping.requested():
-                self._stop_if_failed(now=True)
-                now.seconds = time.perf_counter() - begun
-                self._keep(now)
-                stopping.follow()
-        self._stop_if_failed(now=True)
+        with self.ranks.whole_batch():
+            self._batches(now, begun, on_batch)
         entry: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "lr": self.lr,
-            "loss": torch.stack(losses).mean().item(),
-            **{name: torch.stack(values).mean().item() for name, values in logged.items()},
+            "loss": torch.stack(now.losses).mean().item(),
+            **{name: self.ranks.mean(torch.stack(values)).item() for name, values in now.logged.items()},
         }
         trained = time.perf_counter() - begun
         self.epoch += 1
@@ -197,7 +209,7 @@ class Trainer:
                 group["lr"] *= factor
             self.method.on_lr_change(factor)
         due = self.epoch % self.config.val_every == 0 or self.epoch == self.config.epochs
-        clean, robust = self._validate() if due else (None, None)
+        clean, robust = self._validate() if due and self.ranks.first else (None, None)
         self.seconds += time.perf_counter() - begun
         self.peak = max(self.peak, peak_memory(self.device))
         return entry | {
@@ -207,6 +219,22 @@ class Trainer:
             "val_robust": robust,
             **({"micro_batch": self.micro_batch} if self.micro_batch else {}),
         }
+
+    def _batches(self, now: state.Epoch, begun: float, on_batch: OnBatch) -> None:
+        """What is left of an epoch that began at `begun`."""
+        parts = self.batches()
+        for index, crops in parts[now.batch :]:
+            self.iteration += 1
+            now.losses.append(self.iterate(index, crops, now.noise, now.logged))
+            now.batch += 1
+            on_batch(self.epoch, now.batch, len(parts))
+            if stopping.requested():
+                self._stop_if_failed(now=True)
+                now.seconds = time.perf_counter() - begun
+                if self.ranks.size == 1:  # the others may be at another batch
+                    self._keep(now)
+                stopping.follow()
+        self._stop_if_failed(now=True)
 
     @property
     def lr(self) -> float:
@@ -223,7 +251,7 @@ class Trainer:
         index = torch.cat(indices).to(self.device)
         return list(zip(torch.split(index, sizes), torch.split(crops.to(self.device), sizes, dim=1), strict=True))
 
-    def _step(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> Step:
+    def _step(self, index: Tensor, crops: Tensor, noise: torch.Generator, share: float = 1.0) -> Step:
         for teacher in self.teachers.values():
             teacher.forget()
         return Step(
@@ -237,6 +265,8 @@ class Trainer:
             threat=self.attack,
             generator=noise,
             teachers=self.teachers,
+            ranks=self.ranks,
+            share=share,
         )
 
     def iterate(self, index: Tensor, crops: Tensor, noise: torch.Generator, logged: dict[str, list[Tensor]]) -> Tensor:
@@ -252,13 +282,20 @@ class Trainer:
                 noise.set_state(begun)
         loss = self._update(parts)
         for part in parts:
+            # So that the mean over the ranks is the batch's, also where their parts differ by an image.
+            weight = self.ranks.size * part.step.share
             for name, values in part.step.logged.items():
-                logged.setdefault(name, []).extend(values)
+                logged.setdefault(name, []).extend(weight * value for value in values)
         return loss
 
     def _halve(self, batch: int, error: Exception) -> None:
         """Smaller micro-batches from now on. Raises UserError where there are none."""
         size = min(self.micro_batch or batch, batch) // 2
+        if self.ranks.size > 1:  # the others may be waiting in the middle of a pass by now
+            raise UserError(
+                f"method '{self.method.label}': out of memory with a batch of {batch} on {self.ranks.size} devices; "
+                "set train.micro_batch, or have torchrun start more"
+            ) from error
         if size < 2 or not self.method.divisible:
             why = "one image at a time" if size < 2 else "and the method needs its batches whole"
             raise UserError(
@@ -270,15 +307,19 @@ class Trainer:
         logger.warning("out of memory: micro-batches of %d from epoch %d on", size, self.epoch + 1)
 
     def _gradients(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> list[Taken]:
-        """The gradient of the batch's mean loss, summed up over its micro-batches."""
+        """The gradient of the batch's mean loss, summed up over micro-batches and ranks; returns this rank's part."""
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
-        count = math.ceil(len(index) / (self.micro_batch or len(index)))
+        count = math.ceil(len(index) / (self.ranks.size * (self.micro_batch or len(index))))
+        parts = index.tensor_split(count)
+        shares = [self.ranks.part(len(part)) for part in parts]
+        batch = sum(together for _, together in shares)
         taken = []
-        for part, crop in zip(index.tensor_split(count), crops.tensor_split(count, dim=1), strict=True):
-            step = self._step(part, crop, noise)
+        for part, crop, (own, together) in zip(parts, crops.tensor_split(count, dim=1), shares, strict=True):
+            step = self._step(part[own], crop[:, own], noise, share=(own.stop - own.start) / together)
             x_adv = self.method.attack(step)
-            taken.append(Taken(step, x_adv, self._backward(step, x_adv, len(index))))
+            taken.append(Taken(step, x_adv, self._backward(step, x_adv, batch)))
+        self.ranks.add_up(p.grad for p in self.student.parameters() if p.grad is not None)
         return taken
 
     def _backward(self, step: Step, x_adv: Tensor, batch: int) -> Tensor:
@@ -291,7 +332,7 @@ class Trainer:
 
     def _update(self, parts: list[Taken]) -> Tensor:
         """The optimiser's step; returns the batch's mean loss."""
-        mean = torch.cat([part.loss for part in parts]).mean()
+        mean = self.ranks.mean(torch.cat([part.loss for part in parts]))
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.watch.note(parts, mean + norm)
@@ -315,7 +356,7 @@ class Trainer:
             "terms": terms, "epoch": self.epoch, "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(), "method": self.method.state_dict(),
         }  # fmt: skip
-        path = self.folder / FAILURE
+        path = self.folder / FAILURE.format("".join(f"-{rank}" for rank in self.ranks.own))
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, state.serialised(met))
         raise UserError(
@@ -364,6 +405,8 @@ class Trainer:
 
     def _save(self, entry: dict[str, Any]) -> None:
         """Make one more epoch count. The log is cut to the state on resumption, so the state is written last."""
+        if not self.ranks.first:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         score = entry[self.method.selects]
         if score is not None and score > self.best[0]:
@@ -407,7 +450,9 @@ class Trainer:
             self.seconds, self.best = kept["seconds"], (kept["best"][0], kept["best"][1], kept["best"][2])
             self.best_weights = _copy(kept["best_weights"] or kept["student"])
             if kept["under_way"]:
-                self.under_way = state.Epoch.restored(kept["under_way"], self.seed, self.epoch, self.device)
+                self.under_way = state.Epoch.restored(
+                    kept["under_way"], self.seed, self.epoch, self.device, self.ranks.own
+                )
             # A training goes on in the precision it began in, on whatever device.
             self.engine, self.micro_batch = Engine(**kept["engine"]), kept["micro_batch"]
         except Exception as error:

@@ -144,29 +144,29 @@ class LASAT(Method):
         reward = self.reward(step, self.craft(step, actions))
         step.log("reward", reward)
         self._optimiser.zero_grad()
-        self.policy_loss(logits, actions, reward).backward()  # type: ignore[no-untyped-call]
+        step.backward(self.policy_loss(logits, actions, reward), self._policy)
         nn.utils.clip_grad_norm_(self._policy.parameters(), 1.0)
         self._optimiser.step()
 
     def reward(self, step: Step, x_adv: Tensor) -> float:
         """What examples x_adv are worth: R1 + R2 + R3, one number for the batch."""
         with step.still(), torch.no_grad():
-            caused = cross_entropy(step.student(x_adv), step.y).mean().clamp(0, 10)
+            caused = step.mean(cross_entropy(step.student(x_adv), step.y)).clamp(0, 10)
 
         trained = Net(copy.deepcopy(step.student.module).train(), step.student.engine)
         optimiser = torch.optim.SGD(
             trained.module.parameters(), step.lr, momentum=self.copy_momentum, weight_decay=self.copy_weight_decay
         )
         optimiser.zero_grad()
-        self.smoothed(trained(x_adv), step.y).mean().backward()  # type: ignore[no-untyped-call]
+        step.backward(self.smoothed(trained(x_adv), step.y).mean(), trained.module)
         optimiser.step()
 
         # The authors attack the copy in training mode: its batch-norm statistics move.
         examples = self._strongest(step, trained)
         trained.module.eval()
         with torch.no_grad():
-            robust = (trained(examples).argmax(1) == step.y).double().mean()
-            clean = (trained(step.x).argmax(1) == step.y).double().mean()
+            robust = step.mean((trained(examples).argmax(1) == step.y).double())
+            clean = step.mean((trained(step.x).argmax(1) == step.y).double())
         parts = {"caused": caused, "robust": self.robust_reward * robust, "clean": self.clean_reward * clean}
         for name, part in parts.items():
             step.log(f"reward_{name}", part)

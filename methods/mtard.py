@@ -54,7 +54,7 @@ class MTARD(Method):
         robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
         natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
         if self.dynamic:
-            self._rebalance(torch.stack([robust.detach().mean(), natural.detach().mean()]).double())
+            self._rebalance(torch.stack([step.mean(robust), step.mean(natural)]).double())
         step.log("weight_natural", self._w_n)
         return (1 - self._w_n).to(robust) * robust + self._w_n.to(natural) * natural
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from adbench.cli.options import (
 from adbench.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from adbench.cell import Place
     from adbench.config import Experiment
     from adbench.engines.ray import RayCluster
@@ -88,11 +91,12 @@ def run(
       adbench run --dataset cifar10 --methods trades,rslad --teacher wrn-34-10@teacher.pt --student rn18 --seeds 3
       adbench run --methods rslad --set train.epochs=5 --set hyper.rslad.alpha=0.5 --dry-run
       adbench run --dataset cifar10 --student rn18 --seeds 3 --engine ray --address auto --gpus 0.5
+      torchrun --standalone --nproc-per-node 4 -m adbench run --dataset cifar10 --methods smaraad --student rn18
     """
     if engine == "local" and (address or gpus):
         raise UserError(f"{'--address' if address else '--gpus'} is for --engine ray; add that, or leave it out")
     where = _where(engine, address, gpus, jobs, threads)
-    failed = _carry_out(asked.experiment(), results, data_dir, device, where, timeout, dry_run)
+    failed = _on_all_ranks(asked.experiment(), results, data_dir, device, where, timeout, dry_run)
     sys.exit(1 if failed else 0)
 
 
@@ -105,20 +109,43 @@ def _where(
     return Local(jobs or 1, threads) if engine == "local" else RayCluster(address, gpus, threads or 1, jobs)
 
 
-def _carry_out(
+def _on_all_ranks(
     experiment: Experiment, results: Path, data_dir: Path, device: str | None, where: Local | RayCluster,
     timeout: float | None, dry_run: bool,
 ) -> int:  # fmt: skip
-    """Show the plan, run it, show the summary; returns the number of cells that failed."""
+    """Carry a run out, alone or as one of the processes that torchrun started; the cells that failed."""
     from adbench.display import console as make_console
 
     console = make_console()
+    with console.status("reading data and teachers"):
+        from adbench import ranks
+        from adbench.cell import assist
+        from adbench.engines.worker import prepare_torch
+        from adbench.runner import Local
+
+        place = place_of(results, data_dir, device)
+    if ranks.by_torchrun() > 1 and (not isinstance(where, Local) or where.jobs > 1 or timeout):
+        raise UserError("torchrun's processes share one cell at a time; leave out --jobs, --timeout and --engine ray")
+    with ranks.joined(place.torch_device) as mine:
+        place = replace(place, ranks=mine)
+        if mine.first:
+            return _carry_out(console, experiment, place, where, timeout, dry_run)
+        prepare_torch(place, where.share)
+        mine.follow(lambda cell: assist(cell, place))
+    return 0
+
+
+def _carry_out(
+    console: Console, experiment: Experiment, place: Place, where: Local | RayCluster, timeout: float | None,
+    dry_run: bool,
+) -> int:  # fmt: skip
+    """Show the plan, run it, show the summary; returns the number of cells that failed."""
+    results = place.results
     with console.status("reading data and teachers"):
         from adbench import plans, runner
         from adbench.cell import check
         from adbench.display import Display, duration, plan_table, summary_table
 
-        place = place_of(results, data_dir, device)
         plan = _plan(experiment, place)
         for cell in plan.matrix.cells:
             check(cell, place)
@@ -163,7 +190,7 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
     return {cell.id: estimator.cost(cell, plan.states[cell.id]) for cell in plan.matrix.cells}
 
 
-def _summarise(console: Any, plan: Plan, results: Path, table: Callable[[list[dict[str, Any]]], Any]) -> int:
+def _summarise(console: Console, plan: Plan, results: Path, table: Callable[[list[dict[str, Any]]], Any]) -> int:
     from adbench import record
 
     records = [record.read(cell.record_path(results)).data for cell in plan.matrix.cells]
@@ -195,8 +222,6 @@ def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: P
       adbench cost --dataset cifar10 --methods all --student rn18,mn-v2 --seeds 3
       adbench cost --methods rslad,adaad --format csv
     """
-    from dataclasses import replace
-
     from adbench.display import console, cost_csv, cost_table, duration
     from adbench.runner import Local
 
@@ -241,8 +266,6 @@ def eval_(
     Example:
       adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
     """
-    from dataclasses import replace
-
     from adbench import config, record, runner, teacher
     from adbench.cell import check, lookup
     from adbench.display import Display, console, percent

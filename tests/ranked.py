@@ -1,0 +1,103 @@
+"""Trainings in float64 and without randomness, shared by however many processes torchrun starts.
+
+    torchrun --standalone --nproc-per-node 2 tests/ranked.py OUT METHOD/WAY ...
+
+WAY: "written", every layer as it is; "lean", the engine's fast form; "parts", in micro-batches of 12 images on all
+ranks together; "moving", with batch-norm in training mode under attack. Each rank leaves OUT/<method>-<way>-<rank>.pt.
+Noise is a function of the image, so that an image meets the same on whatever rank it is.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adbench import ranks, train
+from adbench.attacks import linf
+from adbench.config import Train
+from adbench.data import load
+from adbench.engine import Engine
+from adbench.matrix import configured
+from adbench.method import Ball, Need
+from adbench.models import build
+from methods.las_at import LASAT
+
+HYPER: dict[str, dict[str, Any]] = {
+    "las-at": {"policy": "cnn-4", "interval": 2, "policy_lr": 0.1},
+    "iad": {"begin_frac": 0.5},
+    "smaraad": {"gamma": 10.0},
+    "smaraad-pp": {"gamma": 10.0},
+}
+DIFFERING = ("seconds", "images_per_second", "micro_batch")
+BATCH = 32
+IMAGES = 70
+"""Two whole batches and one of six images, which three ranks cannot share equally after all."""
+
+
+def without_randomness() -> None:
+    """Noise from the image's own pixels; of LAS-AT's strategies the likeliest."""
+
+    def noise(x: Tensor, _: Any) -> Tensor:
+        return torch.sin(997 * x + torch.arange(x[0].numel(), dtype=x.dtype).view(x[0].shape))
+
+    def likeliest(_: LASAT, logits: dict[str, Tensor], __: Any) -> dict[str, Tensor]:
+        return {name: head.argmax(dim=1) for name, head in logits.items()}
+
+    linf.gauss_noise = linf.unit_noise = noise
+    LASAT.sample = likeliest  # type: ignore[method-assign]
+    train.to_float = lambda images: images.double() / 255  # type: ignore[assignment]
+
+
+def trained(name: str, way: str, mine: ranks.Ranks, folder: Path) -> dict[str, Any]:
+    """What a training of two epochs leaves on this rank."""
+    torch.manual_seed(0)
+    method = configured(name, HYPER.get(name, {}) | ({"attack_bn": "train"} if way == "moving" else {}))
+    dataset = load("digits", folder, train_images=IMAGES, val_images=16, test_images=16)
+    student, *teachers = (build("cnn-4", classes=10, channels=1) for _ in range(3))
+    it = train.Trainer(
+        method=method,
+        student=student,
+        teachers={need: net for need, net in zip(Need, teachers, strict=True) if need in method.needed()},
+        dataset=dataset,
+        attack=Ball(0.1, 0.03, 3),
+        validation=Ball(0.1, 0.03, 2),
+        config=Train(epochs=2, batch_size=BATCH, lr=0.05, micro_batch=12 // mine.size if way == "parts" else None),
+        seed=0,
+        folder=folder,
+        device=torch.device("cpu"),
+        ranks=mine,
+    )
+    if way == "lean":
+        it.engine = Engine(lean=True)
+    entries: list[dict[str, Any]] = []
+    summary = it.run(entries.append, lambda *_: None)
+    return {
+        "weights": it.student.state_dict(),
+        "method": method.state_dict(),
+        "log": [{key: value for key, value in entry.items() if key not in DIFFERING} for entry in entries],
+        "devices": summary.devices,
+        "files": sorted(path.name for path in folder.iterdir()),
+    }
+
+
+def main(out: Path, wanted: list[str]) -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    without_randomness()
+    with ranks.joined(torch.device("cpu")) as mine:
+        for name in wanted:
+            method, way = name.split("/")
+            with tempfile.TemporaryDirectory() as folder:
+                found = trained(method, way, mine, Path(folder))
+            torch.save(found, out / f"{method}-{way}-{mine.rank}.pt")
+        if not mine.first:
+            mine.follow(print)  # ends when the first rank leaves
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
