@@ -272,7 +272,8 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
         parts, known = _written(model, problem["loc"])
         key = ".".join(parts)
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(parts[-1], known, n=1)
+            near = settings_called(parts[0], model) if len(parts) == 1 else []
+            near = near or difflib.get_close_matches(parts[-1], known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
             yield f"unknown key '{key}'; {hint}"
         elif problem["type"] == "missing":
@@ -300,6 +301,12 @@ def _written(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[l
         if len(tables) == 1:
             known = sorted(_fields(tables[0]))
     return parts, known
+
+
+def settings_called(name: str, model: type[BaseModel] = Experiment) -> list[str]:
+    """The settings of this name in the tables of an experiment, each as `--set` takes it: eps is threat.eps."""
+    tables = {key: kind for key, kind in _fields(model).items() if isinstance(kind, type)}
+    return [f"{key}.{name}" for key, kind in tables.items() if issubclass(kind, BaseModel) and name in _fields(kind)]
 
 
 def _fields(model: type[BaseModel]) -> dict[str, Any]:

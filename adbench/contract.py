@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from inspect import isfunction
 from itertools import product
 from typing import Any
 
@@ -309,6 +311,17 @@ def declared_cost_is_what_it_takes(problem: Problem) -> None:
             )
 
 
+def names_are_the_contracts(problem: Problem) -> None:
+    """Nothing is almost called what training looks for."""
+    method = type(configured(problem.name, {}))
+    known = {name for name, value in vars(Method).items() if isfunction(value)} | Method.__class_vars__
+    own = {name for kind in method.__mro__[: method.__mro__.index(Method)] for name in vars(kind)}
+    for name in sorted(own - known - set(method.model_fields)):
+        near = get_close_matches(name, known - own, n=1, cutoff=0.85)
+        if near and not name.startswith("_"):
+            raise Broken(f"`{name}` is used by nobody but the method; did you mean `{near[0]}`?")
+
+
 CHECKS: tuple[Callable[[Problem], None], ...] = (
     attack_stays_in_the_ball,
     loss_is_finite_and_teaches_the_student_alone,
@@ -320,6 +333,7 @@ CHECKS: tuple[Callable[[Problem], None], ...] = (
     bfloat16,
     few_steps_lower_the_loss,
     declared_cost_is_what_it_takes,
+    names_are_the_contracts,
 )
 
 

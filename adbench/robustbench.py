@@ -6,6 +6,7 @@ that nothing in them runs.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -20,6 +21,7 @@ from adbench import files
 from adbench.checkpoint import NORMALISATION, load_into, read_state_dict
 from adbench.errors import UserError, unknown
 from adbench.models import Network
+from adbench.teacher import published
 
 
 def load(model_id: str, dataset: str, *, cache_dir: Path, threat: str = "Linf") -> Network:
@@ -30,7 +32,7 @@ def load(model_id: str, dataset: str, *, cache_dir: Path, threat: str = "Linf") 
     Raises UserError where the package is missing, the model is unknown or an ensemble, the download fails, or
     the file does not fit.
     """
-    zoo, download = _package()
+    zoo, download = _package(model_id)
     try:
         known = next(v for k, v in zoo.items() if k.value == dataset)
         entries = next(v for k, v in known.items() if k.value == threat)
@@ -102,11 +104,16 @@ class RobustBenchNetwork(Network):
         return self._found
 
 
-def _package() -> tuple[dict[Any, Any], Any]:
+def _package(model_id: str) -> tuple[dict[Any, Any], Any]:
     """The model zoo and the downloader of the optional package."""
     try:
         if importlib.util.find_spec("robustbench") is None:
-            raise UserError("RobustBench's models need its package: pip install 'adbench[robustbench]'")
+            near = difflib.get_close_matches(model_id, (spec.name for spec in published()), n=1)
+            hint = f"did you mean 'robustbench:{near[0]}'? If not, it" if near else "it"
+            raise UserError(
+                f"'{model_id}' is none of the models of `adbench teachers`; {hint} needs RobustBench's package: "
+                "pip install 'adbench[robustbench]'"
+            )
         # The package asks for `autoattack`, which the index has under another name.
         if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
             sys.modules["autoattack"] = importlib.import_module("pyautoattack")

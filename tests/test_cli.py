@@ -85,6 +85,16 @@ for args in sys.argv[1:]:
     assert Path("reports/index.html").is_file()
 
 
+@pytest.mark.parametrize(("before", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_do_not_spin_unless_they_are_told_to(before: str | None, then: str) -> None:
+    """It has to be said before torch is loaded, which reads it once."""
+    script = "import os, sys, adbench.cli; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    surroundings = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    surroundings |= {"OMP_WAIT_POLICY": before} if before else {}
+    found = subprocess.run([sys.executable, "-c", script], env=surroundings, check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["False", then]
+
+
 @pytest.mark.parametrize("name", list(main.commands))
 def test_every_command_explains_itself_with_an_example(name: str) -> None:
     result = cli(name, "--help")

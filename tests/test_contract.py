@@ -131,6 +131,7 @@ BROKEN = {
     ),
     "climbs": ("few_steps_lower_the_loss", {"loss": "v = " + VALUE + "\n        return 2 * v.detach() - v"}),
     "hides its cost": ("declared_cost_is_what_it_takes", {"passes": "Passes(student=1)"}),
+    "writes state_dict otherwise": ("names_are_the_contracts", {"more": "    def statedict(self):\n        return {}"}),
     "forgets the steps": ("declared_cost_is_what_it_takes", {"passes": "Passes(student=5, teacher_forward=1)"}),
 }
 

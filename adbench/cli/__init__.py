@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from adbench import __version__
@@ -11,6 +13,10 @@ from adbench.cli.records import cam, compare, cross, report, results_, verify
 from adbench.cli.run import cost, eval_, run
 from adbench.cli.sharing import export, prepare
 from adbench.cli.standing import merge, status
+
+# Torch's threads would spin while they wait for each other, which on a core that somebody else computes on makes small
+# networks some fifty times slower. Has to be said before torch is loaded; one who says otherwise is heard.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @click.group(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from typing import Any
 
@@ -46,12 +47,25 @@ def _refuse(sentence: str) -> int:
     return 2
 
 
+def _instead_of(error: click.NoSuchOption) -> str:
+    """What somebody may have meant by an option that there is not: another one, or a setting."""
+    from adbench.config import settings_called
+
+    name = error.option_name.lstrip("-")
+    options = [option.lstrip("-") for option in error.possibilities or ()]
+    if near := difflib.get_close_matches(name, options, n=1, cutoff=0.7):
+        return f"; did you mean '--{near[0]}'?"
+    takes_settings = error.ctx and any("--set" in parameter.opts for parameter in error.ctx.command.params)
+    if takes_settings and (found := settings_called(name.replace("-", "_"))):
+        return f"; it is a setting: --set {found[0]}=VALUE"
+    return ""
+
+
 def _in_our_words(error: click.ClickException) -> str:
     """Click's complaint about a command line as one sentence, and where to read more."""
     said = error.format_message()
     if isinstance(error, click.NoSuchOption):
-        near = f"; did you mean '{error.possibilities[0]}'?" if error.possibilities else ""
-        said = f"unknown option '{error.option_name}'{near}"
+        said = f"unknown option '{error.option_name}'{_instead_of(error)}"
     said = said.rstrip(".").replace(". ", "; ")
     context = getattr(error, "ctx", None)
     return f"{said[0].lower()}{said[1:]}" + (f" ({context.command_path} --help)" if context else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -83,12 +83,21 @@ plugin_option = click.option(
     "--plugin", "plugins", type=click.Path(path_type=Path), multiple=True, callback=_plugins, expose_value=False,
     is_eager=True, metavar="FILE.py", help="Add the method that this Python file defines, under the file's name.",
 )  # fmt: skip
+
+
+class Folder(click.Path):
+    """A folder, there or not. An empty name, as of a shell variable that is not set, is not the working directory."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return super().convert(value, parameter, context) if value != "" else self.fail("no folder is named", parameter)
+
+
 results_option = click.option(
-    "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
+    "--results", type=Folder(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
     help="Folder of the records.",
 )  # fmt: skip
 data_dir_option = click.option(
-    "--data-dir", type=click.Path(path_type=Path, file_okay=False), default=DATA_DIR, show_default=True,
+    "--data-dir", type=Folder(path_type=Path, file_okay=False), default=DATA_DIR, show_default=True,
     envvar="ADBENCH_DATA", help="Folder of the datasets (downloaded there if they are not): the torchvision "
     "layout, or cifar10.npz / cifar100.npz. Also read from ADBENCH_DATA.",
 )  # fmt: skip

@@ -271,6 +271,8 @@ def eval_(
     from adbench.display import Display, console, percent
     from adbench.matrix import Matrix, teacher_cell
 
+    if not checkpoint.is_file():
+        raise UserError(f"checkpoint '{checkpoint}' does not exist")
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
     judging |= {"aa_search": "exact"} if exact else {}
     judging |= {"attacks": attacks} if attacks else {}
