@@ -52,10 +52,9 @@ class Place:
 
     def describe(self) -> str:
         """The device as a person would name it."""
-        one = f"CPU ({torch.get_num_threads()} threads)"
         if self.torch_device.type == "cuda":
-            one = torch.cuda.get_device_name(self.torch_device)
-        return one if self.ranks.size == 1 else f"{self.ranks.size} x {one}"
+            return torch.cuda.get_device_name(self.torch_device)
+        return f"CPU ({torch.get_num_threads()} threads)"
 
 
 @lru_cache(maxsize=4)
@@ -278,9 +277,8 @@ def _train(run: _Run, dataset: Dataset) -> train.Summary:
     folder = cell.folder(place.results)
     assert cell.method is not None
     needed = _teachers(cell, place, dataset)
-    for need, key, teacher in ((Need.TEACHER, "robust", cell.teacher), (Need.NATURAL_TEACHER, "natural", cell.natural)):
-        if teacher is not None:
-            run.teachers[key] = _network_entry(teacher, needed[need], "best", place)
+    for need, teacher in _needed(cell).items():
+        run.teachers[KEYS[need]] = _network_entry(teacher, needed[need], "best", place)
     done = train.finished(folder)
     if done:
         state.clear(folder)  # left by a process killed between its last two deeds
@@ -307,9 +305,17 @@ def assist(cell: Cell, place: Place) -> None:
         trainer.run(on_epoch=lambda _: None, on_batch=lambda *_: None)
 
 
+KEYS = {Need.TEACHER: "robust", Need.NATURAL_TEACHER: "natural"}
+"""What a record calls a student's teachers."""
+
+
+def _needed(cell: Cell) -> dict[Need, Cell]:
+    found = {Need.TEACHER: cell.teacher, Need.NATURAL_TEACHER: cell.natural}
+    return {need: teacher for need, teacher in found.items() if teacher}
+
+
 def _teachers(cell: Cell, place: Place, dataset: Dataset) -> dict[Need, Network]:
-    wanted = {Need.TEACHER: cell.teacher, Need.NATURAL_TEACHER: cell.natural}
-    return {need: teacher_network(teacher, place, dataset) for need, teacher in wanted.items() if teacher}
+    return {need: teacher_network(teacher, place, dataset) for need, teacher in _needed(cell).items()}
 
 
 def _trainer(cell: Cell, place: Place, dataset: Dataset, teachers: dict[Need, Network]) -> train.Trainer:
@@ -381,8 +387,9 @@ def _record(
     failure: dict[str, str] | None,
 ) -> dict[str, Any]:
     cell, dataset = run.cell, run.dataset
-    training = None
+    training, device = None, run.place.describe()
     if run.summary:
+        device = device if run.summary.devices == 1 else f"{run.summary.devices} x {device}"
         training = {**run.summary.__dict__, "log": f"../{train.LOG}", **_passes(cell)}
         if (log := cell.folder(run.place.results) / train.LOG).is_file():
             training["log_sha256"] = files.sha256(log)
@@ -401,7 +408,7 @@ def _record(
         "student": cell.architecture,
         "seed": cell.seed if cell.method else None,
         "config": {"training": cell.training, "evaluation": cell.judging},
-        "provenance": provenance(run.place.describe(), torch.get_num_threads(), _source(cell), started),
+        "provenance": provenance(device, torch.get_num_threads(), _source(cell), started),
         "data": dataset and dataset.summary(),
         "model": run.model,
         "teachers": run.teachers,

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,17 @@ SEPARATE = ".separate"
 
 def below(results: Path, name: str) -> list[Path]:
     """The files `name` in and below a results folder, sorted, but for those of folders marked SEPARATE below it."""
-    found = []
-    for folder, folders, files in os.walk(results):
+    return sorted(Path(folder, name) for folder, files in _walk(results) if name in files)
+
+
+def folders(results: Path) -> list[Path]:
+    """A results folder and those below it, sorted, but for those marked SEPARATE below it."""
+    return sorted(Path(folder) for folder, _ in _walk(results))
+
+
+def _walk(results: Path) -> Iterator[tuple[str, list[str]]]:
+    for folder, inner, files in os.walk(results):
         if SEPARATE in files and Path(folder) != results:
-            folders.clear()
-        elif name in files:
-            found.append(Path(folder, name))
-    return sorted(found)
+            inner.clear()
+        else:
+            yield folder, files

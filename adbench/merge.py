@@ -57,11 +57,11 @@ def merge(folders: Iterable[Path], into: Path) -> Iterator[Outcome]:
 
 
 def _folder(source: Path, into: Path) -> Iterator[Outcome]:
-    cells = {path.parent for path in source.rglob(CONFIGURATION)} | {path.parent for path in source.rglob("eval-*")}
-    for cell in sorted(cells):
+    judged = {folder.parent for folder in files.folders(source) if folder.name.startswith("eval-")}
+    for cell in sorted(judged | {path.parent for path in files.below(source, CONFIGURATION)}):
         yield from _cell(source, cell, into)
     for name in ANALYSES:
-        for path in sorted(source.rglob(name)):
+        for path in files.below(source, name):
             if not (into / path.relative_to(source)).exists():
                 _take(path.parent, into / path.parent.relative_to(source), last=(name,))
                 yield Outcome("analyses taken")

@@ -190,7 +190,8 @@ class Step:
     x: images (B, C, H, W) in [0, 1]; y: labels (B,). epoch counts from 0 to epochs - 1, iteration from 1 over
     the whole run. generator: the run's stream of attack randomness. The student is in training mode in `loss`;
     `ascend` and `still` put it into the mode of an attack and back. Where several devices share a training, x is this
-    one's part of the batch, a `share` of it; `mean` and `backward` are for what depends on the whole of it.
+    one's part of the batch (or micro-batch), a `share` of all parts; `mean` and `backward` are for what depends on the
+    whole of it.
     """
 
     x: Tensor
@@ -247,6 +248,8 @@ class Step:
         eps, step, steps: (B,) tensors where a method has its own for every example (LAS-AT). exact_first: the first
         gradient is taken in float32, because it is a small difference of nearly equal outputs (TRADES).
         """
+        if self.ranks.size > 1 and bn is Mode.TRAIN and steps is not None:
+            raise UserError("several devices cannot share an attack in training mode whose steps differ by image")
         radius = self.threat.eps if eps is None else eps
         begun = start if isinstance(start, Tensor) else start_point(self.x, start, radius, self.generator)
         first = exact_first
@@ -312,6 +315,9 @@ class Method(BaseModel):
     """Whether an example's loss depends on that example alone, batch-norm aside."""
     divisible: ClassVar[bool] = True
     """Whether a batch may go through in parts, each attacked and differentiated by itself."""
+    shares: ClassVar[bool] = False
+    """Whether devices may share its batches although it is not divisible, because it asks `Step.mean` and
+    `Step.backward` for the whole."""
 
     def needed(self) -> frozenset[Need]:
         """The teachers this configuration of the method needs; `needs`, unless a hyperparameter decides."""
@@ -324,6 +330,11 @@ class Method(BaseModel):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         """One value an example, (B,), differentiable in the student's parameters."""
         raise NotImplementedError
+
+    @property
+    def shareable(self) -> bool:
+        """Whether several devices may share a batch, each with a part."""
+        return self.divisible or self.shares
 
     def reach(self) -> float:
         """How far training examples may lie from their images, in eps; above 1 leaves the threat model."""

@@ -1,16 +1,17 @@
 """One training on several devices: the processes that torchrun starts, each with a part of every batch.
 
 All of them hold the same weights and take the same optimiser steps. Gradients are summed up over the ranks, and
-batch-norm in training mode uses the statistics of the whole batch, so that a student does not depend on the number of
-devices but for rounding and the noise of its attacks, whose streams are each rank's own. Rank 0 leads: it plans,
-writes all files, validates and evaluates; the others hear from it which training comes next.
+batch-norm in training mode uses the statistics of all ranks' images, so that a student does not depend on the number
+of devices but for rounding and noise (of attacks, of dropout), whose streams are each rank's own. Rank 0 leads: it
+plans, keeps the cell's folder, validates and evaluates; the others hear from it which training comes next.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,14 +19,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from adbench.errors import UserError
 
 PATIENCE = timedelta(minutes=10)
 """A rank that keeps the others waiting for so long in the middle of a batch has failed."""
-EVALUATION = timedelta(days=365)
-"""And the leader may be busy with something else for so long."""
+SILENCE = timedelta(days=365)
+"""The leader may be busy with something else, as an evaluation, for so long."""
+ENDED = "adbench: another process of this training ended; the same command goes on from the last epoch"
+
+logger = logging.getLogger("adbench")
 
 
 class Ranks:
@@ -39,8 +42,8 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def own(self) -> tuple[int, ...]:
-        """What a random stream's name ends in that each rank has for itself: nothing for the first."""
+    def stream(self) -> tuple[int, ...]:
+        """What the names of random streams end in that each rank has for itself: nothing for the first."""
         return (self.rank,) if self.rank else ()
 
     def part(self, count: int) -> tuple[slice, int]:
@@ -59,13 +62,20 @@ class Ranks:
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks."""
 
+    def gathered(self, word: Any) -> list[Any]:
+        """What each rank says, by rank."""
+        return [word]
+
     def whole_batch(self) -> AbstractContextManager[None]:
         """Within, every batch-norm in training mode uses the statistics of all ranks' images."""
         return nullcontext()
 
-    def together(self) -> AbstractContextManager[None]:
-        """What is within succeeds on every rank, or raises on every rank. All of them have to come here."""
-        return nullcontext()
+    def together(self) -> AbstractContextManager[list[Any]]:
+        """What is within succeeds on every rank, or raises on every rank. All of them have to come here.
+
+        What a rank appends to the list, it holds afterwards of every rank.
+        """
+        return nullcontext([])
 
     def lead(self, work: Any) -> None:
         """Tell the other ranks what comes next."""
@@ -74,92 +84,151 @@ class Ranks:
         """Do what the first rank says, until it leaves."""
 
 
+class Lost(Exception):
+    """Another rank has ended, or did not come to where this one waited for it."""
+
+
 class Torchrun(Ranks):
-    """One of several processes, which talk through torch.distributed."""
+    """One of several processes, which talk through torch.distributed: of tensors by their device, else by the CPU."""
 
     def __init__(self, device: torch.device) -> None:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        # Words go by the CPU, and may be long in coming.
-        words = dist.new_group(backend="gloo", timeout=EVALUATION)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
+        words = dist.new_group(backend="gloo", timeout=SILENCE)
         assert isinstance(words, dist.ProcessGroup)
         self._words = words
+        self._lost = False
 
     def mean(self, values: Tensor) -> Tensor:
-        values = values.detach()
-        sums = torch.stack([values.double().sum(), values.new_full((), values.numel(), dtype=torch.float64)])
-        dist.all_reduce(sums)
-        return (sums[0] / sums[1]).to(values.dtype)
+        wide = values.detach().to(self.device, torch.float64)
+        sums = torch.stack([wide.sum(), wide.new_full((), wide.numel())])
+        _add_up(sums)
+        return (sums[0] / sums[1]).to(values)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
-        found = list(tensors)
-        together = torch.cat([tensor.flatten() for tensor in found])
-        dist.all_reduce(together)
-        for tensor, total in zip(found, torch.split(together, [tensor.numel() for tensor in found]), strict=True):
+        if not (found := list(tensors)):
+            return
+        flat = torch.cat([tensor.flatten() for tensor in found])
+        _add_up(flat)
+        for tensor, total in zip(found, torch.split(flat, [tensor.numel() for tensor in found]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def whole_batch(self) -> AbstractContextManager[None]:
-        return _WholeBatch()
+    def gathered(self, word: Any) -> list[Any]:
+        words: list[Any] = [None] * self.size
+        _all(dist.all_gather_object, words, word, group=self._words)
+        return words
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        mine: Exception | None = None
+    def whole_batch(self) -> Iterator[None]:
+        # Whichever network it is in: the student, a copy of it, one of the method's own. torch.nn.SyncBatchNorm would
+        # have to replace the modules of each, and knows no CPU.
+        F.batch_norm = _batch_norm  # type: ignore[assignment]
         try:
             yield
+        finally:
+            F.batch_norm = _alone
+
+    @contextmanager
+    def together(self) -> Iterator[list[Any]]:
+        mine: Exception | None = None
+        words: list[Any] = []
+        try:
+            yield words
         except Exception as error:
             mine = error
-        words: list[Any] = [None] * self.size
         try:
-            dist.all_gather_object(words, mine and (str(mine) or type(mine).__name__), group=self._words)
-        except RuntimeError as error:  # no failure of what was done here, so none to record
-            raise SystemExit("adbench: another process of this training ended; the same command goes on") from error
-        if mine:
-            raise mine
-        for rank, said in enumerate(words):
-            if said is not None:
-                raise UserError(f"rank {rank}: {said}")
+            words[:] = self._agreed(mine, words)
+        finally:
+            del mine  # with its traceback it would keep this frame, and all that is on the device
+
+    def _agreed(self, mine: Exception | None, words: list[Any]) -> list[Any]:
+        """All ranks' words. Raises what this rank met, or else a UserError that says what another did."""
+        lost = isinstance(mine, Lost)
+        said = (str(mine) or type(mine).__name__) if mine and not lost else None
+        if said and not self.first and not isinstance(mine, UserError):
+            logger.error("rank %d", self.rank, exc_info=mine)
+        try:
+            heard = self.gathered((said, lost, words))
+        except Lost as gone:
+            if not said:
+                raise SystemExit(ENDED) from gone  # no failure of what was done here
+            logger.error("rank %d: %s", self.rank, said)  # nobody else can
+            raise mine from gone  # type: ignore[misc]
+        self._lost = any(lost for _, lost, _ in heard)
+        if said:
+            raise mine  # type: ignore[misc]
+        for rank, (theirs, _, _) in enumerate(heard):
+            if theirs:
+                raise UserError(f"rank {rank}: {theirs}")
+        if lost:
+            raise SystemExit(ENDED) from mine
+        return [word for _, _, theirs in heard for word in theirs]
 
     def lead(self, work: Any) -> None:
-        dist.broadcast_object_list([work], src=0, group=self._words)
+        if self._lost:  # where one collective was given up, no other works
+            raise SystemExit(ENDED)
+        self._heard(work)
 
     def follow(self, do: Callable[[Any], None]) -> None:
-        while True:
-            said: list[Any] = [None]
-            dist.broadcast_object_list(said, src=0, group=self._words)
-            if said[0] is None:
-                return
-            do(said[0])
+        while (said := self._heard(None)) is not None:
+            do(said)
 
     def leave(self) -> None:
         """The end of what the ranks have in common."""
         if self.first:
-            self.lead(None)
+            self._heard(None)
         dist.destroy_process_group()
+
+    def _heard(self, work: Any) -> Any:
+        """What the first rank says, on all."""
+        said = [work]
+        try:
+            _all(dist.broadcast_object_list, said, src=0, group=self._words)
+        except Lost as lost:
+            raise SystemExit(ENDED) from lost
+        return said[0]
 
 
 ALONE = Ranks()
 
 
-def by_torchrun() -> int:
-    """With how many others torchrun started this process, itself included; 1 without torchrun."""
+def _all(collective: Callable[..., Any], *args: Any, **extra: Any) -> None:
+    """What every rank has to take part in. Raises Lost where one does not."""
+    try:
+        collective(*args, **extra)
+    except RuntimeError as error:
+        raise Lost(str(error)) from error
+
+
+def _add_up(values: Tensor) -> None:
+    _all(dist.all_reduce, values)
+
+
+def world_size() -> int:
+    """How many processes torchrun started, this one included; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
-def neighbours() -> int:
+def local_size() -> int:
     """How many of them are on this machine."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun() > 1 else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 else 1
 
 
 def local(device: str) -> str:
-    """This process's device, where torchrun started several on a machine and "cuda" leaves open which."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and by_torchrun() > 1 else device
+    """This process's device: of several on a machine, each has a GPU of its own."""
+    if world_size() == 1 or device == "cpu":
+        return device
+    if device != "cuda":
+        raise UserError(
+            f"device '{device}': torchrun's processes have a GPU each; write --device cuda, or leave it out"
+        )
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """This process's ranks. When the first leaves, with an error or without, the others' `follow` ends."""
-    if by_torchrun() == 1:
+    if world_size() == 1:
         yield ALONE
         return
     if device.type == "cuda":
@@ -168,7 +237,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     try:
         yield ranks
     except Exception:
-        ranks.leave()
+        with suppress(Exception, SystemExit):
+            ranks.leave()
         raise
     ranks.leave()  # not where the process is asked to end: nobody may be there to hear it
 
@@ -179,7 +249,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
         total = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        _add_up(total)
         return total
 
     @staticmethod
@@ -188,16 +258,7 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class _WholeBatch(TorchFunctionMode):
-    """Whichever network it is in: the student, a copy of it, one of the method's own.
-
-    torch.nn.SyncBatchNorm would have to replace the modules of each, and knows no CPU.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        if func is F.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+_alone = F.batch_norm
 
 
 def _batch_norm(
@@ -206,7 +267,7 @@ def _batch_norm(
 ) -> Tensor:  # fmt: skip
     """torch.nn.functional.batch_norm of x (B, C, ...), with all ranks' images where it is training."""
     if not training:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        return _alone(x, running_mean, running_var, weight, bias, False, momentum, eps)
     values = x if x.dtype in (torch.float32, torch.float64) else x.float()
     rest = [dim for dim in range(x.dim()) if dim != 1]
     column = [-1 if dim == 1 else 1 for dim in range(x.dim())]

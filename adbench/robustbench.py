@@ -108,11 +108,11 @@ def _package(model_id: str) -> tuple[dict[Any, Any], Any]:
     """The model zoo and the downloader of the optional package."""
     try:
         if importlib.util.find_spec("robustbench") is None:
-            near = difflib.get_close_matches(model_id, (spec.name for spec in published()), n=1)
-            hint = f"did you mean 'robustbench:{near[0]}'? If not, it" if near else "it"
+            near = difflib.get_close_matches(model_id, {spec.name for spec in published()} - {model_id}, n=1)
+            hint = f" (if it is not a slip of the pen for 'robustbench:{near[0]}')" if near else ""
             raise UserError(
-                f"'{model_id}' is none of the models of `adbench teachers`; {hint} needs RobustBench's package: "
-                "pip install 'adbench[robustbench]'"
+                f"'{model_id}' needs RobustBench's package{hint}: pip install 'adbench[robustbench]'; the models of "
+                "`adbench teachers` do not"
             )
         # The package asks for `autoattack`, which the index has under another name.
         if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:

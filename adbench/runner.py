@@ -21,7 +21,7 @@ from adbench.engines.ray import RayCluster
 from adbench.engines.worker import cores
 from adbench.errors import UserError
 from adbench.matrix import Cell, Matrix
-from adbench.ranks import neighbours
+from adbench.ranks import local_size
 from adbench.registry import METHODS
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
@@ -232,4 +232,4 @@ def _written(path: Path) -> int | None:
 
 def threads_per_job(jobs: int) -> int:
     """Processor cores divided among jobs, of all processes that torchrun started on this machine, at least one each."""
-    return max(1, cores() // max(1, jobs * neighbours()))
+    return max(1, cores() // max(1, jobs * local_size()))

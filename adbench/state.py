@@ -85,19 +85,19 @@ class Epoch:
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def begun(cls, seed: int, epoch: int, device: torch.device, own: tuple[int, ...] = ()) -> Epoch:
-        """At its first batch. Its randomness depends on the seed, the epoch, and the rank (`Ranks.own`) alone."""
+    def begun(cls, seed: int, epoch: int, device: torch.device, stream: tuple[int, ...] = ()) -> Epoch:
+        """At its first batch. Its randomness depends on the seed, the epoch and the rank (`Ranks.stream`) alone."""
         # For layers with randomness of their own (dropout).
-        torch.manual_seed(derive(seed, "layers", epoch, *own))
-        return cls(generator(seed, "attack", epoch, *own, device=device))
+        torch.manual_seed(derive(seed, "layers", epoch, *stream))
+        return cls(generator(seed, "attack", epoch, *stream, device=device))
 
     @classmethod
     def restored(
-        cls, kept: dict[str, Any], seed: int, epoch: int, device: torch.device, own: tuple[int, ...] = ()
+        cls, kept: dict[str, Any], seed: int, epoch: int, device: torch.device, stream: tuple[int, ...] = ()
     ) -> Epoch:
         """Where `state` was taken, by a process that was alone: the streams in it are the first rank's."""
-        found = cls.begun(seed, epoch, device, own)
-        if not own:
+        found = cls.begun(seed, epoch, device, stream)
+        if not stream:
             found.noise.set_state(kept["noise"].cpu())
             torch.set_rng_state(kept["layers"].cpu())
             if device.type == "cuda":

@@ -100,10 +100,15 @@ class Trainer:
     ) -> None:
         if ranks.size > 1 and config.compile:
             raise UserError("train.compile is not for several devices; leave it out, or start adbench without torchrun")
-        if ranks.size > config.batch_size:
+        if ranks.size > 1 and not method.shareable:
             raise UserError(
-                f"{ranks.size} devices cannot share batches of {config.batch_size}; have torchrun start fewer, or "
-                "raise train.batch_size"
+                f"method '{method.label}' needs its batches whole, so that devices cannot share them; start adbench "
+                "without torchrun"
+            )
+        if ranks.size > (least := min(config.batch_size, config.micro_batch or config.batch_size)):
+            raise UserError(
+                f"{ranks.size} devices cannot share {least} images; have torchrun start fewer, or raise "
+                f"train.{'micro_batch' if config.micro_batch else 'batch_size'}"
             )
         self.ranks = ranks
         self.method = method
@@ -148,13 +153,17 @@ class Trainer:
 
     def _run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None) -> Summary:
         reset_peak_memory(self.device)
-        with self.ranks.together():
+        with self.ranks.together() as states:
             self.prepare()
             for said in self._resume():
                 self.notes.append(said)
                 if on_note:
                     on_note(said)
             self._run_by(self.engine)
+            states.append((self.epoch, self.iteration))
+        if len(set(states)) > 1:
+            epochs = ", ".join(str(epoch) for epoch, _ in states)
+            raise UserError(f"the processes of this training find different states in '{self.folder}': epochs {epochs}")
         while self.epoch < self.config.epochs:
             with self.ranks.together():
                 entry = self._epoch(on_batch)
@@ -189,7 +198,7 @@ class Trainer:
         return summary
 
     def _epoch(self, on_batch: OnBatch) -> dict[str, Any]:
-        now = self.under_way or state.Epoch.begun(self.seed, self.epoch, self.device, self.ranks.own)
+        now = self.under_way or state.Epoch.begun(self.seed, self.epoch, self.device, self.ranks.stream)
         self.under_way = None
         begun = time.perf_counter() - now.seconds
         with self.ranks.whole_batch():
@@ -198,7 +207,7 @@ class Trainer:
             "epoch": self.epoch + 1,
             "lr": self.lr,
             "loss": torch.stack(now.losses).mean().item(),
-            **{name: self.ranks.mean(torch.stack(values)).item() for name, values in now.logged.items()},
+            **self._means(now.logged),
         }
         trained = time.perf_counter() - begun
         self.epoch += 1
@@ -229,12 +238,20 @@ class Trainer:
             now.batch += 1
             on_batch(self.epoch, now.batch, len(parts))
             if stopping.requested():
-                self._stop_if_failed(now=True)
-                now.seconds = time.perf_counter() - begun
-                if self.ranks.size == 1:  # the others may be at another batch
+                if self.ranks.size == 1:  # of several, others may be at another batch
+                    self._stop_if_failed(now=True)
+                    now.seconds = time.perf_counter() - begun
                     self._keep(now)
                 stopping.follow()
         self._stop_if_failed(now=True)
+
+    def _means(self, logged: dict[str, list[Tensor]]) -> dict[str, float]:
+        """An epoch's mean of each number that the method noted, on whichever rank."""
+        mine = {name: (torch.stack(values).sum().item(), len(values)) for name, values in logged.items()}
+        all_ranks = self.ranks.gathered(mine)
+        names = dict.fromkeys(name for found in all_ranks for name in found)
+        pairs = {name: [found[name] for found in all_ranks if name in found] for name in names}
+        return {name: math.fsum(s for s, _ in found) / sum(n for _, n in found) for name, found in pairs.items()}
 
     @property
     def lr(self) -> float:
@@ -292,9 +309,10 @@ class Trainer:
         """Smaller micro-batches from now on. Raises UserError where there are none."""
         size = min(self.micro_batch or batch, batch) // 2
         if self.ranks.size > 1:  # the others may be waiting in the middle of a pass by now
+            remedy = "set train.micro_batch, or " if self.method.divisible else ""
             raise UserError(
                 f"method '{self.method.label}': out of memory with a batch of {batch} on {self.ranks.size} devices; "
-                "set train.micro_batch, or have torchrun start more"
+                f"{remedy}have torchrun start more"
             ) from error
         if size < 2 or not self.method.divisible:
             why = "one image at a time" if size < 2 else "and the method needs its batches whole"
@@ -310,15 +328,14 @@ class Trainer:
         """The gradient of the batch's mean loss, summed up over micro-batches and ranks; returns this rank's part."""
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
-        count = math.ceil(len(index) / (self.ranks.size * (self.micro_batch or len(index))))
-        parts = index.tensor_split(count)
-        shares = [self.ranks.part(len(part)) for part in parts]
-        batch = sum(together for _, together in shares)
+        count = math.ceil(len(index) / (self.micro_batch or len(index)))
         taken = []
-        for part, crop, (own, together) in zip(parts, crops.tensor_split(count, dim=1), shares, strict=True):
+        for part, crop in zip(index.tensor_split(count), crops.tensor_split(count, dim=1), strict=True):
+            own, together = self.ranks.part(len(part))
             step = self._step(part[own], crop[:, own], noise, share=(own.stop - own.start) / together)
             x_adv = self.method.attack(step)
-            taken.append(Taken(step, x_adv, self._backward(step, x_adv, batch)))
+            # Where every rank has the whole part, each of its images counts as often as there are ranks.
+            taken.append(Taken(step, x_adv, self._backward(step, x_adv, len(index) * together // len(part))))
         self.ranks.add_up(p.grad for p in self.student.parameters() if p.grad is not None)
         return taken
 
@@ -356,11 +373,13 @@ class Trainer:
             "terms": terms, "epoch": self.epoch, "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(), "method": self.method.state_dict(),
         }  # fmt: skip
-        path = self.folder / FAILURE.format("".join(f"-{rank}" for rank in self.ranks.own))
+        path = self.folder / FAILURE.format("".join(f"-{rank}" for rank in self.ranks.stream))
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, state.serialised(met))
+        everywhere = self.ranks.gathered((met["loss"].mean().item(), wrong, str(path)))
+        loss, wrong, path = min(everywhere, key=lambda found: (math.isfinite(found[0]), not found[1]))
         raise UserError(
-            f"method '{self.method.label}': the loss is {met['loss'].mean().item():.3g} in epoch {self.epoch + 1}, "
+            f"method '{self.method.label}': the loss is {loss:.3g} in epoch {self.epoch + 1}, "
             f"iteration {met['iteration']}; not finite: {wrong or 'gradient norm'}. Batch, network and states are in "
             f"'{path}'. Try a smaller train.lr or set train.grad_clip"
         )
@@ -425,6 +444,7 @@ class Trainer:
             "peak": self.peak,
             "best": list(self.best),
             "micro_batch": self.micro_batch,
+            "devices": self.ranks.size,
             "engine": dataclasses.asdict(self.engine),
             # Where they are the student's, once is enough.
             "best_weights": {} if self.best[2] == self.epoch and now is None else self.best_weights,
@@ -451,8 +471,10 @@ class Trainer:
             self.best_weights = _copy(kept["best_weights"] or kept["student"])
             if kept["under_way"]:
                 self.under_way = state.Epoch.restored(
-                    kept["under_way"], self.seed, self.epoch, self.device, self.ranks.own
+                    kept["under_way"], self.seed, self.epoch, self.device, self.ranks.stream
                 )
+            if (before := kept.get("devices", 1)) != self.ranks.size:
+                self.notes.append(f"devices: {before} up to epoch {self.epoch}, then {self.ranks.size}")
             # A training goes on in the precision it began in, on whatever device.
             self.engine, self.micro_batch = Engine(**kept["engine"]), kept["micro_batch"]
         except Exception as error:

@@ -28,6 +28,7 @@ class MTARD(Method):
     needs = frozenset({Need.TEACHER, Need.NATURAL_TEACHER})
     separable = False  # w_n follows the batch's mean losses
     divisible = False
+    shares = True
     dynamic: bool = hyper(True, doc="adapt the weights as training goes (authors' code)")
     weight_natural: float = hyper(0.5, ge=0, le=1, doc="w_n, at the start if dynamic (authors' code)")
     weight_lr: float = hyper(0.025, ge=0, le=1, doc="rho, rate of the weights (authors' code)")

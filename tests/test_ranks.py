@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from adbench.matrix import configured
 from adbench.method import Ball
 from adbench.models import build
 from adbench.ranks import ALONE, Ranks
+from adbench.state import Epoch
 from adbench.train import BEST, LAST, LOG, RESUME, SUMMARY, Trainer
+from methods.pgd_at import PGDAT
 
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 SHARED = [f"{name}/written" for name in METHODS] + ["smaraad/lean", "trades/parts", "rslad/moving"]
@@ -38,7 +42,7 @@ from adbench.method import Method
 
 
 class Broken(Method):
-    """Not a number from the fourth iteration on."""
+    """Not a number on one of two devices, from the fourth iteration on."""
 
     label = "Broken"
 
@@ -46,7 +50,52 @@ class Broken(Method):
         return step.x
 
     def loss(self, step, x_adv):
-        return cross_entropy(step.student(x_adv), step.y) * (float("nan") if step.iteration > 3 else 1)
+        wrong = step.iteration > 3 and step.ranks.rank == 1
+        return cross_entropy(step.student(x_adv), step.y) * (float("nan") if wrong else 1)
+'''
+ONE_SIDED = '''
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from adbench import ranks
+from adbench.config import Train
+from adbench.data import load
+from adbench.matrix import configured
+from adbench.method import Ball
+from adbench.models import build
+from adbench.train import Trainer
+from methods.pgd_at import PGDAT
+
+ranks.PATIENCE = timedelta(seconds=2)
+
+
+class Broken(PGDAT):
+    """Fails on one device alone, while the other waits for its gradients."""
+
+    def loss(self, step, x_adv):
+        if step.ranks.rank == 1:
+            raise ValueError("no such luck")
+        return super().loss(step, x_adv)
+
+
+folder, device = Path(sys.argv[1]), torch.device("cpu")
+with ranks.joined(device) as mine:
+    it = Trainer(
+        method=Broken(), student=build("cnn-4", classes=10, channels=1), teachers={}, seed=0, folder=folder,
+        dataset=load("digits", folder, train_images=64, val_images=16, test_images=16), attack=Ball(0.1, 0.03, 1),
+        validation=Ball(0.1, 0.03, 1), config=Train(epochs=1, batch_size=32), device=device, ranks=mine,
+    )
+    try:
+        it.run(lambda _: None, lambda *_: None)
+    except Exception as error:
+        print(f"[{mine.rank}] {type(error).__name__}: {error}", flush=True)
+    if mine.first:
+        mine.lead("another training")
+    else:
+        mine.follow(lambda work: print(f"begun: {work}"))
 '''
 
 
@@ -65,19 +114,21 @@ def adbench(*words: str | Path, **settings: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=PATIENCE)
+    """Its exit code and what it said. One that takes too long is ended, with those that it started."""
+    try:
+        said, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
     return process.returncode, said
 
 
-@pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The trainings of tests/ranked.py, by the number of processes that shared each."""
-    script, found = Path(__file__).with_name("ranked.py"), {}
-    for size, wanted in ((1, SHARED), (2, SHARED), (3, UNEQUAL)):
-        found[size] = tmp_path_factory.mktemp(f"ranks-{size}")
-        code, said = ended(torchrun(size, script, found[size], *wanted))
-        assert code == 0, said
-    return found
+def trainings(size: int, out: Path, *wanted: str) -> dict[str, dict[str, Any]]:
+    """What the trainings of tests/ranked.py leave, by the name of their file."""
+    out.mkdir()
+    code, said = ended(torchrun(size, Path(__file__).with_name("ranked.py"), out, *wanted))
+    assert code == 0, said
+    return {path.stem: torch.load(path, weights_only=True) for path in out.iterdir()}
 
 
 def leaves(value: Any) -> list[float]:
@@ -92,31 +143,41 @@ def leaves(value: Any) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "name"), [*((2, name) for name in SHARED), *((3, name) for name in UNEQUAL)])
-def test_a_student_is_the_same_however_many_devices_share_its_training(
-    trainings: dict[int, Path], size: int, name: str
-) -> None:
+def test_a_student_is_the_same_however_many_devices_share_its_training(tmp_path: Path) -> None:
     """Weights, batch-norm statistics, the method's state and the log, but for rounding in float64."""
-    method, way = name.split("/")
-    alone = torch.load(trainings[1] / f"{method}-{way}-0.pt", weights_only=True)
-    assert alone["devices"] == 1
-    assert len(alone["log"]) == 2
-    for rank in range(size):
-        shared = torch.load(trainings[size] / f"{method}-{way}-{rank}.pt", weights_only=True)
-        assert shared["devices"] == size
-        for what in ("weights", "method", *(["log"] if rank == 0 else [])):
-            assert leaves(shared[what]) == pytest.approx(leaves(alone[what]), rel=0, abs=TOLERANCE), what
-        # One writes.
-        assert shared["files"] == (sorted([BEST, LAST, LOG, SUMMARY]) if rank == 0 else [])
+    alone = trainings(1, tmp_path / "alone", *SHARED)
+    for size, wanted in ((2, SHARED), (3, UNEQUAL)):
+        shared = trainings(size, tmp_path / str(size), *wanted)
+        for name, rank in product(wanted, range(size)):
+            stem = name.replace("/", "-")
+            found, expected = shared[f"{stem}-{rank}"], alone[f"{stem}-0"]
+            assert (found["devices"], expected["devices"], len(expected["log"])) == (size, 1, 2)
+            for what in ("weights", "method", *(["log"] if rank == 0 else [])):
+                told = f"{what} of {name}, rank {rank} of {size}"
+                assert leaves(found[what]) == pytest.approx(leaves(expected[what]), rel=0, abs=TOLERANCE), told
+            # One writes.
+            assert found["files"] == (sorted([BEST, LAST, LOG, SUMMARY]) if rank == 0 else [])
 
 
-def test_only_noise_tells_ranks_apart() -> None:
-    """Two of a size have streams of their own, and the first has the stream of one that is alone."""
-    assert (ALONE.own, ALONE.part(5)) == ((), (slice(0, 5), 5))
+def test_each_rank_has_noise_of_its_own_and_the_first_that_of_one_alone() -> None:
+    """Also in an epoch that one process began alone, and several go on with."""
+    device, name = torch.device("cpu"), (7, 2)
+    begun = [Epoch.begun(*name, device, stream) for stream in ((), (1,), (2,))]
+    begun[0].batch = 3
+    kept = begun[0].state(device)
+    gone_on = [Epoch.restored(kept, *name, device, stream) for stream in ((), (1,), (2,))]
+    draws = [torch.rand(4, generator=epoch.noise) for epoch in (*begun, *gone_on)]
+    assert [torch.equal(a, b) for a, b in zip(draws[:3], draws[3:], strict=True)] == [True, True, True]
+    assert len({tuple(draw.tolist()) for draw in draws}) == 3
+    assert [epoch.batch for epoch in gone_on] == [3, 3, 3]
+
+
+def test_a_batch_is_divided_as_equally_as_can_be() -> None:
+    assert (ALONE.stream, ALONE.part(5)) == ((), (slice(0, 5), 5))
     second, third = Ranks(), Ranks()
     for rank, ranks in ((1, second), (2, third)):
         ranks.rank, ranks.size = rank, 3
-    assert (second.own, third.own) == ((1,), (2,))
+    assert (second.stream, third.stream) == ((1,), (2,))
     assert [(ranks.part(11), ranks.part(2)) for ranks in (second, third)] == [
         ((slice(3, 7), 11), (slice(0, 2), 6)),
         ((slice(7, 11), 11), (slice(0, 2), 6)),
@@ -124,7 +185,7 @@ def test_only_noise_tells_ranks_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "changed", "says"), [(2, {"compile": True}, "train.compile"), (5, {"batch_size": 4}, "batches of 4")]
+    ("size", "changed", "says"), [(2, {"compile": True}, "train.compile"), (5, {"batch_size": 4}, "share 4 images")]
 )
 def test_what_ranks_cannot_do_is_said_at_once(tmp_path: Path, size: int, changed: dict[str, Any], says: str) -> None:
     ranks = Ranks()
@@ -138,6 +199,37 @@ def test_what_ranks_cannot_do_is_said_at_once(tmp_path: Path, size: int, changed
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(("shares", "works"), [(False, False), (True, True)])
+def test_a_method_that_needs_its_batches_whole_has_to_say_that_it_can_share_them(
+    tmp_path: Path, shares: bool, works: bool
+) -> None:
+    class Whole(PGDAT):
+        divisible = False
+
+    Whole.shares = shares
+    ranks = Ranks()
+    ranks.size = 2
+    with nullcontext() if works else pytest.raises(UserError, match="needs its batches whole"):
+        Trainer(
+            method=Whole(), student=build("cnn-4", classes=10, channels=1), teachers={},
+            dataset=load("digits", tmp_path, train_images=16, val_images=4, test_images=4), seed=0,
+            attack=Ball(0.1, 0.03, 1), validation=Ball(0.1, 0.03, 1), config=Train(), folder=tmp_path,
+            device=torch.device("cpu"), ranks=ranks,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_rank_alone_is_told_by_all_and_ends_the_run(tmp_path: Path) -> None:
+    script = tmp_path / "one_sided.py"
+    script.write_text(ONE_SIDED, encoding="utf-8")
+    code, said = ended(torchrun(2, script, tmp_path))
+    assert code != 0, said
+    assert "[1] ValueError: no such luck" in said
+    assert "[0] UserError: rank 1: no such luck" in said
+    assert "begun:" not in said
+    assert "another process of this training ended" in said
+
+
 @pytest.mark.slow
 def test_a_run_by_torchrun_records_its_cells_and_outlives_one_that_fails(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
@@ -148,7 +240,10 @@ def test_a_run_by_torchrun_records_its_cells_and_outlives_one_that_fails(tmp_pat
     assert "1 of" in said
     failed, done = record_of(tmp_path, "broken"), record_of(tmp_path, "mtard")
     assert failed["status"] == "failed"
+    # What was wrong on the second device, not what the first met of it.
     assert "loss is nan in epoch 2" in failed["error"]["message"]
+    assert "losses: 16 of 16 examples" in failed["error"]["message"]
+    assert "failure-1.pt" in failed["error"]["message"]
     assert done["training"]["devices"] == 2
     assert done["provenance"]["device"].startswith("2 x ")
     # Its teachers were trained by both as well.
@@ -160,14 +255,6 @@ def shared(results: Path) -> subprocess.Popen[str]:
     """Twelve epochs of a method with state, in two processes."""
     words = ("--methods", "las-at", "--set", "hyper.las-at.policy=cnn-4", "--set", "hyper.las-at.interval=2")
     return adbench(*words, "--results", results, train__epochs="12")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("undisturbed")
-    code, said = ended(shared(results))
-    assert code == 0, said
-    return results
 
 
 def _ranks(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -182,28 +269,33 @@ def _ranks(process: subprocess.Popen[str]) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-@pytest.mark.parametrize("rank", [None, "1"])
-def test_a_shared_training_goes_on_from_its_last_whole_epoch(
-    tmp_path: Path, undisturbed: Path, rank: str | None
-) -> None:
-    """After SIGTERM to all of it, or SIGKILL to one process; it ends in the bits of one that nobody disturbed."""
-    first = shared(tmp_path)
-    until = time.monotonic() + PATIENCE
-    while not list(tmp_path.rglob(RESUME)) and time.monotonic() < until:
-        time.sleep(0.02)
-    if rank is None:
-        first.terminate()
-    else:
-        os.kill(_ranks(first)[rank], signal.SIGKILL)
-    code, said = ended(first)
-    assert code != 0, said
-    assert not records(tmp_path), "that a process is gone is no failure of the cell"
-    code, said = ended(shared(tmp_path))
+def test_a_shared_training_goes_on_from_its_last_whole_epoch(tmp_path: Path) -> None:
+    """After SIGTERM to all of it, and SIGKILL to one process; it ends in the bits of one that nobody disturbed."""
+    undisturbed = tmp_path / "undisturbed"
+    code, said = ended(shared(undisturbed))
     assert code == 0, said
-    ends = [load_file(next(folder.rglob(LAST))) for folder in (undisturbed, tmp_path)]
-    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
-    epochs = [json.loads(line)["epoch"] for line in next(tmp_path.rglob(LOG)).read_text(encoding="utf-8").splitlines()]
-    assert epochs == list(range(1, 13))
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        results = tmp_path / how.name
+        first = shared(results)
+        until = time.monotonic() + PATIENCE
+        while not list(results.rglob(RESUME)):
+            assert time.monotonic() < until, "no epoch was finished"
+            time.sleep(0.02)
+        begun = next(results.rglob(LOG)).read_text(encoding="utf-8").splitlines()[0]
+        if how is signal.SIGTERM:
+            first.terminate()
+        else:
+            os.kill(_ranks(first)["1"], how)
+        code, said = ended(first)
+        assert code != 0, said
+        assert not records(results), "that a process is gone is no failure of the cell"
+        code, said = ended(shared(results))
+        assert code == 0, said
+        ends = [load_file(next(folder.rglob(LAST))) for folder in (undisturbed, results)]
+        assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+        lines = next(results.rglob(LOG)).read_text(encoding="utf-8").splitlines()
+        assert lines[0] == begun, "the first epoch, with the time that it took, was not done again"
+        assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 13))
 
 
 @pytest.mark.parametrize("words", [("--jobs", "2"), ("--timeout", "1h"), ("--engine", "ray")])

@@ -121,7 +121,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 
 def test_a_mistyped_model_is_told_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(UserError, match=r"did you mean 'robustbench:Wang2023Better_WRN-28-10'\?.*pip install"):
+    with pytest.raises(UserError, match=r"for 'robustbench:Wang2023Better_WRN-28-10'\)?.*pip install"):
         load("Wang2023Beter_WRN-28-10", "cifar10", cache_dir=tmp_path)
 
 

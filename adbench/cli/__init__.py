@@ -14,8 +14,8 @@ from adbench.cli.run import cost, eval_, run
 from adbench.cli.sharing import export, prepare
 from adbench.cli.standing import merge, status
 
-# Torch's threads would spin while they wait for each other, which on a core that somebody else computes on makes small
-# networks some fifty times slower. Has to be said before torch is loaded; one who says otherwise is heard.
+# Torch's threads would spin while they wait for each other, and where a core is busy with something else make small
+# networks fifty times slower (docs/performance.md). Torch reads this once, when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

@@ -144,14 +144,14 @@ def validate(methods: tuple[str, ...]) -> None:
     for method in methods:
         for name in METHODS.names() if method == "all" else [_method(method)]:
             click.secho(name, bold=True)
-            before = ""
+            before = None
             for verdict in verdicts(name):
                 word = "broken" if verdict.error else "ok" if verdict.claimed else "-"
                 click.echo(f"  {word:6}  {verdict.check}{'' if verdict.claimed else ' (not claimed)'}")
                 if verdict.error:
                     broken += 1
                     click.echo(f"          {'the same' if verdict.error == before else verdict.error}")
-                    before = verdict.error
+                before = verdict.error
     click.echo(f"{broken} broken promise{'s' if broken != 1 else ''}" if broken else "all promises kept")
     sys.exit(1 if broken else 0)
 

@@ -124,7 +124,7 @@ def _on_all_ranks(
         from adbench.runner import Local
 
         place = place_of(results, data_dir, device)
-    if ranks.by_torchrun() > 1 and (not isinstance(where, Local) or where.jobs > 1 or timeout):
+    if ranks.world_size() > 1 and (not isinstance(where, Local) or where.jobs > 1 or timeout):
         raise UserError("torchrun's processes share one cell at a time; leave out --jobs, --timeout and --engine ray")
     with ranks.joined(place.torch_device) as mine:
         place = replace(place, ranks=mine)
@@ -158,9 +158,10 @@ def _carry_out(
     at_a_time = where.jobs or 1
     shares = 1 if place.torch_device.type == "cuda" else min(at_a_time, max(1, len(plan.open)))
     total = sum(seconds.values()) / shares
+    shared = f", less as {place.ranks.size} share each training" if place.ranks.size > 1 else ""
     console.print(
         f"\n{len(plan.open)} of {len(plan.matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
-        f" with {where.jobs or 'as many as fit'} at a time\n",
+        f" with {where.jobs or 'as many as fit'} at a time{shared}\n",
         highlight=False,
     )
     if dry_run:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adbench.errors import UserError
+from adbench.files import below
 from adbench.record import FILE
 
 SECONDS = 5.0
@@ -40,7 +41,7 @@ def _state(results: Path) -> State:
     """What the report is made of, and when it was last changed: changed content has another time or size."""
     found = {}
     for name in (FILE, *_ANALYSES):
-        for path in results.rglob(name):
+        for path in below(results, name):
             try:
                 stat = path.stat()
             except FileNotFoundError:  # replaced at this moment
