@@ -67,7 +67,7 @@ class Summary:
     micro_batch: int | None = None
     devices: int = 1
     notes: list[str] = field(default_factory=list)
-    """What was met on the way: damaged states that were passed over."""
+    """What was met on the way: damaged states that were passed over, another number of devices."""
 
 
 def finished(folder: Path) -> Summary | None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny import options, record_of, records
 from torch import Tensor
 
+from adbench import ranks as ranks_module
 from adbench.config import Train
 from adbench.data import load
 from adbench.errors import UserError
@@ -182,6 +186,37 @@ def test_a_batch_is_divided_as_equally_as_can_be() -> None:
         ((slice(3, 7), 11), (slice(0, 2), 6)),
         ((slice(7, 11), 11), (slice(0, 2), 6)),
     ]
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("shape", [(6, 3, 4, 4), (6, 3)])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_batch_norm_of_one_rank_is_torchs(shape: tuple[int, ...], affine: bool, dtype: torch.dtype) -> None:
+    """Values, running statistics, gradients, and the gradient of a gradient."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=draw, dtype=torch.float64).to(dtype)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    weight, bias = (torch.rand(3, generator=draw, dtype=wide) if affine else None for _ in range(2))
+    found = []
+    for function in (F.batch_norm, ranks_module._batch_norm):
+        mean, variance = torch.zeros(3, dtype=wide), torch.ones(3, dtype=wide)
+        z = x.clone().requires_grad_()
+        out = function(z, mean, variance, weight, bias, True, 0.1, 1e-5)
+        assert out.dtype is dtype
+        (first,) = torch.autograd.grad(out.double().pow(3).sum(), z, create_graph=True)
+        (second,) = torch.autograd.grad(first.double().square().sum(), z)
+        found.append([t.double() for t in (out, mean, variance, first, second)])
+    tolerance = 1e-10 if dtype is torch.float64 else 0.05
+    for theirs, mine in zip(*found, strict=True):
+        assert (theirs - mine).norm() <= tolerance * theirs.norm()
 
 
 @pytest.mark.parametrize(
