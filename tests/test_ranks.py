@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tiny import options, record_of, records
+from tiny import PLUGIN, options, record_of, records
 from torch import Tensor
 
 from adbench import ranks as ranks_module
@@ -40,23 +40,12 @@ UNEQUAL = ["las-at/written", "mtard/written", "iad/written"]
 """What three ranks do, with parts of 10 and 11 images: methods with state, and one without."""
 TOLERANCE = 1e-13
 PATIENCE = 240
-NAN = '''
-from adbench.losses import cross_entropy
-from adbench.method import Method
-
-
-class Broken(Method):
-    """Not a number on one of two devices, from the fourth iteration on."""
-
-    label = "Broken"
-
-    def attack(self, step):
-        return step.x
-
-    def loss(self, step, x_adv):
-        wrong = step.iteration > 3 and step.ranks.rank == 1
-        return cross_entropy(step.student(x_adv), step.y) * (float("nan") if wrong else 1)
-'''
+NAN = PLUGIN.replace(
+    "return cross_entropy(step.student(x_adv), step.y)",
+    "wrong = step.iteration > 3 and step.ranks.rank == 1\n"
+    "        return cross_entropy(step.student(x_adv), step.y) * (float('nan') if wrong else 1)",
+)
+"""Not a number on one of two devices, from the fourth iteration on."""
 ONE_SIDED = '''
 import sys
 from datetime import timedelta
