@@ -141,14 +141,14 @@ def test_every_setting_is_in_the_identity_unless_it_cannot_change_a_number(secti
 
 
 def test_nothing_of_where_a_cell_runs_is_known_when_it_gets_its_identity() -> None:
-    """Device, engine, jobs, threads and data folder are the place's and the engine's; a cell does not have them."""
+    """Device, ranks, engine, jobs, threads, data folder are the place's and the engine's; a cell does not have them."""
     known = {field.name for field in fields(Cell)}
     assert known == {
         "kind", "dataset", "fingerprint", "data", "threat", "architecture", "train", "evaluation", "seed", "method",
         "hyper", "spec", "teacher", "natural", "proxies",
     }  # fmt: skip
     where = {name for kind in (Place, Local, RayCluster) for name in (field.name for field in fields(kind))}
-    assert where == {"results", "data_dir", "device", "jobs", "threads", "address", "gpus"}
+    assert where == {"results", "data_dir", "device", "ranks", "jobs", "threads", "address", "gpus"}
     assert not known & where
 
 

@@ -31,7 +31,7 @@ from adbench.method import Ball
 from adbench.models import build
 from adbench.ranks import ALONE, Ranks
 from adbench.state import Epoch
-from adbench.train import BEST, LAST, LOG, RESUME, SUMMARY, Trainer
+from adbench.train import BEST, LAST, LOG, SUMMARY, Trainer
 from methods.pgd_at import PGDAT
 
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
@@ -276,9 +276,14 @@ def test_a_run_by_torchrun_records_its_cells_and_outlives_one_that_fails(tmp_pat
 
 
 def shared(results: Path) -> subprocess.Popen[str]:
-    """Twelve epochs of a method with state, in two processes."""
+    """Twenty epochs of a method with state, in two processes."""
     words = ("--methods", "las-at", "--set", "hyper.las-at.policy=cnn-4", "--set", "hyper.las-at.interval=2")
-    return adbench(*words, "--results", results, train__epochs="12")
+    return adbench(*words, "--results", results, train__epochs="20")
+
+
+def lines(results: Path) -> list[str]:
+    """The log of the one training there."""
+    return [line for log in results.rglob(LOG) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def _ranks(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -298,28 +303,29 @@ def test_a_shared_training_goes_on_from_its_last_whole_epoch(tmp_path: Path) -> 
     undisturbed = tmp_path / "undisturbed"
     code, said = ended(shared(undisturbed))
     assert code == 0, said
+    results = tmp_path / "disturbed"
+    epochs: list[str] = []
     for how in (signal.SIGTERM, signal.SIGKILL):
-        results = tmp_path / how.name
-        first = shared(results)
+        running = shared(results)
         until = time.monotonic() + PATIENCE
-        while not list(results.rglob(RESUME)):
+        while len(lines(results)) <= len(epochs):
             assert time.monotonic() < until, "no epoch was finished"
             time.sleep(0.02)
-        begun = next(results.rglob(LOG)).read_text(encoding="utf-8").splitlines()[0]
         if how is signal.SIGTERM:
-            first.terminate()
+            running.terminate()
         else:
-            os.kill(_ranks(first)["1"], how)
-        code, said = ended(first)
+            os.kill(_ranks(running)["1"], how)
+        code, said = ended(running)
         assert code != 0, said
         assert not records(results), "that a process is gone is no failure of the cell"
-        code, said = ended(shared(results))
-        assert code == 0, said
-        ends = [load_file(next(folder.rglob(LAST))) for folder in (undisturbed, results)]
-        assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
-        lines = next(results.rglob(LOG)).read_text(encoding="utf-8").splitlines()
-        assert lines[0] == begun, "the first epoch, with the time that it took, was not done again"
-        assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 13))
+        done, epochs = epochs, lines(results)
+        assert epochs[: len(done)] == done, "what was done, with the time that it took, was done again"
+    code, said = ended(shared(results))
+    assert code == 0, said
+    ends = [load_file(next(folder.rglob(LAST))) for folder in (undisturbed, results)]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert lines(results)[: len(epochs)] == epochs
+    assert [json.loads(line)["epoch"] for line in lines(results)] == list(range(1, 21))
 
 
 @pytest.mark.parametrize("words", [("--jobs", "2"), ("--timeout", "1h"), ("--engine", "ray")])
