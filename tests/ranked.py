@@ -28,14 +28,14 @@ from adbench.models import build
 from methods.las_at import LASAT
 
 HYPER: dict[str, dict[str, Any]] = {
-    "las-at": {"policy": "cnn-4", "interval": 2, "policy_lr": 0.1},
+    "las-at": {"policy": "cnn-4", "interval": 1, "policy_lr": 0.1},
     "iad": {"begin_frac": 0.5},
     "smaraad": {"gamma": 10.0},
     "smaraad-pp": {"gamma": 10.0},
 }
 DIFFERING = ("seconds", "images_per_second")
-BATCH, IMAGES = 32, 70
-"""Two batches, of which three ranks have 10, 11 and 11 images, and one of six."""
+BATCH, IMAGES = 32, 38
+"""A batch of which three ranks have 10, 11 and 11 images, and one of six."""
 
 
 def without_randomness() -> None:
@@ -63,8 +63,8 @@ def trained(name: str, way: str, mine: ranks.Ranks, folder: Path) -> dict[str, A
         student=student,
         teachers={need: net for need, net in zip(Need, teachers, strict=True) if need in method.needed()},
         dataset=dataset,
-        attack=Ball(0.1, 0.03, 3),
-        validation=Ball(0.1, 0.03, 2),
+        attack=Ball(0.1, 0.03, 2),
+        validation=Ball(0.1, 0.03, 1),
         config=Train(epochs=2, batch_size=BATCH, lr=0.05, micro_batch=12 if way == "parts" else None),
         seed=0,
         folder=folder,
