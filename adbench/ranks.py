@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from adbench.engine import single
 from adbench.errors import UserError
 
 PATIENCE = timedelta(minutes=10)
@@ -268,7 +269,7 @@ def _batch_norm(
     """torch.nn.functional.batch_norm of x (B, C, ...), with all ranks' images where it is training."""
     if not training:
         return _alone(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    values = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    values = single(x)
     rest = [dim for dim in range(x.dim()) if dim != 1]
     column = [-1 if dim == 1 else 1 for dim in range(x.dim())]
     here = values.new_full((1,), x.numel() // x.shape[1])

@@ -307,13 +307,13 @@ class Trainer:
 
     def _halve(self, batch: int, error: Exception) -> None:
         """Smaller micro-batches from now on. Raises UserError where there are none."""
-        size = min(self.micro_batch or batch, batch) // 2
         if self.ranks.size > 1:  # the others may be waiting in the middle of a pass by now
             remedy = "set train.micro_batch, or " if self.method.divisible else ""
             raise UserError(
                 f"method '{self.method.label}': out of memory with a batch of {batch} on {self.ranks.size} devices; "
                 f"{remedy}have torchrun start more"
             ) from error
+        size = min(self.micro_batch or batch, batch) // 2
         if size < 2 or not self.method.divisible:
             why = "one image at a time" if size < 2 else "and the method needs its batches whole"
             raise UserError(
