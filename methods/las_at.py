@@ -5,7 +5,7 @@ import torch
 from pydantic import Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
-from adbench.attacks.linf import Start, ascend, start_point
+from adbench.attacks.linf import Start, climb, start_point
 from adbench.losses import cross_entropy
 from adbench.method import Method, Net, Passes, Step, hyper
 from adbench.models import build, canonical
@@ -133,7 +133,7 @@ class LASAT(Method):
         )
 
     @staticmethod
-    def policy_loss(logits: dict[str, Tensor], actions: dict[str, Tensor], reward: float) -> Tensor:
+    def policy_loss(logits: dict[str, Tensor], actions: dict[str, Tensor], reward: Tensor | float) -> Tensor:
         """REINFORCE without a baseline: -log pi(action) times the reward, mean over the batch, sum over heads."""
         terms = [cross_entropy(logits[name], actions[name]).mean() for name in logits]
         return reward * torch.stack(terms).sum()
@@ -149,7 +149,7 @@ class LASAT(Method):
         nn.utils.clip_grad_norm_(self._policy.parameters(), 1.0)
         self._optimiser.step()
 
-    def reward(self, step: Step, x_adv: Tensor) -> float:
+    def reward(self, step: Step, x_adv: Tensor) -> Tensor:
         """What examples x_adv are worth: R1 + R2 + R3, one number for the batch."""
         with step.still(), torch.no_grad():
             caused = step.mean(cross_entropy(step.student(x_adv), step.y)).clamp(0, 10)
@@ -171,7 +171,7 @@ class LASAT(Method):
         parts = {"caused": caused, "robust": self.robust_reward * robust, "clean": self.clean_reward * clean}
         for name, part in parts.items():
             step.log(f"reward_{name}", part)
-        return float(sum(parts.values()))
+        return caused + parts["robust"] + parts["clean"]
 
     def _strongest(self, step: Step, net: Net) -> Tensor:
         """PGD on `net` (in training mode) from uniform starts; per image the restart of the largest loss."""
@@ -197,7 +197,7 @@ class LASAT(Method):
             right.copy_(logits.argmax(1) == step.y)
             return cross_entropy(logits, step.y)
 
-        moved = ascend(step.x, objective, eps=step.threat.eps, step=step.threat.step, steps=1, start=x_adv)
+        moved = climb(step.x, objective, x_adv, eps=step.threat.eps, step=step.threat.step, steps=1)
         return torch.where(right[:, None, None, None], moved, x_adv)
 
     def passes(self, steps: int) -> Passes:

@@ -1,0 +1,87 @@
+"""Training and evaluation under a GPU's rules, on a pretended one (`pretend.py`); tests marked gpu want a real one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pretend
+import pytest
+import torch
+from test_train import run, teacher_for, trainer
+
+from adbench.data import Split, load
+from adbench.evaluate import Evaluator, evaluate
+from adbench.matrix import configured
+from adbench.method import Teacher
+from adbench.models import build
+from adbench.registry import METHODS
+
+SMALL: dict[str, dict[str, Any]] = {"las-at": {"policy": "cnn-4", "interval": 2}}
+
+
+def test_the_pretended_gpu_keeps_its_tensors_apart_and_counts_what_waits_for_it() -> None:
+    with pretend.gpu() as places:
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        assert (there.device.type, (there + 1).device.type, here.device.type) == ("cuda", "cuda", "cpu")
+        with pytest.raises(RuntimeError, match="expected all tensors on the GPU"):
+            there + here
+        with pytest.raises(RuntimeError, match="expected a generator for cuda:0"):
+            torch.rand(3, generator=torch.Generator(), device="cuda")
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert places.waits.total() == 0
+        assert float(there.sum()) == float(there.cpu().sum()) == 3
+        assert places.waits.total() == 2
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_training_stays_on_the_gpu_and_does_not_wait_for_it_within_an_epoch(tmp_path: Path, name: str) -> None:
+    with pretend.gpu() as places:
+        method = configured(name, SMALL.get(name, {}))
+        it = trainer(tmp_path, method, device="cuda", images=96, epochs=1, attack_steps=2)
+        it.teachers = {need: Teacher(teacher_for(need).to("cuda"), it.engine) for need in method.needed()}
+        it.watch.every = 1000
+        waits: list[int] = []
+
+        def on_batch(*_: int) -> None:
+            waits.append(places.waits.total())
+
+        it.run(lambda _: None, on_batch)
+        # LAS-AT asks once an attack how many steps the longest strategy has: every batch, and where its policy learns.
+        allowed = {"las-at": [2, 1]}.get(name, [0, 0])
+        assert [after - before for before, after in pairwise(waits)] == allowed
+        assert {p.device.type for p in it.student.parameters()} == {"cuda"}
+
+
+def test_a_training_goes_on_on_the_gpu_from_its_state(tmp_path: Path) -> None:
+    with pretend.gpu():
+        whole = trainer(tmp_path / "whole", device="cuda", epochs=2)
+        run(whole)
+        cut = trainer(tmp_path / "cut", device="cuda", epochs=2)
+        with pytest.raises(KeyboardInterrupt):
+            cut.run(lambda _: (_ for _ in ()).throw(KeyboardInterrupt), lambda *_: None)
+        again = trainer(tmp_path / "cut", device="cuda", epochs=2)
+        entries = run(again)
+        assert [entry["epoch"] for entry in entries] == [2]
+        for one, other in zip(whole.student.parameters(), again.student.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_attacks_run_on_the_gpu_and_find_what_they_find_here() -> None:
+    torch.manual_seed(0)
+    network = build("cnn-4", classes=10, channels=1).eval()
+    data = load("digits", Path(), train_images=50, val_images=10, test_images=24)
+    with torch.no_grad():
+        said = network(data.test.images.float() / 255).argmax(1)
+    split = Split(data.test.images, said)
+    names = ("fgsm", "mi-fgsm", "pgd5", "cw5", "pgd2x2")
+
+    def found(device: str) -> dict[str, list[bool]]:
+        judge = Evaluator(network, split, data.threat, seed=0, batch_size=16, device=torch.device(device), keep=True)
+        return {name: outcome.right.tolist() for name, outcome in evaluate(judge, names).items()}
+
+    here = found("cpu")
+    with pretend.gpu():
+        assert found("cuda") == here
