@@ -110,8 +110,10 @@ class Lean(nn.Module):
     """A frozen copy of a network in evaluation mode, for outputs and their gradient in the input.
 
     A batch-norm that nothing but a convolution feeds is folded into that convolution, which is exact but for
-    rounding; weights of convolutions and matrix products are held in the precision they run in; maps are channels
-    last. `follow` takes over the weights and statistics that the original has by then.
+    rounding; weights of convolutions and matrix products are held in the precision they run in, but for the layer that
+    gives the logits, which is next to no work and runs in float32: divergences of nearly equal outputs are lost in
+    logits of eight bits. Maps are channels last. `follow` takes over the weights and statistics that the original has
+    by then.
 
     Called with images (B, C, H, W) it returns what the original returns; `forward_features` likewise.
     """
@@ -127,6 +129,8 @@ class Lean(nn.Module):
             for conv, norm in pairs
         ]
         if engine.precision == "bfloat16":
+            if (last := _classifier(self.body)) is not None:
+                last.__class__ = _Single
             for module in self.body.modules():
                 # Autocast would convert these weights anew in every pass.
                 if type(module) in (nn.Conv2d, nn.Linear):
@@ -194,6 +198,14 @@ class _ChannelsLast(torch.autograd.Function):
         return grad.contiguous()
 
 
+class _Single(nn.Linear):
+    """A linear layer in the precision of its weights, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 class _Outputs(nn.Module):
     """A network whose forward pass gives logits and the last feature map."""
 
@@ -240,3 +252,15 @@ def _without_batch_norm(network: nn.Module) -> tuple[list[tuple[str, str]], nn.M
     traced.delete_all_unused_submodules()
     traced.recompile()
     return pairs, traced
+
+
+def _classifier(body: nn.Module) -> nn.Linear | None:
+    """The linear layer whose output are the logits, where the network could be traced."""
+    if not isinstance(body, fx.GraphModule):
+        return None
+    (result,) = next(node for node in body.graph.nodes if node.op == "output").args
+    logits = result[0] if isinstance(result, tuple) else result
+    if not isinstance(logits, fx.Node) or logits.op != "call_module":
+        return None
+    layer = body.get_submodule(str(logits.target))
+    return layer if type(layer) is nn.Linear else None

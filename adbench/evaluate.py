@@ -244,7 +244,7 @@ def _by_shards(
     doubtful = torch.cat([shard.doubtful for shard in shards if shard.doubtful is not None])
     again = torch.split(doubtful.nonzero().squeeze(1), evaluator.shard_size) if doubtful.any() else ()
     for number, index in enumerate(again, 1):
-        shards.append(finished(f"{name}, doubtful images, part {number} of {len(again)}", index, "exact"))
+        shards.append(finished(f"{name}, doubtful images, part {number} of {len(again)}", index, "again"))
         right[index] = shards[-1].right
         if kept is not None and shards[-1].x_adv is not None:
             kept[index.to(kept.device)] = shards[-1].x_adv.to(kept.device)

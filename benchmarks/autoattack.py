@@ -2,7 +2,8 @@
 
     python benchmarks/autoattack.py teacher.pt cifar10.npz --arch wrn-10-2 --first 0 --images 256
 
-Prints seconds, survivors and every image whose verdict differs. Nothing else should run on the machine.
+Prints seconds, survivors and every image whose verdict differs. Nothing else should run on the machine. With --doubts,
+instead: what bfloat16 alone misses, how near the boundary that was, and what a second search within it would cost.
 """
 
 from __future__ import annotations
@@ -50,6 +51,26 @@ def ours(network: Network, split: Split, device: torch.device, seed: int, search
     return found.right
 
 
+def doubts(network: Network, split: Split, device: torch.device, seed: int, first: int) -> None:
+    """What a fast search leaves standing and an exact one breaks, and how close (`autoattack.closeness`) it was."""
+    x, y = split.images.to(device).float() / 255, split.labels.to(device)
+    with torch.no_grad():
+        places = (network(x).argmax(1) == y).nonzero().squeeze(1)
+    x, y, places = x[places], y[places], places + first
+    fast, exact = (autoattack.attack(network, x, y, EPS, seed=seed, search=search) for search in ("fast", "exact"))
+    left = ~fast.broken
+    close = autoattack.closeness(network, x[left], y[left], EPS)
+    missed = exact.broken[left]
+    print(
+        f"{len(x)} classified right; {int(left.sum())} survive bfloat16, {int((~exact.broken).sum())} float32; "
+        f"broken by bfloat16's x' alone: {places[fast.broken & ~exact.broken].tolist()}; missed by bfloat16: "
+        f"{dict(zip(places[left][missed].tolist(), close[missed].tolist(), strict=True))}"
+    )
+    for limit in (0.02, 0.05, 0.1, 0.2):
+        beyond = int((missed & (close > limit)).sum())
+        print(f"within {limit}: {int((close <= limit).sum())} searched again, {beyond} missed")
+
+
 def main() -> None:
     """Time the ways asked for and compare their verdicts with the first one's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,6 +80,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--ways", default="plain,default", help="of plain, default, exact")
+    parser.add_argument("--doubts", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args()
 
@@ -77,6 +99,9 @@ def main() -> None:
     }
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, pyautoattack {version('pyautoattack')}, {name}, close {autoattack.CLOSE}")
+    if asked.doubts:
+        doubts(network, split, device, 0, asked.first)
+        return
     first: tuple[float, Tensor] | None = None
     for way in asked.ways.split(","):
         begun = time.perf_counter()

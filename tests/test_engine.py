@@ -112,12 +112,14 @@ def test_what_cannot_be_folded_runs_as_it_is(values: bool) -> None:
     torch.testing.assert_close(lean(x), network(x))
 
 
-def test_half_precision_is_for_convolutions_and_matrices_and_outputs_are_single() -> None:
-    network = used("wrn-10-2", torch.float32)
+@pytest.mark.parametrize("name", ["rn18", "mn-v2", "wrn-10-2", "cnn-16"])
+def test_half_precision_is_for_convolutions_and_the_classifier_and_outputs_are_single(name: str) -> None:
+    network = used(name, torch.float32)
     lean = Lean(network, HALF)
     kinds = {type(m): {p.dtype for p in m.parameters(recurse=False)} for m in lean.modules()}
-    assert kinds[nn.Conv2d] == kinds[nn.Linear] == {torch.bfloat16}
-    assert kinds[nn.BatchNorm2d] == {torch.float32}
+    assert kinds[nn.Conv2d] == {torch.bfloat16}
+    assert nn.Linear not in kinds
+    assert {p.dtype for m in lean.modules() if isinstance(m, nn.Linear) for p in m.parameters()} == {torch.float32}
     x = torch.rand(2, 3, 16, 16)
     logits, maps, _ = outputs(lean, x)
     assert logits.dtype == maps.dtype == torch.float32

@@ -69,7 +69,7 @@ def test_two_nodes_of_which_one_is_lost_end_in_the_records_of_one_process(
     Path("tiny.toml").write_text(TEACHER, encoding="utf-8")
     Path("mine.py").write_text(PLUGIN, encoding="utf-8")
     words = ("--methods", ",".join(METHODS), "--seeds", "3", "--teacher", "tiny.toml", "--plugin", "mine.py")
-    settings = {"train__epochs": "20", "data__train_images": "128"}
+    settings = {"train__epochs": "8", "data__train_images": "128"}
 
     ended = threading.Event()
     killer = threading.Thread(target=_lose_a_node, args=(cluster, tmp_path / "spread", ended))

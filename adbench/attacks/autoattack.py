@@ -1,8 +1,8 @@
 """AutoAttack (Croce & Hein, ICML 2020) by its authors' own code, behind one adapter.
 
 The search may run in bfloat16; what counts is float32. An image is broken only if the x' that was found lies in the
-ball and in [0, 1] and is misclassified by the network in float32. Images for which bfloat16 may have decided wrongly
-are named, to be searched again in float32 (`attack` says which).
+ball and in [0, 1] and is misclassified by the network in float32; what one attack has not broken in float32, the next
+one goes on with. Survivors near the boundary are named, to be searched again in float32 (`attack` says which).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 
 SEARCHES = ("fast", "exact")
 
-FAST = Engine("bfloat16", lean=True, folded=False)
+FAST = Engine("bfloat16", lean=True)
 """How a fast search runs the network; its agreement with the exact one was measured in this form."""
 
 EXACT = Engine("float32", lean=True, folded=False)
@@ -44,8 +44,8 @@ PARTED = 32 * 32
 # pyautoattack keeps counters and log handlers at module level: one evaluation at a time in a process.
 LOCK = threading.Lock()
 
-# A survivor of the fast search is searched again in float32 if a short float32 attack on the margin brings it this
-# close to the boundary, in units of the gap between its first and third logit.
+# A survivor of the fast search is searched again by APGD in float32 if a short float32 attack on the margin brings it
+# this close to the boundary, in units of the gap between its first and third logit.
 CLOSE = 0.1
 PROBE_STEPS = 20
 
@@ -63,7 +63,7 @@ def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, s
         "target_classes": min(9, classes - 1),
         "batch_size": shard,
         "seed": seed,
-        "search": "float32" if search == "exact" else f"bfloat16, confirmed in float32 (close: {CLOSE})",
+        "search": "float32" if search == "exact" else f"bfloat16, decided in float32 (close: {CLOSE}, by APGD)",
     }
 
 
@@ -169,49 +169,70 @@ def attack(
     """AutoAttack on one shard of images.
 
     x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,); search: "exact" (float32
-    throughout) or "fast". After a fast search these are doubtful: images that bfloat16 calls broken and float32 does
-    not, and survivors which a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of the
-    boundary. Raises UserError with fewer classes than the version is defined for.
+    throughout), "fast", or "again": its APGD attacks alone, in float32, for what a fast search left doubtful. These are
+    the survivors that a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of the
+    boundary. Images that bfloat16 misclassifies as they are, which its attacks would pass over, a fast search leaves to
+    float32. Raises UserError with fewer classes than the version is defined for.
     """
-    none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
-        return Found(x, none, none, [])
+        return Found(x, ~everything, ~everything, [])
     with LOCK, attacking(network), _captured() as flags:
-        found, claimed = _run(searching(network, x, search), x, y, eps, seed, name)
+        exact = searching(network, x, "exact")
+        if search == "fast":
+            fast = searching(network, x, search)
+            with torch.no_grad():
+                alike = fast(x).argmax(1) == y
+            work = [(fast, alike), (exact, ~alike)]
+        else:
+            work = [(exact, everything)]
+        found = x.clone()
+        for searched, part in work:
+            if part.any():
+                found[part] = _run(network, searched, x[part], y[part], eps, seed, name, apgd_alone=search == "again")
         broken = falls(network, x, found, y, eps)
-        doubtful = none.clone()
+        doubtful = ~everything
         if search == "fast":
             left = (~broken).nonzero().squeeze(1)
-            doubtful[left] = claimed[left] | (closeness(network, x[left], y[left], eps) <= CLOSE)
+            doubtful[left] = closeness(exact, x[left], y[left], eps) <= CLOSE
     return Found(torch.where(broken[:, None, None, None], found, x), broken, doubtful, list(flags.messages))
 
 
-def _run(model: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """The examples that pyautoattack finds against `model`, and which images it claims to have broken."""
+def _run(
+    network: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str, *,
+    apgd_alone: bool,
+) -> Tensor:  # fmt: skip
+    """The x' that pyautoattack finds against `searched`, each of its attacks on what `network` still classifies right.
+
+    So an x' which only bfloat16 takes for another class ends no image's search: the next attack goes on with it.
+    """
     import pyautoattack
     from pyautoattack import checks
 
     with torch.no_grad():
-        classes = model(x[:1]).shape[1]
+        classes = network(x[:1]).shape[1]
     if classes < least_classes(name):
         raise UserError(too_few_classes(name, f"this network has {classes}"))
     # The counters behind the "dynamic defense" warning are never reset by the package itself.
     for counter in checks.funcs:
         checks.funcs[counter] = 0
     attack = pyautoattack.AutoAttack(
-        model.eval(), norm="Linf", eps=float(eps), version=VERSIONS[name], seed=seed, device=x.device
+        searched.eval(), norm="Linf", eps=float(eps), version=VERSIONS[name], seed=seed, device=x.device
     )
+    attack.get_logits = _AsWritten(network)  # by which the package decides what each of its attacks has broken
     attack.apgd_targeted.n_target_classes = min(9, classes - 1)
     attack.fab.n_target_classes = min(9, classes - 1)
+    if apgd_alone:
+        attack.attacks_to_run = [each for each in attack.attacks_to_run if each.startswith("apgd")]
     # The package seeds torch's global generator; the caller's stream goes on as if it had not.
     # Its check for dynamic defences counts calls by a trace function, and leaves none behind: a debugger's goes on.
     tracing = sys.gettrace()
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         try:
-            x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=len(x))
+            x_adv: Tensor = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
         finally:
             sys.settrace(tracing)
-    return x_adv, predicted != y
+    return x_adv
 
 
 @torch.no_grad()
