@@ -242,7 +242,8 @@ def _by_shards(
     right = torch.cat([shard.right for shard in shards])
     kept = torch.cat([shard.x_adv for shard in shards if shard.x_adv is not None]) if evaluator.keep else None
     doubtful = torch.cat([shard.doubtful for shard in shards if shard.doubtful is not None])
-    again = torch.split(doubtful.nonzero().squeeze(1), evaluator.shard_size) if doubtful.any() else ()
+    several = max(1, evaluator.shard_size // autoattack.STARTS)
+    again = torch.split(doubtful.nonzero().squeeze(1), several) if doubtful.any() else ()
     for number, index in enumerate(again, 1):
         shards.append(finished(f"{name}, doubtful images, part {number} of {len(again)}", index, "again"))
         right[index] = shards[-1].right

@@ -44,10 +44,11 @@ PARTED = 32 * 32
 # pyautoattack keeps counters and log handlers at module level: one evaluation at a time in a process.
 LOCK = threading.Lock()
 
-# A survivor of the fast search is searched again by APGD in float32 if a short float32 attack on the margin brings it
-# this close to the boundary, in units of the gap between its first and third logit.
+# A survivor of the fast search is searched again if a short float32 attack on the margin brings it this close to the
+# boundary, in units of the gap between its first and third logit: by APGD in float32 from so many random starts.
 CLOSE = 0.1
 PROBE_STEPS = 20
+STARTS = 3
 
 
 def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, shard: int) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, s
         "target_classes": min(9, classes - 1),
         "batch_size": shard,
         "seed": seed,
-        "search": "float32" if search == "exact" else f"bfloat16, decided in float32 (close: {CLOSE}, by APGD)",
+        "search": "float32" if search == "exact" else f"bfloat16, decided in float32 (near {CLOSE}, starts {STARTS})",
     }
 
 
@@ -169,10 +170,10 @@ def attack(
     """AutoAttack on one shard of images.
 
     x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,); search: "exact" (float32
-    throughout), "fast", or "again": its APGD attacks alone, in float32, for what a fast search left doubtful. These are
-    the survivors that a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of the
-    boundary. Images that bfloat16 misclassifies as they are, which its attacks would pass over, a fast search leaves to
-    float32. Raises UserError with fewer classes than the version is defined for.
+    throughout), "fast", or "again": its APGD attacks alone, in float32 and from STARTS starts, for what a fast search
+    left doubtful. These are the survivors that a float32 attack of PROBE_STEPS steps on the margin breaks, or brings
+    within CLOSE of the boundary. Images that bfloat16 misclassifies as they are, which its attacks would pass over, a
+    fast search leaves to float32. Raises UserError with fewer classes than the version is defined for.
     """
     everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
@@ -180,16 +181,17 @@ def attack(
     with LOCK, attacking(network), _captured() as flags:
         exact = searching(network, x, "exact")
         if search == "fast":
+            found = x.clone()
             fast = searching(network, x, search)
             with torch.no_grad():
                 alike = fast(x).argmax(1) == y
-            work = [(fast, alike), (exact, ~alike)]
+            for searched, part in ((fast, alike), (exact, ~alike)):
+                if part.any():
+                    found[part] = _run(network, searched, x[part], y[part], eps, seed, name)
+        elif search == "again":
+            found = _from_several_starts(network, exact, x, y, eps, seed, name)
         else:
-            work = [(exact, everything)]
-        found = x.clone()
-        for searched, part in work:
-            if part.any():
-                found[part] = _run(network, searched, x[part], y[part], eps, seed, name, apgd_alone=search == "again")
+            found = _run(network, exact, x, y, eps, seed, name)
         broken = falls(network, x, found, y, eps)
         doubtful = ~everything
         if search == "fast":
@@ -198,9 +200,19 @@ def attack(
     return Found(torch.where(broken[:, None, None, None], found, x), broken, doubtful, list(flags.messages))
 
 
+def _from_several_starts(
+    network: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str
+) -> Tensor:
+    """The x' that APGD finds for STARTS copies of each image, whose noise differs: of each image one that breaks it."""
+    copies, labels = x.repeat_interleave(STARTS, dim=0), y.repeat_interleave(STARTS)
+    found = _run(network, searched, copies, labels, eps, seed, name, apgd_alone=True)
+    broken = falls(network, copies, found, labels, eps).view(-1, STARTS)
+    return found.view(-1, STARTS, *x.shape[1:])[torch.arange(len(x)), broken.int().argmax(1)]
+
+
 def _run(
-    network: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str, *,
-    apgd_alone: bool,
+    network: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str,
+    apgd_alone: bool = False,
 ) -> Tensor:  # fmt: skip
     """The x' that pyautoattack finds against `searched`, each of its attacks on what `network` still classifies right.
 
