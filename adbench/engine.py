@@ -8,9 +8,11 @@ the same form, in bfloat16.
 from __future__ import annotations
 
 import copy
+import ctypes
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -27,7 +29,7 @@ LEAST_WORK = 10_000_000
 """Multiply-adds of one image from which on the lean form is chosen: a smaller network's time is not in its layers."""
 
 PART = 64
-"""Images that a CPU is given at a time: it is fastest where their activations fit its caches."""
+"""Images that a CPU is given at a time, so that their activations fit its caches; in bfloat16 twice as many."""
 
 
 def multiply_adds(network: nn.Module, image_shape: tuple[int, ...]) -> int:
@@ -47,6 +49,23 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     can = torch.cpu.get_capabilities()
     return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, for what it allocates next: whether its C library (glibc) can.
+
+    By default glibc hands a large block back when it is freed and asks the kernel for another, whose pages are empty
+    and cost a fault each: a fifth of a small network's time on a CPU (docs/performance.md).
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    # Before 2.35 no threshold above 32 MiB is accepted.
+    blocks = mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25)
+    return bool(blocks and mallopt(trim_threshold, (1 << 31) - 1))
 
 
 @dataclass(frozen=True)
@@ -121,6 +140,8 @@ class Lean(nn.Module):
     def __init__(self, network: nn.Module, engine: Engine) -> None:
         super().__init__()
         self.engine = engine
+        if not any(weights.is_cuda for weights in network.parameters()):
+            keep_freed_memory()
         original = _Outputs(network) if isinstance(network, Network) else network
         body = copy.deepcopy(original).eval().requires_grad_(False)
         pairs, self.body = _without_batch_norm(body) if engine.folded else ([], body)
@@ -159,26 +180,25 @@ class Lean(nn.Module):
             tensor.copy_(theirs)
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs = self._run(x)
-        logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-        return logits
+        return _joined([outputs[0] for outputs in self._parts(x)])
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of a `Network`: logits (B, classes) and the last feature map (B, K, H', W'), both in float32 or better."""
-        outputs = self._run(x)
-        assert isinstance(outputs, tuple)
-        return outputs
+        logits, maps = zip(*self._parts(x), strict=True)
+        return _joined(logits), _joined(maps)
 
-    def _run(self, x: Tensor) -> Any:
-        if x.device.type != "cpu" or len(x) <= PART:
-            return self._part(x)
-        parts = [self._part(part) for part in torch.split(x, PART)]
-        return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
+    def _parts(self, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The outputs for each part of the images, in the precision they come in."""
+        size = PART * 4 // self.engine.dtype.itemsize if x.device.type == "cpu" else max(1, len(x))
+        for part in torch.split(x, size):
+            with self.engine.autocast(x.device):
+                outputs = self._outputs(_ChannelsLast.apply(part))
+            yield outputs if isinstance(outputs, tuple) else (outputs,)
 
-    def _part(self, x: Tensor) -> Any:
-        with self.engine.autocast(x.device):
-            outputs = self._outputs(_ChannelsLast.apply(x))
-        return tuple(map(single, outputs)) if isinstance(outputs, tuple) else single(outputs)
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """A batch of its parts, in float32 or better."""
+    return single(parts[0] if len(parts) == 1 else torch.cat(tuple(parts)))
 
 
 def single(values: Tensor) -> Tensor:

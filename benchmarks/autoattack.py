@@ -52,14 +52,14 @@ def ours(network: Network, split: Split, device: torch.device, seed: int, search
 
 
 def doubts(network: Network, split: Split, device: torch.device, seed: int, first: int) -> None:
-    """What a fast search leaves standing and an exact one breaks, and how close (`autoattack.closeness`) it was."""
+    """What a fast search leaves standing and an exact one breaks, and how close (`autoattack.probe`) it was."""
     x, y = split.images.to(device).float() / 255, split.labels.to(device)
     with torch.no_grad():
         places = (network(x).argmax(1) == y).nonzero().squeeze(1)
     x, y, places = x[places], y[places], places + first
     fast, exact = (autoattack.attack(network, x, y, EPS, seed=seed, search=search) for search in ("fast", "exact"))
     left = ~fast.broken
-    close = autoattack.closeness(network, x[left], y[left], EPS)
+    close, _ = autoattack.probe(network, x[left], y[left], EPS)
     missed = exact.broken[left]
     print(
         f"{len(x)} classified right; {int(left.sum())} survive bfloat16, {int((~exact.broken).sum())} float32; "
@@ -98,7 +98,7 @@ def main() -> None:
         "exact": lambda: ours(network, split, device, 0, "exact"),
     }
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, pyautoattack {version('pyautoattack')}, {name}, close {autoattack.CLOSE}")
+    print(f"torch {torch.__version__}, pyautoattack {version('pyautoattack')}, {name}")
     if asked.doubts:
         doubts(network, split, device, 0, asked.first)
         return

@@ -3,7 +3,8 @@
     python benchmarks/step.py --methods pgd-at,rslad,adaad --teacher teacher.pt --data cifar10.npz
     python benchmarks/step.py --device cuda --batch 256 --teacher-arch wrn-34-10          # untrained: time alone
 
-Every way takes one step in turn, so that whatever else the machine does meets all of them; times are medians. `plain`
+Every way takes one step in turn, so that whatever else the machine does meets all of them, and each in a process of its
+own, so that none has what another does to a process (adbench keeps freed memory); times are medians. `plain`
 is benchmarks/plain.py: float32, layer by layer. `naive` is the same under bfloat16 autocast, channels last, compiled.
 `exact`, `auto` and `bfloat16` are adbench by its train.precision. Prints a Markdown table.
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from fractions import Fraction
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from torch import Tensor
 from adbench.checkpoint import load_into, read_state_dict
 from adbench.config import Train
 from adbench.data import Dataset, Split, Threat
+from adbench.engine import multiplies_bfloat16
 from adbench.matrix import PAPER_METHODS, configured
 from adbench.method import Ball, Need
 from adbench.models import build
@@ -125,7 +129,8 @@ class Bench:
         trainer.iteration = 1
         return lambda: trainer.iterate(index, crops, noise, {})
 
-    def ways(self, method: str, asked: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
+    def way(self, method: str, name: str) -> Callable[[], Tensor]:
+        """A step of a method in one of WAYS."""
         made: dict[str, Callable[[], Callable[[], Tensor]]] = {
             "plain": lambda: self.plain(method),
             "naive": lambda: self.plain(method, naive=True),
@@ -133,7 +138,43 @@ class Bench:
             "auto": lambda: self.ours(method, "auto"),
             "bfloat16": lambda: self.ours(method, "bfloat16"),
         }
-        return {way: made[way]() for way in asked}
+        return made[name]()
+
+
+def steps_on_request(args: argparse.Namespace, way: str, pipe: Connection) -> None:
+    """In a process of a way's own: of each method that is named, a step each time that None comes; then an answer."""
+    bench = Bench(args)
+    for asked in iter(pipe.recv, ""):
+        if asked is not None:
+            work = bench.way(asked, way)
+        else:
+            seconds(work, bench.device)
+        pipe.send(True)
+
+
+class Apart:
+    """A way in a process of its own; called, it takes a step of the method that was last prepared."""
+
+    def __init__(self, args: argparse.Namespace, way: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=steps_on_request, args=(args, way, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def prepare(self, method: str) -> None:
+        self._ask(method)
+
+    def __call__(self) -> None:
+        self._ask(None)
+
+    def end(self) -> None:
+        self.pipe.send("")
+        self.process.join()
+
+    def _ask(self, asked: str | None) -> None:
+        self.pipe.send(asked)
+        self.pipe.recv()
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -144,7 +185,7 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def in_turn(works: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, float]:
+def in_turn(works: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, float]:
     """The median seconds of each of several works, taken in turn; the first time does not count."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
@@ -176,11 +217,9 @@ def heading(args: argparse.Namespace) -> None:
 
 
 def cpu() -> str:
-    """The processor's name, and whether it multiplies bfloat16 matrices."""
-    capabilities = torch.cpu.get_capabilities()
-    return (
-        f"{capabilities.get('cpu_name', 'CPU')}, bfloat16 matrices: {'yes' if capabilities.get('amx_bf16') else 'no'}"
-    )
+    """The processor's name, and whether it has arithmetic for bfloat16."""
+    name = torch.cpu.get_capabilities().get("cpu_name", "CPU")
+    return f"{name}, {'with' if multiplies_bfloat16(torch.device('cpu')) else 'without'} bfloat16"
 
 
 def main() -> None:
@@ -189,15 +228,20 @@ def main() -> None:
     parser.add_argument("--ways", default="plain,auto", help=f"of {', '.join(WAYS)}")
     args = parser.parse_args()
     heading(args)
-    bench, ways = Bench(args), tuple(args.ways.split(","))
+    ways = tuple(args.ways.split(","))
+    works = {way: Apart(args, way) for way in ways}
     rows = []
     for method in methods(args.methods):
-        found = in_turn(bench.ways(method, ways), bench.device, args.rounds)
+        for work in works.values():
+            work.prepare(method)
+        found = in_turn(works, torch.device("cpu"), args.rounds)
         first = found[ways[0]]
         rows.append(
             [method, *(f"{found[way]:.3f}" for way in ways), *(f"{first / found[way]:.2f}x" for way in ways[1:])]
         )
         print(" ".join(rows[-1]), file=sys.stderr, flush=True)
+    for work in works.values():
+        work.end()
     table(["method", *(f"{way} (s)" for way in ways), *(f"{ways[0]} / {way}" for way in ways[1:])], rows)
 
 

@@ -7,7 +7,9 @@ import os
 import random
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,14 @@ import pandas as pd
 import pyautoattack
 import pytest
 import torch
+from pyautoattack import fab_base
+from pyautoattack.fab_projections import projection_linf
 from tiny import SETTINGS
 from torch import Tensor, nn
 
-from adbench.attacks import autoattack
+from adbench.attacks import autoattack, targets
+from adbench.attacks.hyperplane import nearest_in_box
+from adbench.attacks.linf import attacking
 from adbench.cli import main
 from adbench.data import Split, Threat
 from adbench.evaluate import Evaluator, Outcome, evaluate
@@ -52,6 +58,12 @@ def test_shards_make_up_the_whole_and_a_known_shard_is_not_attacked_again(few) -
     again = evaluate(resumed, ("aa",), known=known, on_attack=lambda name, _: attacked.append(name))["aa"]
     assert attacked == [labels[2], "aa"]
     assert torch.equal(again.right, whole.right)
+    attacked.clear()
+    known[labels[0]] = replace(known[labels[0]], definition=known[labels[0]].definition | {"seed": 7})
+    evaluate(
+        evaluator(*few, shard=12), ("aa",), aa_images=24, known=known, on_attack=lambda name, _: attacked.append(name)
+    )
+    assert attacked == [labels[0], "aa"], "what another attack left behind is not taken for this one's"
     first = evaluate(evaluator(*few, shard=12), ("aa",), aa_images=12)["aa"]
     assert torch.equal(first.right, whole.right[:12]), "a whole shard's verdicts do not depend on what follows"
 
@@ -62,7 +74,10 @@ def test_the_fast_search_gives_the_exact_verdicts_here_and_says_what_it_is(few, 
     assert torch.equal(found["fast"].right, found["exact"].right)
     assert 0 < found["exact"].right.sum() < 30
     assert found["exact"].definition["search"] == "float32"
-    assert found["fast"].definition["search"] == "bfloat16, decided in float32 (near 0.1, starts 3)"
+    assert found["fast"].definition["search"] == (
+        "bfloat16, target classes together up to 128 pairs, decided in float32 "
+        "(APGD again within 0.1, within 0.02 from 5 starts)"
+    )
 
 
 def test_where_bfloat16_is_not_faster_the_search_is_exact(few, monkeypatch) -> None:
@@ -138,21 +153,26 @@ class SureInHalf(nn.Module):
 def test_what_only_bfloat16_calls_broken_meets_the_next_attack_and_apgd_in_float32(few, monkeypatch) -> None:
     net, split = few
     met: dict[str, list[int]] = {}
+    aimed: list[int] = []
     whole = pyautoattack.AutoAttack.__init__
 
     def watched(self: Any, *args: Any, **options: Any) -> None:
         whole(self, *args, **options)
         self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
         self.square.n_queries = 20
-        for name in ("apgd", "apgd_targeted", "fab", "square"):
+        for name in ("apgd", "square"):
             attack = getattr(self, name)
+            attack.perturb = partial(meet, name, attack.perturb)
 
-            def perturb(x: Tensor, *rest: Any, _name: str = name, _perturb: Any = attack.perturb) -> Tensor:
-                met.setdefault(_name, []).append(len(x))
-                return _perturb(x, *rest)
+    def meet(name: str, perturb: Any, *given: Any) -> Tensor:
+        met.setdefault(name, []).append(len(given[-1]))
+        if name == "apgd_targeted":
+            aimed.append(given[0].n_target_classes)
+        found: Tensor = perturb(*given)
+        return found
 
-            attack.perturb = perturb
-
+    monkeypatch.setattr(targets, "apgd", partial(meet, "apgd_targeted", targets.apgd))
+    monkeypatch.setattr(targets, "fab", partial(meet, "fab", targets.fab))
     monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", watched)
     x = split.images.float() / 255
     y = net(x).argmax(1)
@@ -162,14 +182,154 @@ def test_what_only_bfloat16_calls_broken_meets_the_next_attack_and_apgd_in_float
     assert right == sorted(right)
     assert right[1] > 0, "the last attack met what float32 still had right"
     met.clear()
-    again = autoattack.attack(SureInHalf(net, x), x[found.doubtful], y[found.doubtful], EPS, seed=0, search="again")
-    copies = autoattack.STARTS * int(found.doubtful.sum())
+    doubtful = (x[found.doubtful], y[found.doubtful])
+    again = autoattack.attack(SureInHalf(net, x), *doubtful, EPS, seed=0, search="again")
+    close, rank = autoattack.probe(net, *doubtful, EPS)
+    assert set(aimed[:-1]) == {4}
+    assert aimed[-1] == min(4, int(rank.max()) + 1)
+    copies = sum(autoattack.STARTS if each <= autoattack.CLOSEST else 1 for each in close.tolist())
+    assert len(close) < copies < autoattack.STARTS * len(close)
     assert list(met) == ["apgd", "apgd_targeted"]
     assert met["apgd"] == [copies]
     assert met["apgd_targeted"][0] <= copies
     assert len(again.broken) == int(found.doubtful.sum())
+    beside = tuple(part[rank == 1] for part in doubtful)
+    autoattack.attack(SureInHalf(net, x), *beside, EPS, seed=0, search="again")
+    assert aimed[-1] == 2, "the class that all of them came closest to, and one more"
     exact = autoattack.attack(net, x, y, EPS, seed=0, search="exact")
     assert not (exact.broken & ~found.broken & ~found.doubtful).any()
+
+
+@pytest.mark.parametrize("reach", [0.001, 0.1, 0.4, 3.0])
+@pytest.mark.parametrize("pixels", [1, 7, 3072])
+def test_fabs_projection_without_sorting_leads_to_the_packages_own_point(reach: float, pixels: int) -> None:
+    torch.manual_seed(pixels)
+    points = (1.4 * torch.rand(40, pixels) - 0.2).clamp(0, 1)  # some of them at the box's sides
+    w = torch.randn(40, pixels) * torch.rand(40, 1)
+    w[torch.rand_like(w) < 0.1] = 0
+    w[0] = 0
+    b = (w * points).sum(1) + w.abs().sum(1) * reach * torch.randn(40)
+    mine, theirs = nearest_in_box(points, w, b), projection_linf(points, w, b)
+    torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=0)
+    assert (points + mine).min() >= 0
+    assert (points + mine).max() <= 1
+    off = ((w * (points + mine)).sum(1) - b).abs()
+    reached = off <= 1e-4 * (1 + b.abs())
+    beyond = ((points + mine == 0) | (points + mine == 1) | (w == 0)).all(1)
+    assert (reached | beyond).all(), "what misses the hyperplane is a corner of the box"
+    assert reached.any()
+
+
+def test_only_a_fast_search_projects_without_sorting(few, monkeypatch) -> None:
+    net, split = few
+    asked: list[int] = []
+
+    def counted(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        asked.append(len(points))
+        return nearest_in_box(points, w, b)
+
+    monkeypatch.setattr(autoattack, "nearest_in_box", counted)
+    x = split.images[:4].float() / 255
+    for search in autoattack.SEARCHES:
+        autoattack.attack(net, x, net(x).argmax(1), Fraction(1, 255), seed=0, search=search)
+        assert bool(asked) == (search == "fast")
+        assert fab_base.projection_linf is projection_linf
+        asked.clear()
+
+
+def test_targets_are_taken_together_by_rank_until_one_breaks_the_image() -> None:
+    logits = torch.tensor([[4.0, 3, 2, 1, 0], [0, 5, 4, 3, 2], [9, 0, 1, 2, 3], [3, 4, 5, 2, 1]])
+    x, y = torch.arange(4.0).reshape(4, 1, 1, 1), torch.tensor([0, 1, 1, 2])  # the third is misclassified as it is
+    asked: list[tuple[list[float], list[int]]] = []
+
+    def run(images: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        asked.append((images.flatten().tolist(), targets.tolist()))
+        assert labels.tolist() == y[images.flatten().long()].tolist()
+        return images + 10.0 * (1 + targets.reshape(-1, 1, 1, 1))
+
+    def falls(images: Tensor, x_adv: Tensor, _: Tensor) -> Tensor:
+        toward = x_adv.flatten() // 10 - 1
+        return ((images.flatten() == 1) & (toward >= 3)) | ((images.flatten() == 0) & (toward == 4))
+
+    found = targets.together(run, falls, x, y, logits, classes=4, most=6)
+    assert asked == [
+        ([0, 0, 1, 1, 3, 3], [1, 2, 2, 3, 1, 0]),
+        ([0, 0, 3, 3], [3, 4, 3, 4]),
+    ]
+    assert found.flatten().tolist() == [50, 41, 2, 3]
+    asked.clear()
+    targets.together(run, falls, x, y, logits, classes=1, most=1)
+    assert asked == [([0, 1, 3], [1, 2, 1])], "at least one target, and no more than there are to be"
+
+
+@pytest.mark.parametrize("most", [1, 64, 1000])
+@pytest.mark.parametrize("named", ["fab", "apgd_targeted"])
+def test_targets_together_break_what_the_package_breaks(few, named: str, most: int) -> None:
+    net, split = few
+    x, y = split.images.float() / 255, split.labels
+    with attacking(net), torch.no_grad():
+        right = net(x).argmax(1) == y
+        x, y = x[right], y[right]
+        adversary = pyautoattack.AutoAttack(net, norm="Linf", eps=float(EPS), version="standard", seed=0, device="cpu")
+        one = getattr(adversary, named)
+        one.seed, one.targeted, one.n_restarts, one.n_target_classes = 0, True, 1, 4
+        theirs = autoattack.falls(net, x, one.perturb(x, y), y, EPS)
+        found = getattr(targets, "fab" if named == "fab" else "apgd")(
+            one, partial(autoattack.falls, net, eps=EPS), most, x, y
+        )
+    ours = autoattack.falls(net, x, found, y, EPS)
+    # FAB begins at the image; APGD at noise, drawn as in the package where it takes a target at a time.
+    chance = 1 if named == "apgd_targeted" and most > 1 else 0
+    assert (ours != theirs).sum() <= chance
+    assert 0 < ours.sum() < len(x)
+    assert torch.equal(found[~ours], x[~ours]), "what is not broken comes back as it was"
+
+
+def test_fab_without_targets_is_the_packages_own(few) -> None:
+    net, split = few
+    x, y = split.images[:8].float() / 255, split.labels[:8]
+    with attacking(net):
+        one = pyautoattack.AutoAttack(net, norm="Linf", eps=float(EPS), version="plus", seed=0, device="cpu").fab
+        one.seed, one.targeted, one.n_iter, one.n_restarts = 0, False, 5, 2
+        theirs = one.perturb(x, y)
+        one.perturb = partial(targets.fab, one, partial(autoattack.falls, net, eps=EPS), 64)
+        assert torch.equal(one.perturb(x, y), theirs)
+        one.targeted, one.n_target_classes = True, 4
+        one.perturb(x, y)
+        one.targeted = False
+        assert torch.equal(one.perturb(x, y), theirs), "also after a targeted run"
+
+
+def test_only_a_search_that_may_takes_several_targets(few, monkeypatch) -> None:
+    net, split = few
+    x, y = split.images.float() / 255, split.labels
+    with torch.no_grad():
+        right = net(x).argmax(1) == y
+    took: list[int] = []
+    really = targets.together
+
+    def counting(*given: Any) -> Tensor:
+        took.append(given[-1])
+        return really(*given)
+
+    monkeypatch.setattr(targets, "together", counting)
+    autoattack.attack(net, x[right], y[right], EPS / 4, seed=0)
+    assert not took
+    autoattack.attack(net, x[right], y[right], EPS / 4, seed=0, search="fast")
+    assert set(took) == {autoattack.TOGETHER}
+
+
+def test_the_probe_names_the_class_beside_each_image_by_its_rank_there() -> None:
+    linear = nn.Linear(4, 4)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 0.5, 0, 0], [-5, 0, 0, 0], [0, 0, 0, 0]]))
+        linear.bias.copy_(torch.tensor([0, 0, 4.4, -1]))
+    x = torch.tensor([[0.8, 1, 0, 0], [0.9, 1, 0, 0]]).view(2, 1, 2, 2)
+    # The first pixel falls by eps. That brings the first image's logits from (0.8, 0.5, 0.4) to (0.75, 0.5, 0.65), the
+    # second's from (0.9, 0.5, -0.1) to (0.85, 0.5, 0.15).
+    distance, rank = autoattack.probe(nn.Sequential(nn.Flatten(), linear), x, torch.tensor([0, 0]), Fraction(1, 20))
+    assert rank.tolist() == [2, 1]
+    assert distance.tolist() == pytest.approx([0.1 / 0.25, 0.35 / 0.7], abs=1e-4)
 
 
 def test_a_debugger_or_coverage_goes_on_tracing(few) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,30 @@ def outputs(network: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits, maps = network.forward_features(z)
     (gradient,) = torch.autograd.grad((logits.square().sum() + maps.sin().sum()), z)
     return logits.detach(), maps.detach(), gradient
+
+
+KEPT = """
+import resource, torch
+from adbench.engine import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults(), keep_freed_memory(), faults(), faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the page faults of Linux")
+def test_what_is_freed_is_kept_and_costs_no_page_faults_when_it_is_allocated_again() -> None:
+    ran = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    before, kept, _, after = ran.stdout.split()
+    if kept == "False":
+        pytest.skip("the C library is not glibc")
+    assert int(before) > 100 * max(1, int(after)), "64 MiB five times over: 80,000 pages, or none"
 
 
 @pytest.mark.parametrize(("name", "folded"), [("rn18", 20), ("mn-v2", 57), ("wrn-10-2", 4), ("cnn-16", 3)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -42,23 +44,38 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-def _works(raylet: int, results: Path) -> bool:
-    """Whether a process that this raylet started holds a cell."""
+def _worker(raylet: int, results: Path) -> int | None:
+    """A process that this raylet started and that holds a cell."""
     for path in results.rglob(locks.FILE):
         with suppress(OSError, ValueError):  # no note: nobody holds it
             holder = json.loads(path.read_text(encoding="utf-8"))["pid"]
-            if Path(f"/proc/{holder}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1] == str(raylet):
-                return True
-    return False
+            parent = Path(f"/proc/{holder}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+            if parent == str(raylet) and locks.holder(path.parent):
+                return int(holder)
+    return None
 
 
 def _lose_a_node(cluster: Any, results: Path, ended: threading.Event) -> None:
     """Kill the second node with a cell on it, when a third of the matrix is done."""
     raylet = cluster.second.all_processes["raylet"][0].process.pid
-    while len(list(results.rglob("record.json"))) < 5 or not _works(raylet, results):
-        if ended.wait(0.02):
-            return
-    cluster.remove_node(cluster.second, allow_graceful=False)
+    while not ended.wait(0.02):
+        worker = _worker(raylet, results)
+        if worker is None or len(list(results.rglob("record.json"))) < 5:
+            continue
+        # A worker outlives its raylet for a moment, in which it could end its cell.
+        try:
+            os.kill(worker, signal.SIGSTOP)
+        except ProcessLookupError:
+            continue
+        if _worker(raylet, results) != worker:
+            os.kill(worker, signal.SIGCONT)
+            continue
+        try:
+            cluster.remove_node(cluster.second, allow_graceful=False)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        return
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ class Block(nn.Module):
         # Only a projecting shortcut starts after the activation; an identity carries x itself.
         shortcut = x if self.shortcut is None else self.shortcut(activated)
         out = self.conv_0(F.pad(activated, self._padding))
-        total: Tensor = shortcut + self.conv_1(F.silu(self.batchnorm_1(out)))
-        return total
+        total: Tensor = self.conv_1(F.silu(self.batchnorm_1(out)))
+        return total.add_(shortcut)
 
 
 class Group(nn.Module):

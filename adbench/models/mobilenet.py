@@ -38,10 +38,10 @@ class InvertedResidual(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(k_in, k_out, 1, bias=False), nn.BatchNorm2d(k_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        expanded = F.relu(self.bn1(self.conv1(x)))
-        filtered = F.relu(self.bn2(self.conv2(expanded)))
+        expanded = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        filtered = F.relu(self.bn2(self.conv2(expanded)), inplace=True)
         out: Tensor = self.bn3(self.conv3(filtered))
-        return out + self.shortcut(x) if self.residual else out
+        return out.add_(self.shortcut(x)) if self.residual else out
 
 
 class MobileNetV2(Network):

@@ -25,9 +25,9 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        total: Tensor = self.bn2(self.conv2(out))
+        return F.relu(total.add_(self.shortcut(x)), inplace=True)
 
 
 class ResNet18(Network):

@@ -28,8 +28,8 @@ class PreActivationBlock(nn.Module):
         # Only a projecting shortcut starts after the activation; an identity carries x itself.
         shortcut = x if self.convShortcut is None else self.convShortcut(activated)
         out = F.relu(self.bn2(self.conv1(activated)), inplace=True)
-        total: Tensor = shortcut + self.conv2(out)
-        return total
+        total: Tensor = self.conv2(out)
+        return total.add_(shortcut)
 
 
 class Group(nn.Module):
