@@ -4,3 +4,6 @@ __version__ = "0.1.0"
 
 REVISION = 1
 """Raised with every change to adbench after which the same configuration gives other numbers."""
+
+FAST_SEARCH = 2
+"""Raised instead where AutoAttack's fast search alone may give other verdicts."""

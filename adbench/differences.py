@@ -17,6 +17,7 @@ NAMED = {
     "network": "source of the architecture (its file was edited)",
     "eval.revision": "adbench's revision (it judges otherwise since)",
     "eval.pyautoattack": "version of pyautoattack",
+    "eval.fast_search": "adbench's fast search of AutoAttack (it searches otherwise since)",
 }
 NETWORKS = ("teacher", "natural")
 

@@ -159,17 +159,17 @@ class Evaluator:
             kept[right] = found.x_adv
         return Outcome(
             survived.cpu(),
-            self.autoattack(name),
+            self.autoattack(name, self.search),
             time.perf_counter() - begun,
             found.flags,
             x_adv=kept,
             doubtful=doubtful.cpu(),
         )
 
-    def autoattack(self, name: str) -> dict[str, Any]:
-        """The definition of AutoAttack `name` as this evaluation runs it."""
+    def autoattack(self, name: str, search: str) -> dict[str, Any]:
+        """The definition of AutoAttack `name` as this evaluation runs it by a search."""
         classes = self.logits(self.x[:1]).shape[1]
-        return autoattack.definition(name, self.threat.eps, classes, self.seed, self.search, self.shard_size)
+        return autoattack.definition(name, self.threat.eps, classes, self.seed, search, self.shard_size)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def evaluate(
     interrupted evaluation, which are not computed again. on_attack is called with every new one, and with every
     shard of AutoAttack ("aa, images 200 to 399").
     """
-    known = known or {}
+    known = _still_due(evaluator, known or {})
     outcomes: dict[str, Outcome] = {"clean": evaluator.clean}
     n = len(evaluator.y)
     jobs: dict[str, Callable[[], Outcome]] = {}
@@ -222,6 +222,19 @@ def evaluate(
     return outcomes
 
 
+def _still_due(evaluator: Evaluator, known: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """Known outcomes but AutoAttack's by another definition, which another version of adbench may have left behind."""
+
+    def due(label: str, outcome: Outcome) -> bool:
+        name = label.partition(",")[0]
+        searches = {evaluator.asked_search, "exact"}  # a fast search is exact where bfloat16 is not faster
+        return name not in autoattack.VERSIONS or any(
+            outcome.definition == evaluator.autoattack(name, search) for search in searches
+        )
+
+    return {label: outcome for label, outcome in known.items() if due(label, outcome)}
+
+
 def _by_shards(
     evaluator: Evaluator, name: str, count: int, known: Mapping[str, Outcome], on_attack: OnAttack | None
 ) -> Outcome:
@@ -229,17 +242,13 @@ def _by_shards(
 
     What a fast search leaves doubtful is gathered from all shards, and searched again in shards of its own.
     """
-
     begun = [outcome.definition["search"] for label, outcome in known.items() if label.startswith(f"{name}, ")]
     if begun:
         # An interrupted evaluation goes on as it began, also where another probe would choose otherwise.
         evaluator.search = "exact" if begun[0] == "float32" else "fast"
 
-    due = evaluator.autoattack(name)
-
     def finished(label: str, index: Tensor, search: str | None = None) -> Outcome:
-        # A shard that another version of adbench or of the package left behind is another attack's.
-        if label in known and known[label].definition == due:
+        if label in known:
             return known[label]
         outcome = evaluator.shard(name, index, search)
         if on_attack:

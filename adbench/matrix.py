@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adbench import REVISION
+from adbench import FAST_SEARCH, REVISION
 from adbench import teacher as teachers
 from adbench.config import (
     DEFAULT_TEACHERS,
@@ -110,6 +110,8 @@ class Cell:
         settings["revision"] = REVISION
         if any(name.startswith("aa") for name in settings["attacks"]):
             settings["pyautoattack"] = version("pyautoattack")
+            if settings["aa_search"] == "fast":
+                settings["fast_search"] = FAST_SEARCH
         else:
             settings.pop("aa_search")
             settings.pop("aa_shard")

@@ -17,7 +17,7 @@ from typing import Any
 import jsonschema
 import torch
 
-from adbench import adversarial, document, files, networks, record
+from adbench import FAST_SEARCH, adversarial, document, files, networks, record
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
@@ -193,6 +193,8 @@ class _Verification:
             ) | {"implementation": f"pyautoattack {self.judged['pyautoattack']}"}
             if stated.get("search") == "float32":  # where bfloat16 is not faster, a fast search is none
                 due["search"] = "float32"
+            elif self.judged.get("fast_search") != FAST_SEARCH:  # the search of another version of adbench
+                due["search"] = stated.get("search")
         else:
             due = gradient_attack(name, threat.eps, threat.step, self._start()).definition(seed)
             due["implementation"] = stated.get("implementation")  # the version of adbench that it ran with

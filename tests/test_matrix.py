@@ -106,6 +106,18 @@ def test_the_batch_size_of_the_evaluation_changes_no_identity() -> None:
     assert one(eval={"batch_size": 7}).id == one().id
 
 
+def test_another_version_of_the_fast_search_is_another_judgement_of_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searches: list[dict[str, Any]] = [{"aa_search": "fast"}, {"aa_search": "exact"}, {"attacks": ["fgsm"]}]
+    before = [one(eval=settings) for settings in searches]
+    ids = [cell.id for cell in before]
+    monkeypatch.setattr("adbench.matrix.FAST_SEARCH", 99)
+    after = [one(eval=settings) for settings in searches]
+    assert [cell.id == known for cell, known in zip(after, ids, strict=True)] == [False, True, True]
+    assert after[0].train_id == before[0].train_id
+
+
 OTHERWISE: dict[str, dict[str, Any]] = {
     "train": {
         "epochs": 3, "batch_size": 7, "lr": 0.3, "momentum": 0.1, "weight_decay": 0.3, "milestones": [0.1],

@@ -18,7 +18,7 @@ import torch
 from tiny import cli, run
 from torch import Tensor
 
-from adbench import adversarial, document, record
+from adbench import FAST_SEARCH, adversarial, document, record
 from adbench.files import content_id, sha256
 from adbench.stats import wilson
 
@@ -253,6 +253,20 @@ def test_a_tampered_record_fails_by_name(copy: Path, tamper: Callable[[Path], No
     assert result.exit_code == 1, result.output
     failing = [line for line in result.output.splitlines() if line.lstrip().startswith("FAILS")]
     assert any(finding in line for line in failing), result.output
+
+
+@pytest.mark.parametrize(("version", "passes"), [(FAST_SEARCH, False), (FAST_SEARCH - 1, True), (None, True)])
+def test_a_fast_search_is_held_to_the_words_of_its_own_version(copy: Path, version: int | None, passes: bool) -> None:
+    data = load(copy)
+    judged = data["config"]["evaluation"]
+    judged |= {"aa_search": "fast"} | ({} if version is None else {"fast_search": version})
+    data["metrics"]["aa"]["attack"]["search"] = "bfloat16, in words of another version"
+    data["eval_id"] = content_id(judged)[:16]
+    data["id"] = content_id([data["train_id"], data["eval_id"]])[:16]
+    save(copy, data)
+    result = cli("verify", copy)
+    assert result.exit_code == (0 if passes else 1), result.output
+    assert ("attacks: does not follow: aa: search" in result.output) != passes
 
 
 def test_another_checkpoint_fails(copy: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, s
         "seed": seed,
         "search": "float32"
         if search == "exact"
-        else f"bfloat16, target classes together up to {TOGETHER} pairs, decided in float32 "
+        else f"bfloat16, several target classes at a time (up to {max(TOGETHER, shard)} pairs), decided in float32 "
         f"(APGD again within {CLOSE}, within {CLOSEST} from {STARTS} starts)",
     }
 
@@ -196,9 +196,9 @@ def attack(
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
         return Found(x, none, none, [])
-    run = {"exact": _run, "fast": _fast, "again": _once_more}[search]
+    run = {"exact": _exactly, "fast": _fast, "again": _once_more}[search]
     with LOCK, attacking(network), _captured() as flags:
-        found = run(network, searching(network, x, search), x, y, eps, seed, name)
+        found = run(network, x, y, eps, seed, name)
         broken, doubtful = falls(network, x, found, y, eps), none
         if search == "fast":
             left = (~broken).nonzero().squeeze(1)
@@ -207,32 +207,52 @@ def attack(
     return Found(torch.where(broken[:, None, None, None], found, x), broken, doubtful, list(flags.messages))
 
 
-def _fast(network: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
+def _exactly(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
+    """The x' that is found in float32."""
+    return _run(network, searching(network, x, "exact"), x, y, eps, seed, name)
+
+
+def _fast(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
     """The x' that is found in bfloat16, or in float32 where bfloat16 misclassifies the image as it is."""
     found = x.clone()
-    with torch.no_grad():
-        alike = searched(x).argmax(1) == y
     with _projecting_without_sorting():
-        if alike.any():
-            found[alike] = _run(network, searched, x[alike], y[alike], eps, seed, name, together=True)
-        if not alike.all():
-            again = searching(network, x, "again")
-            found[~alike] = _run(network, again, x[~alike], y[~alike], eps, seed, name, together=True)
+        for searched, part in _shared_out(network, x, y, "fast", "again"):
+            found[part] = _run(network, searched, x[part], y[part], eps, seed, name, together=True)
     return found
 
 
-def _once_more(
-    network: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str
-) -> Tensor:
+def _once_more(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
     """The x' that APGD finds: of each of the closest, for STARTS copies with other noise, the first that breaks it."""
-    close, rank = probe(searched, x, y, eps)
+    close, rank = probe(searching(network, x, "again"), x, y, eps)
     starts = torch.where(close <= CLOSEST, STARTS, 1)
     copies, labels = x.repeat_interleave(starts, dim=0), y.repeat_interleave(starts)
-    aimed = int(rank.max()) + 1
-    x_adv = _run(network, searched, copies, labels, eps, seed, name, together=True, apgd_targets=aimed)
+    aimed, x_adv = int(rank.max()) + 1, copies.clone()
+    for searched, part in _shared_out(network, copies, labels, "again"):
+        x_adv[part] = _run(
+            network, searched, copies[part], labels[part], eps, seed, name, together=True, apgd_targets=aimed
+        )
     broken = falls(network, copies, x_adv, labels, eps)
     ends = starts.cumsum(0).tolist()
     return x_adv[[begin + int(broken[begin:end].int().argmax()) for begin, end in pairwise([0, *ends])]]
+
+
+def _shared_out(network: nn.Module, x: Tensor, y: Tensor, *searches: str) -> Iterator[tuple[nn.Module, Tensor]]:
+    """The network of each search with the images (N,) that it is to attack: those that none before it could.
+
+    Attacks pass over what their network misclassifies as it is. Where all do by rounding, the network as written is
+    the last.
+    """
+    left = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for search in searches:
+        searched = searching(network, x, search)
+        with torch.no_grad():
+            part = left & (searched(x).argmax(1) == y)
+        if part.any():
+            yield searched, part
+        left &= ~part
+        if not left.any():
+            return
+    yield _AsWritten(network), left
 
 
 @contextmanager

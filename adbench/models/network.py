@@ -23,6 +23,8 @@ class Network(nn.Module):
 
     mean, std: per channel; if given, x is normalised inside the network, so that attacks stay in [0, 1].
     They are not part of the state dict, whose keys remain those of published checkpoints.
+
+    Inside a block, layers may write into each other's outputs, so hooks belong on blocks.
     """
 
     ignored_keys: ClassVar[tuple[str, ...]] = ()
