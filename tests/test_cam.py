@@ -312,6 +312,13 @@ def test_what_has_no_cosine_is_a_dash_with_a_note(results: Path) -> None:
     assert not any(math.isnan(float(cell.text)) for cell in table.rows[1].cells[1:])
 
 
+def test_a_long_name_is_broken_between_its_parts() -> None:
+    from adbench.report.attribution import _wrapped
+
+    assert _wrapped("teacher wrn-10-2_cifar10_linf") == "teacher\nwrn-10-2_\ncifar10_linf"
+    assert _wrapped("Adversarial image") == "Adversarial\nimage"
+
+
 def test_changed_examples_are_refused_by_name(results: Path, tmp_path: Path) -> None:
     arrays = written(results).parent / "examples.npz"
     arrays.write_bytes(arrays.read_bytes() + b"\0")

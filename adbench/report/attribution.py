@@ -139,7 +139,7 @@ def _draw(arrays: dict[str, Array], images: Sequence[dict[str, Any]], names: Seq
                 if column:
                     axes.set_xlabel(_cosine(image["cosine"][column - 1]), fontsize=7.5, labelpad=2)
         for axes, title in zip(grid[0], ("Adversarial image", *names), strict=True):
-            axes.set_title("\n".join(textwrap.wrap(title, 13)), fontsize=8, va="bottom")
+            axes.set_title(_wrapped(title), fontsize=8, va="bottom")
 
         key = figure.colorbar(
             ScalarMappable(cmap=_COLOURS), ax=grid, ticks=[0, 1], aspect=40, fraction=0.02, pad=0.01, shrink=0.6
@@ -149,6 +149,11 @@ def _draw(arrays: dict[str, Array], images: Sequence[dict[str, Any]], names: Seq
         key.ax.tick_params(length=0)
 
     return draw
+
+
+def _wrapped(name: str) -> str:
+    """A name in short lines, broken also behind its underscores."""
+    return "\n".join(line.replace("_ ", "_") for line in textwrap.wrap(name.replace("_", "_ "), 13))
 
 
 def _image(axes: Axes, x: Array) -> None:
