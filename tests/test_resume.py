@@ -334,6 +334,8 @@ def test_an_interrupt_ends_a_run_of_several_jobs_at_once_and_the_next_run_goes_o
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # What runs in a shell's background ignores Ctrl-C, and so would this.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob(RESUME)):
