@@ -311,9 +311,8 @@ def test_targets_together_break_what_the_package_breaks(few, named: str, most: i
         one = getattr(adversary, named)
         one.seed, one.targeted, one.n_restarts, one.n_target_classes = 0, True, 1, 4
         theirs = autoattack.falls(net, x, one.perturb(x, y), y, EPS)
-        found = getattr(targets, "fab" if named == "fab" else "apgd")(
-            one, partial(autoattack.falls, net, eps=EPS), most, x, y
-        )
+        together = targets.fab if named == "fab" else targets.apgd
+        found = together(one, partial(autoattack.falls, net, eps=EPS), most, x, y)
     ours = autoattack.falls(net, x, found, y, EPS)
     # FAB begins at the image; APGD at noise, drawn as in the package where it takes a target at a time.
     chance = 1 if named == "apgd_targeted" and most > 1 else 0
