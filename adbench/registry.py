@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from adbench import DISTRIBUTION
 from adbench.errors import UserError, unknown
 
 
@@ -36,7 +37,7 @@ class Registry:
     def _entry_points(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
         # adbench's own entries come first, so that a third party cannot silently replace a baseline.
-        ours_first = sorted(entry_points(group=self.group), key=lambda e: (_owner(e) != "adbench", e.name))
+        ours_first = sorted(entry_points(group=self.group), key=lambda e: (_owner(e) != DISTRIBUTION, e.name))
         for entry in ours_first:
             taken = found.setdefault(entry.name, entry)
             if taken.value != entry.value:
@@ -117,7 +118,7 @@ class Registry:
 
     def built_in(self, name: str) -> bool:
         """Whether adbench itself ships `name`."""
-        return name not in self._files and _owner(self._entry_points[name]) == "adbench"
+        return name not in self._files and _owner(self._entry_points[name]) == DISTRIBUTION
 
     def _path(self, name: str) -> Path | None:
         if name in self._files:

@@ -23,6 +23,9 @@ from adbench.errors import UserError, unknown
 from adbench.models import Network
 from adbench.teacher import published
 
+INSTALL = "pip install robustbench==1.1.1 'setuptools<81'"
+"""What the optional package takes."""
+
 
 def load(model_id: str, dataset: str, *, cache_dir: Path, threat: str = "Linf") -> Network:
     """The network `model_id` of RobustBench with its weights, in evaluation mode, for images in [0, 1].
@@ -111,8 +114,7 @@ def _package(model_id: str) -> tuple[dict[Any, Any], Any]:
             near = difflib.get_close_matches(model_id, {spec.name for spec in published()} - {model_id}, n=1)
             hint = f" (if it is not a slip of the pen for 'robustbench:{near[0]}')" if near else ""
             raise UserError(
-                f"'{model_id}' needs RobustBench's package{hint}: pip install 'adbench[robustbench]'; the models of "
-                "`adbench teachers` do not"
+                f"'{model_id}' needs RobustBench's package{hint}: {INSTALL}; the models of `adbench teachers` do not"
             )
         # The package asks for `autoattack`, which the index has under another name.
         if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
@@ -122,7 +124,7 @@ def _package(model_id: str) -> tuple[dict[Any, Any], Any]:
     except ImportError as error:
         raise UserError(
             f"the package robustbench is there but cannot be imported ({error}); "
-            f"install it with what it needs: pip install 'adbench[robustbench]'"
+            f"install it with what it needs: {INSTALL}"
         ) from error
 
 

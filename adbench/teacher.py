@@ -5,7 +5,7 @@ A teacher is named in one of four ways, wherever a teacher is asked for:
     path/to/mine.toml           a file of the same form
     wrn-34-10@path/to/file.pt   an architecture and a local checkpoint
     robustbench:MODEL_ID        a model of RobustBench: one of `teachers/robustbench.toml`, else by way of RobustBench's
-                                own package (extra `adbench[robustbench]`)
+                                own package (the extra `robustbench`)
 Nothing here imports torch; `adbench.cell.weights_of` turns a teacher into a network.
 """
 
@@ -111,14 +111,14 @@ ROBUSTBENCH = "robustbench"
 
 def names() -> list[str]:
     """The teachers of `teachers/` that have files of their own."""
-    listed = {f.name.removesuffix(".toml") for f in files("teachers").iterdir() if f.name.endswith(".toml")}
+    listed = {f.name.removesuffix(".toml") for f in files("adbench.teachers").iterdir() if f.name.endswith(".toml")}
     return sorted(listed - {ROBUSTBENCH})
 
 
 @cache
 def published() -> tuple[TeacherSpec, ...]:
     """RobustBench's models whose architecture adbench has, the most robust of each dataset first."""
-    table = tomllib.loads((files("teachers") / f"{ROBUSTBENCH}.toml").read_text(encoding="utf-8"))["teacher"]
+    table = tomllib.loads((files("adbench.teachers") / f"{ROBUSTBENCH}.toml").read_text(encoding="utf-8"))["teacher"]
     specs = [validated(TeacherSpec, entry, f"teacher '{entry['name']}'") for entry in table]
     return tuple(sorted(specs, key=lambda spec: (spec.dataset or "", -(spec.expected.aa or 0), spec.name)))
 
@@ -145,7 +145,7 @@ def find(text: str, dataset: str | None = None) -> TeacherSpec:
     if text not in names():
         known = [*names(), *(spec.name for spec in published())]
         raise unknown("teacher", text, known, "adbench teachers, or ARCHITECTURE@FILE")
-    resource = files("teachers") / f"{text}.toml"
+    resource = files("adbench.teachers") / f"{text}.toml"
     return _settle(text, tomllib.loads(resource.read_text(encoding="utf-8")), None)
 
 

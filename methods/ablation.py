@@ -4,7 +4,8 @@ from torch import Tensor
 
 from adbench.losses import kl
 from adbench.method import Step
-from methods.guided import Guided, Output, Regions, Slack
+
+from .guided import Guided, Output, Regions, Slack
 
 
 class KD(Guided):

@@ -1,7 +1,8 @@
 from torch import Tensor
 
 from adbench.method import Step
-from methods.guided import Output, Regions, Slack
+
+from .guided import Output, Regions, Slack
 
 
 class SmaraAD(Regions, Slack):

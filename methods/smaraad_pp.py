@@ -4,7 +4,8 @@ from torch import Tensor
 
 from adbench.losses import cross_entropy, entropy_weight, spearman, true_class_probability
 from adbench.method import Passes, Step, hyper
-from methods.smaraad import SmaraAD
+
+from .smaraad import SmaraAD
 
 
 class SmaraADPlusPlus(SmaraAD):

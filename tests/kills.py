@@ -79,7 +79,8 @@ def _start(words: list[str], work: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["kills", "adbench.runner", "adbench.estimate", "adbench.report.render", "torch._dynamo",
-         "sklearn.datasets", "matplotlib.pyplot", "methods.pgd_at", "methods.trades", "methods.rslad"]
+         "sklearn.datasets", "matplotlib.pyplot",
+         "adbench.methods.pgd_at", "adbench.methods.trades", "adbench.methods.rslad"]
     )  # fmt: skip
     process = context.Process(target=_command, args=(words, work))
     process.start()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adbench.methods.las_at import LASAT
 from torch import Tensor
 
 from adbench import ranks, train
@@ -25,7 +26,6 @@ from adbench.engine import Engine
 from adbench.matrix import configured
 from adbench.method import Ball, Need
 from adbench.models import build
-from methods.las_at import LASAT
 
 HYPER: dict[str, dict[str, Any]] = {
     "las-at": {"policy": "cnn-4", "interval": 1, "policy_lr": 0.1},

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from adbench.methods.pgd_at import PGDAT
 from safetensors.torch import load_file
 from tiny import PLUGIN, options, record_of, records
 from torch import Tensor
@@ -32,7 +33,6 @@ from adbench.models import build
 from adbench.ranks import ALONE, Ranks
 from adbench.state import Epoch
 from adbench.train import BEST, LAST, LOG, SUMMARY, Trainer
-from methods.pgd_at import PGDAT
 
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 SHARED = [f"{name}/written" for name in METHODS] + ["smaraad/lean", "trades/parts", "rslad/moving"]
@@ -60,7 +60,7 @@ from adbench.matrix import configured
 from adbench.method import Ball
 from adbench.models import build
 from adbench.train import Trainer
-from methods.pgd_at import PGDAT
+from adbench.methods.pgd_at import PGDAT
 
 ranks.PATIENCE = timedelta(seconds=2)
 

@@ -29,7 +29,7 @@ METHODS = ("pgd-at", "trades", "rslad", "mine")
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head and a second node, a cell at a time each, on loopback ports."""
-    pytest.importorskip("ray", reason="Ray is not installed (pip install 'adbench[ray]')")
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray>=2.40')")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
@@ -123,12 +123,12 @@ def test_without_ray_the_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
         return really(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_ray)
-    with pytest.raises(UserError, match=r"needs Ray, which is not installed: pip install 'adbench\[ray\]'"):
+    with pytest.raises(UserError, match=r"needs Ray, which is not installed: pip install 'ray>=2\.40'"):
         engine._ray()
 
 
 def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
-    pytest.importorskip("ray", reason="Ray is not installed (pip install 'adbench[ray]')")
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray>=2.40')")
     result = run("--methods", "pgd-at", "--engine", "ray", "--address", "127.0.0.1:1")
     assert result.exit_code == 2
     assert "no Ray cluster at '127.0.0.1:1'" in result.stderr

@@ -279,7 +279,7 @@ PLUGIN = '''
 """A method that shows that it was imported."""
 import pathlib
 pathlib.Path(r"{mark}").touch()
-from methods.pgd_at import PGDAT
+from adbench.methods.pgd_at import PGDAT
 class Mine(PGDAT):
     """Mine."""
     label = "Mine"

@@ -223,7 +223,7 @@ def _ray() -> Any:
         import ray
         import ray.util.scheduling_strategies
     except ImportError as error:
-        raise UserError("the engine 'ray' needs Ray, which is not installed: pip install 'adbench[ray]'") from error
+        raise UserError("the engine 'ray' needs Ray, which is not installed: pip install 'ray>=2.40'") from error
     return ray
 
 
