@@ -5,10 +5,11 @@ They lie in `results/<dataset>/<kind>/<id>/<kind>.json`, kind being the verb. Re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from adbench.document import Document, content
+from adbench.errors import UserError
 from adbench.files import below
 
 SCHEMA_VERSION = 1
@@ -23,9 +24,18 @@ def read(path: Path) -> Analysis:
     return Analysis(path, content(path, path.stem, f"delete it and run `adbench {path.stem}` again"))
 
 
-def read_all(results: Path, kind: str) -> list[Analysis]:
-    """Every analysis of a kind below `results`, in path order."""
-    return [read(found) for found in below(results, f"{kind}.json") if found.parent.parent.name == kind]
+def read_all(results: Path, kind: str, left_out: Callable[[str], object] | None = None) -> list[Analysis]:
+    """Every analysis of a kind below `results`, in path order. left_out: as of `record.read_all`."""
+    found = []
+    for path in below(results, f"{kind}.json"):
+        if path.parent.parent.name == kind:
+            try:
+                found.append(read(path))
+            except UserError as error:
+                if left_out is None:
+                    raise
+                left_out(str(error))
+    return found
 
 
 def latest(found: Iterable[Analysis]) -> list[Analysis]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from adbench.errors import UserError, unknown
@@ -13,8 +14,10 @@ from adbench.report.paired import Pair, Seeds, methods, networks
 from adbench.report.runs import Run, collect, heading
 
 
-def lines(first: str, second: str, results: Path) -> Iterator[str]:
+def lines(first: str, second: str, results: Path, left_out: Callable[[str], object] | None = None) -> Iterator[str]:
     """What the command prints: two records (given as paths), or two methods wherever both ran.
+
+    left_out: hears of damaged records, and of seeds whose outcomes are damaged; without it, either is a UserError.
 
     Raises UserError for names without a record, and where the two have no place or seed in common.
     """
@@ -22,13 +25,13 @@ def lines(first: str, second: str, results: Path) -> Iterator[str]:
         one, other = _record(Path(first)), _record(Path(second))
         yield from _pair_table(networks(one, other), one["label"], other["label"])
         return
-    runs = collect(read_all(results), "student")
+    runs = collect(read_all(results, left_out), "student")
     ours, theirs = (_named(name, runs, results) for name in (first, second))
     places = [(a, b) for a in ours for b in theirs if _same_place(a, b)]
     if not places:
         raise UserError(f"'{first}' and '{second}' have no data set, student and teacher in common in '{results}'")
     for a, b in places:
-        over_seeds, pairs = methods(a, b)
+        over_seeds, pairs = methods(_judged(a, left_out), _judged(b, left_out))
         where = f"{a.dataset}, {a.student}" + (f" taught by {a.teacher or b.teacher}" if a.teacher or b.teacher else "")
         yield f"{where}: {a.label} against {b.label}"
         if not pairs:
@@ -58,6 +61,21 @@ def _named(name: str, runs: Sequence[Run], results: Path) -> list[Run]:
     if not found:
         raise unknown("method", name, sorted({n for r in runs for n in (r.method or "", r.label)}), f"in '{results}'")
     return found
+
+
+def _judged(run: Run, left_out: Callable[[str], object] | None) -> Run:
+    """The run without the seeds whose outcomes are damaged, contradict the record or are not there."""
+    kept = []
+    for record in run.done:
+        try:
+            record.check_outcomes()
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
+        else:
+            kept.append(record)
+    return replace(run, done=tuple(kept))
 
 
 def _same_place(a: Run, b: Run) -> bool:

@@ -6,7 +6,7 @@ import difflib
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -15,6 +15,29 @@ class UserError(Exception):
 
     The command line prints it and exits with code 2; inside a matrix it fails its cell alone.
     """
+
+
+class Nothing(UserError):
+    """There is no record to show; where some were left out, that has been said."""
+
+
+class LeftOut:
+    """What a command on many files cannot use: each is named once, when it is met, and counted; the rest is used.
+
+    say: hears the sentences. Such a command ends with exit code 1.
+    """
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._sentences: set[str] = set()
+
+    def __call__(self, sentence: str) -> None:
+        if sentence not in self._sentences:
+            self._sentences.add(sentence)
+            self._say(sentence)
+
+    def __len__(self) -> int:
+        return len(self._sentences)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "adbench list") -> UserError:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from adbench import files, record
-from adbench.errors import UserError
+from adbench.errors import Nothing, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def export(results: Path, wanted: dict[str, str], form: str, out: Path | None) -> None:
+def export(
+    results: Path, wanted: dict[str, str], form: str, out: Path | None, left_out: Callable[[str], object] | None = None
+) -> None:
     """Print the records that match every `wanted` column, or write them to `out`.
 
-    form: table, csv, json, parquet (binary, so only to a file), latex or markdown. Raises UserError when nothing
-    matches.
+    form: table, csv, json, parquet (binary, so only to a file), latex or markdown. left_out: as of
+    `record.read_all`. Raises UserError when nothing matches.
     """
-    table = record.load(results)
+    table = record.load(results, left_out)
     if len(table):
         # Networks from elsewhere have no seed; the others' are whole numbers all the same.
         table["seed"] = table["seed"].astype("Int64")
@@ -29,7 +32,7 @@ def export(results: Path, wanted: dict[str, str], form: str, out: Path | None) -
         table = table[table[column] == value] if len(table) else table
     if table.empty:
         asked = ", ".join(f"{k} = {v}" for k, v in wanted.items()) or "any"
-        raise UserError(f"no record in '{results}' matches ({asked})")
+        raise Nothing(f"no record in '{results}' matches ({asked})")
     if form == "parquet":
         if out is None:
             raise UserError("parquet is a binary format; name a file with --out")

@@ -8,8 +8,9 @@ Tables, data frames and reports are derived from records and may be deleted. Rea
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ def schema() -> dict[str, Any]:
     return document.schema("record")
 
 
+class Contradiction(UserError):
+    """A record whose accuracies are not those that its own outcomes give."""
+
+
 class Record(document.Document):
     """One `record.json` and where it lies."""
 
@@ -47,36 +52,72 @@ class Record(document.Document):
         """
         import pandas as pd
 
-        file = self.path.parent / OUTCOMES
+        content = self._outcomes()
         try:
-            stated, found = (self.data["outcomes"] or {}).get("sha256"), sha256(file)
-            if stated not in (None, found):
-                raise UserError(
-                    f"'{file}' is damaged: it has another SHA-256 than its record states; "
-                    f"run the cell again to restore it"
-                )
-            return pd.read_parquet(file)
-        except UserError:
-            raise
+            return pd.read_parquet(io.BytesIO(content))
         except Exception as error:
-            raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
+            raise UserError(f"'{self._file}' cannot be read ({error}); run the cell again to restore it") from error
 
     def right(self, attack: str) -> NDArray[np.bool_]:
-        """Per test image that it was run on, whether the network was still right under `attack`: (n,), few bytes read.
+        """Per test image that it was run on, whether the network was still right under `attack`: (n,).
 
-        Raises UserError when the outcomes are missing, unreadable, or not of this attack.
+        Raises UserError when the outcomes are missing, unreadable or not those that the record was written with, and
+        Contradiction where they give another accuracy than the record states.
         """
+        return self._verdicts([attack])[attack]
+
+    def check_outcomes(self) -> None:
+        """Raise UserError, as `right` does, unless the outcomes are the record's and give all its accuracies."""
+        if self.done and self.data["outcomes"] is not None:
+            self._verdicts(list(self["metrics"]))
+
+    def _verdicts(self, attacks: list[str]) -> dict[str, NDArray[np.bool_]]:
         import numpy as np
         import pyarrow.parquet as parquet
 
-        file, columns = self.path.parent / OUTCOMES, ["prediction", "label"] if attack == "clean" else [attack]
+        content = self._outcomes()
+        columns = [*(attack for attack in attacks if attack != "clean"), "prediction", "label"]
         try:
-            table = parquet.ParquetFile(file).read(columns=columns, use_threads=False)
-            found = [np.asarray(table[column].drop_null()) for column in columns]
+            table = parquet.ParquetFile(io.BytesIO(content)).read(columns=columns, use_threads=False)
+            clean = np.asarray(table["prediction"]) == np.asarray(table["label"])
+            found = {
+                attack: clean if attack == "clean" else np.asarray(table[attack].drop_null()).astype(bool)
+                for attack in attacks
+            }
         except Exception as error:
-            raise UserError(f"'{file}' cannot be read ({error}); run the cell again to restore it") from error
-        verdicts: NDArray[np.bool_] = found[0] == found[1] if attack == "clean" else found[0].astype(bool)
-        return verdicts[: self["metrics"][attack]["n"]]
+            raise UserError(f"'{self._file}' cannot be read ({error}); run the cell again to restore it") from error
+        for attack, verdicts in found.items():
+            metric = self["metrics"][attack]
+            found[attack] = verdicts[: metric["n"]]
+            given = int(found[attack].sum()), len(found[attack])
+            if given != (metric["correct"], metric["n"]):
+                raise Contradiction(
+                    f"'{self.path}' states {metric['correct']} of {metric['n']} under {attack}, its outcomes give "
+                    f"{given[0]} of {given[1]}; run the cell again"
+                )
+        return found
+
+    @property
+    def _file(self) -> Path:
+        return self.path.parent / OUTCOMES
+
+    def _outcomes(self) -> bytes:
+        """The content of the outcomes' file, which has to be the one that the record was written with."""
+        stated = (self.data["outcomes"] or {}).get("sha256")
+        if stated is None:
+            raise UserError(f"'{self.path}' has no outcomes of single images")
+        try:
+            content = self._file.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"'{self._file}' cannot be read ({error.strerror}); run the cell again to restore it"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != stated:
+            raise UserError(
+                f"'{self._file}' is damaged: it has another SHA-256 than its record states; "
+                f"run the cell again to restore it"
+            )
+        return content
 
     def log(self) -> list[dict[str, Any]]:
         """One dictionary per training epoch; empty where nothing was trained or the log was deleted.
@@ -136,12 +177,21 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def read_all(results: Path) -> Iterator[Record]:
-    """Every record below `results` (see `files.below`), in path order. Raises UserError for a missing folder."""
+def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> Iterator[Record]:
+    """Every record below `results` (see `files.below`), in path order. Raises UserError for a missing folder.
+
+    left_out: hears, in a sentence, of each record that is damaged or of another version, and the rest is read; without
+    it such a record is a UserError.
+    """
     if not results.is_dir():
         raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
     for path in below(results, FILE):
-        yield read(path)
+        try:
+            yield read(path)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
 
 
 def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:
@@ -172,6 +222,6 @@ def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def load(results: Path | str = "results") -> pd.DataFrame:
-    """All records below a results folder as a pandas DataFrame (see `frame`)."""
-    return frame(read_all(Path(results)))
+def load(results: Path | str = "results", left_out: Callable[[str], object] | None = None) -> pd.DataFrame:
+    """All records below a results folder as a pandas DataFrame (see `frame`). left_out: as of `read_all`."""
+    return frame(read_all(Path(results), left_out))

@@ -312,7 +312,7 @@ def test_a_damaged_record_does_not_keep_a_run_from_the_other_cells(tmp_path: Pat
     cut(first, 0)
     for command in ("results", "report"):
         result = cli(command, "--results", results, *(["--out", tmp_path / "out"] if command == "report" else []))
-        assert result.exit_code == 2
+        assert result.exit_code == 1
         assert f"'{first}' is not a readable record" in result.output
         assert "run its cell again" in result.output
     result = run("--methods", "pgd-at,trades", "--results", results)

@@ -58,7 +58,7 @@ def texts(results: Path) -> dict[str, str]:
     }
     plots = (
         *figures.teacher_student(runs, view),
-        *figures.curves(runs, [logs.averaged(run.done) for run in runs])[:1],
+        *figures.curves(runs, [logs.averaged(run.done)[0] for run in runs])[:1],
         *classes.plots(runs)[:1],
     )
     hashes = {

@@ -19,8 +19,9 @@ from synthetic import LABELS, add
 from tiny import cli
 
 from adbench import cli as command_line
-from adbench import document, report
+from adbench import document, record, report
 from adbench.errors import UserError
+from adbench.files import sha256
 from adbench.record import read_all
 from adbench.registry import METHODS
 from adbench.report import classes, figures, measured, objectives, tables, versus, watching
@@ -47,6 +48,8 @@ def outcomes(path: Path, metric: str, right: list[bool]) -> None:
     table = pd.read_parquet(file)
     table[metric] = pd.array(right, dtype="boolean")
     table.to_parquet(file)
+    written = record.read(path).data
+    record.write(path, written | {"outcomes": written["outcomes"] | {"sha256": sha256(file)}})
 
 
 def cell(table: Table, row: str, column: int = 1) -> Cell:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench.errors import UserError
+from adbench.errors import LeftOut, Nothing, UserError
 
 if TYPE_CHECKING:
     from adbench.cell import Place
@@ -138,6 +140,25 @@ def finished_options(command: Callable[..., None]) -> Callable[..., None]:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+@contextmanager
+def leaving_out(watched: bool = False) -> Generator[LeftOut, None, None]:
+    """What a command on many records does about damaged ones: names each on standard error, and ends with code 1.
+
+    watched: the command goes on.
+    """
+    left_out = LeftOut(lambda sentence: click.echo(f"adbench: left out: {sentence}", err=True))
+    try:
+        yield left_out
+    except Nothing as nothing:
+        if watched or not left_out:
+            raise
+        click.echo(f"adbench: {nothing}", err=True)
+    if left_out:
+        click.echo(f"adbench: {len(left_out)} left out", err=True)
+        if not watched:
+            sys.exit(1)
 
 
 def place_of(results: Path, data_dir: Path, device: str | None) -> Place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from adbench.cli.options import (
     data_dir_option,
     device_option,
     finished_options,
+    leaving_out,
     names,
     ready,
     results_option,
@@ -80,15 +82,20 @@ def report(
     from adbench.report import watching
 
     def write() -> str:
-        written = reports.write(results, out, formats=formats, columns=columns, group_by=group_by, against=against)
-        opened = f"; open {out / 'index.html'}" if "html" in formats else ""
-        return f"{len(written)} files in {out}{opened}"
+        chosen: dict[str, Any] = {"formats": formats, "columns": columns, "group_by": group_by, "against": against}
+        with leaving_out(watched=watch) as left_out:
+            written = reports.write(results, out, **chosen, left_out=left_out)
+            opened = f"; open {out / 'index.html'}" if "html" in formats else ""
+            said = f"{len(written)} files in {out}{opened}"
+            if not watch:
+                click.echo(said)
+        return said
 
     if watch:
         for line in watching.lines(results, write):
             click.echo(line)
     else:
-        click.echo(write())
+        write()
 
 
 @click.command("results")
@@ -122,7 +129,8 @@ def results_(
 
     wanted = {"dataset": dataset, "method": method, "teacher": teacher, "student": student,
               "kind": kind, "status": status}  # fmt: skip
-    export.export(results, {k: v for k, v in wanted.items() if v}, form, out)
+    with leaving_out() as left_out:
+        export.export(results, {k: v for k, v in wanted.items() if v}, form, out, left_out)
 
 
 @click.command()
@@ -142,8 +150,9 @@ def compare(first: str, second: str, results: Path) -> None:
     """
     from adbench import compare as comparison
 
-    for line in comparison.lines(first, second, results):
-        click.echo(line)
+    with leaving_out() as left_out:
+        for line in comparison.lines(first, second, results, left_out):
+            click.echo(line)
 
 
 @click.command()
@@ -166,10 +175,11 @@ def cross(
     from adbench import cross as crossing
     from adbench.report.finished import Wanted, select
 
-    groups = select(results, Wanted(dataset, methods, students, seed))
-    place = ready(results, data_dir, device)
-    for line in crossing.lines(groups, place, attack=attack, images=images, skip_missing=skip_missing):
-        click.echo(line)
+    with leaving_out() as left_out:
+        groups = select(results, Wanted(dataset, methods, students, seed), left_out)
+        place = ready(results, data_dir, device)
+        for line in crossing.lines(groups, place, attack=attack, images=images, skip_missing=skip_missing):
+            click.echo(line)
 
 
 @click.command()
@@ -191,10 +201,11 @@ def cam(
     from adbench import cam as attribution
     from adbench.report.finished import Wanted, select
 
-    groups = select(results, Wanted(dataset, methods, students, seed))
-    place = ready(results, data_dir, device)
-    for line in attribution.lines(groups, place, images=images, skip_missing=skip_missing):
-        click.echo(line)
+    with leaving_out() as left_out:
+        groups = select(results, Wanted(dataset, methods, students, seed), left_out)
+        place = ready(results, data_dir, device)
+        for line in attribution.lines(groups, place, images=images, skip_missing=skip_missing):
+            click.echo(line)
 
 
 @click.command()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from adbench.errors import UserError
+from adbench.errors import Nothing, UserError
 from adbench.files import write_atomic, write_text
 from adbench.record import Record
 from adbench.report import (
@@ -48,25 +48,34 @@ FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
 
 def write(
     results: Path, out: Path, *, formats: Sequence[str] = FORMATS, columns: Sequence[str] = (),
-    group_by: str = "student", against: str | None = None,
+    group_by: str = "student", against: str | None = None, left_out: Callable[[str], object] | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write the report on all records below `results` into `out`; returns the files written.
 
     formats: html is index.html (self-contained); latex report.tex with tables/*.tex and figures/*.pdf; markdown
     report.md with figures/*.png; csv tables/*.csv and data/*.csv; parquet data/*.parquet; figures figures/*.png, *.pdf
-    and *.svg. columns, group_by, against: see `View`. The bytes depend on the records alone. Raises UserError when no
-    record is finished, and for a column or method that none has.
+    and *.svg. columns, group_by, against: see `View`. left_out: hears, in a sentence each, of damaged records,
+    outcomes, logs and analyses; without it such a one is a UserError. The bytes depend on the records alone. Raises
+    UserError when no record is finished, and for a column or method that none has.
     """
-    with reading.held(results) as records:
+    damaged: list[str] = []
+
+    def hear(sentence: str) -> None:
+        damaged.append(sentence)
+        assert left_out is not None
+        left_out(sentence)
+
+    heard = None if left_out is None else hear
+    with reading.held(results, heard) as records:
         if not any(record.done for record in records):
-            raise UserError(_nothing_finished(records, results))
-        view = View(results, records, tuple(columns), group_by, against)
+            raise Nothing(_nothing_finished(records, results))
+        view = View(results, records, tuple(columns), group_by, against, heard)
         view.check()
         sections, cells = contents(view)
         writer, printed = _Writer(out), _on_paper(sections)
         # They take longest: begun first, they are drawn while the rest is written.
         with writer.figures(sections, printed, formats) as pictures:
-            head = page.overview(records, results)
+            head = replace(page.overview(records, results), left_out=tuple(dict.fromkeys(damaged)))
             _write_texts(writer, view, formats, head, printed, cells)
             if "html" in formats:
                 # Last, so that whoever sees a new page sees a whole report.
@@ -179,7 +188,7 @@ def _fill(content: bytes, path: Path) -> None:
 
 def contents(view: View) -> tuple[list[Section], Table]:
     """All sections that there is something for, and the list of records."""
-    records, results = view.records, view.results
+    records = view.records
     students, others = collect(records, "student"), collect(records, "checkpoint")
     # There may be millions of lines: all cores read them meanwhile.
     with mapped(lambda run: logs.averaged(run.done), students) as read_logs:
@@ -196,7 +205,7 @@ def contents(view: View) -> tuple[list[Section], Table]:
             ),
             Section("black-box", "Black-box transfer", tuple(tables.transfer(students, view))),
             Section("compared", f"Compared with {view.against}", tuple(versus.tables(students, view))),
-            Section("cross-transfer", "Cross-transfer", *cross.contents(results, records)),
+            Section("cross-transfer", "Cross-transfer", *cross.contents(view)),
             Section(
                 "teachers",
                 "Teachers",
@@ -207,14 +216,23 @@ def contents(view: View) -> tuple[list[Section], Table]:
             Section("masking", "Gradient masking", tuple(masking.table(judged))),
             Section("classes", "Accuracy by class", *by_class),
             Section("ablation", "Ablation", tuple(tables.ablation(students, view)), tuple(figures.ablation(students))),
-            Section("attribution", "Attribution maps", *attribution.contents(results, records)),
+            Section("attribution", "Attribution maps", *attribution.contents(view)),
             Section("checkpoints", "Other networks", tuple(tables.checkpoints(others, view))),
             Section("paper", "Against the paper", tuple(paper.comparison(students, networks, view))),
             Section("costs", "Costs", tuple(costs.tables(students, view)), tuple(figures.costly(students))),
         ]
         listed = tables.cells(view, used)
-        sections.append(Section("training", "Training", (), tuple(figures.curves(students, read_logs()))))
+        sections.append(Section("training", "Training", (), tuple(figures.curves(students, _whole(read_logs(), view)))))
     return [s for s in sections if s.tables or s.plots], listed
+
+
+def _whole(read: Sequence[tuple[logs.Log, list[str]]], view: View) -> list[logs.Log]:
+    """The logs, once the damaged ones are told. Raises UserError for one where nobody hears of it."""
+    for said in (sentence for _, damaged in read for sentence in damaged):
+        if view.left_out is None:
+            raise UserError(said)
+        view.left_out(said)
+    return [log for log, _ in read]
 
 
 def _nothing_finished(records: list[Record], results: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ from adbench.analysis import Analysis
 from adbench.document import beside
 from adbench.errors import UserError
 from adbench.files import sha256
-from adbench.record import Record
 from adbench.report import captions
 from adbench.report.finished import shown
 from adbench.report.model import MISSING, Cell, Column, Row, Table
 from adbench.report.plot import NARROWEST, Plot
 from adbench.report.runs import slug
+from adbench.report.view import View
 
 _KINDS = {"adversarial": "Adversarial images", "clean": "Clean images"}
 _COLOURS = "inferno"
@@ -33,18 +32,22 @@ _DIMMED = 0.75
 Array = NDArray[Any]
 
 
-def contents(results: Path, records: Sequence[Record]) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
+def contents(view: View) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
     """A table and a figure of every teacher and its students, where all these networks are in the report."""
     tables, plots = [], []
     seen: set[str] = set()
-    for one, names in shown(results, records, "cam"):
+    for one, names in shown(view, "cam"):
         label = slug("attribution", one["dataset"], names[0])
         if label in seen:
             label = slug("attribution", one["dataset"], names[0], one["id"][:8])
         seen.add(label)
         tables.append(_table(one, names, label))
-        if one["examples"]["images"]:
-            plots.append(_plot(one, names, label))
+        try:
+            plots += [_plot(one, names, label)] if one["examples"]["images"] else []
+        except UserError as error:
+            if view.left_out is None:
+                raise
+            view.left_out(str(error))
     return tuple(tables), tuple(plots)
 
 

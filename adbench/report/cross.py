@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -16,21 +15,21 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from adbench.analysis import Analysis
-from adbench.record import Record
 from adbench.report import captions, heat
 from adbench.report.finished import shown
 from adbench.report.model import Cell, Column, Row, Table, about
 from adbench.report.plot import NARROWEST, Plot
 from adbench.report.runs import slug
+from adbench.report.view import View
 
 _CLEAN = "Clean images"
 _AXES = ("Accuracy (%) of →", "Images made on ↓")
 _CELL, _GAP = 0.5, 0.08  # inches
 
 
-def contents(results: Path, records: Sequence[Record]) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
+def contents(view: View) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
     """A table and a figure of every matrix whose networks are all in the report."""
-    found = shown(results, records, "cross")
+    found = shown(view, "cross")
     several: dict[str, int] = {}
     tables, plots = [], []
     for one, names in found:

@@ -7,17 +7,18 @@ torch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adbench import analysis
 from adbench.analysis import Analysis
-from adbench.errors import UserError, unknown
+from adbench.errors import Nothing, UserError, unknown
 from adbench.record import Record, read_all
 from adbench.report.runs import collect, natural
 from adbench.report.teachers import fullness
+from adbench.report.view import View
 
 KINDS = ("teacher", "student", "checkpoint")
 """Kinds of network in the order in which they are listed."""
@@ -127,14 +128,14 @@ def _networks(records: Sequence[Record]) -> Iterator[Finished]:
                 yield Finished(record, run.label)
 
 
-def select(results: Path, wanted: Wanted) -> list[Group]:
-    """The groups below `results` with the networks that are asked for.
+def select(results: Path, wanted: Wanted, left_out: Callable[[str], object] | None = None) -> list[Group]:
+    """The groups below `results` with the networks that are asked for. left_out: as of `record.read_all`.
 
     Raises UserError where there is no finished network, and for a name or seed that no network has.
     """
-    found = groups(read_all(results))
+    found = groups(read_all(results, left_out))
     if not found:
-        raise UserError(f"no finished network in '{results}'; `adbench run` makes them")
+        raise Nothing(f"no finished network in '{results}'; `adbench run` makes them")
     if wanted.dataset is not None:
         known = {group.dataset for group in found}
         found = [group for group in found if group.dataset == wanted.dataset]
@@ -198,14 +199,14 @@ def names(networks: Sequence[Finished]) -> list[str]:
     ]
 
 
-def shown(results: Path, records: Sequence[Record], kind: str) -> list[tuple[Analysis, list[str]]]:
+def shown(view: View, kind: str) -> list[tuple[Analysis, list[str]]]:
     """The analyses of a kind to print, with their networks' names in the report.
 
     Those whose networks are all in the report, the latest of equal or fewer networks.
     """
-    written = analysis.latest(analysis.read_all(results, kind))
+    written = analysis.latest(analysis.read_all(view.results, kind, view.left_out))
     # Records need not be grouped where there is nothing to find in them.
-    by_setting = {(g.dataset, g.fingerprint, g.setting): g for g in (groups(records) if written else ())}
+    by_setting = {(g.dataset, g.fingerprint, g.setting): g for g in (groups(view.records) if written else ())}
     found = []
     for one in written:
         group = by_setting.get((one["dataset"], one["data"]["fingerprint"], Setting(**one["setting"])))

@@ -44,13 +44,17 @@ class Failure:
 
 @dataclass(frozen=True)
 class Overview:
-    """What was run, before any result. alone: labels of the methods without a teacher."""
+    """What was run, before any result.
+
+    alone: labels of the methods without a teacher. left_out: what is damaged, a sentence each.
+    """
 
     datasets: tuple[str, ...]
     summary: str
     facts: tuple[tuple[str, str], ...]
     failures: tuple[Failure, ...]
     alone: frozenset[str] = frozenset()
+    left_out: tuple[str, ...] = ()
     version: str = adbench.__version__
 
 

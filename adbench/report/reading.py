@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adbench.record import Record, read_all
+from adbench.errors import UserError
+from adbench.record import Contradiction, Record, read_all
 
 
 @contextmanager
-def held(results: Path) -> Iterator[list[Record]]:
+def held(results: Path, left_out: Callable[[str], object] | None = None) -> Iterator[list[Record]]:
     """`records`, which the garbage collector leaves alone meanwhile: a million objects, and all of them stay."""
     gc.disable()
     try:
-        found = records(results)
+        found = records(results, left_out)
         gc.freeze()
     finally:
         gc.enable()
@@ -28,15 +29,26 @@ def held(results: Path) -> Iterator[list[Record]]:
         gc.unfreeze()
 
 
-def records(results: Path) -> list[Record]:
-    """Every record below `results`, in path order. Raises UserError for a missing folder, or a damaged record.
+def records(results: Path, left_out: Callable[[str], object] | None = None) -> list[Record]:
+    """Every record below `results`, in path order. Raises UserError for a missing folder.
+
+    left_out: hears of damaged records, and of damaged outcomes: a record without them keeps its figures and is tested
+    against no other; one whose outcomes contradict it is left out. Without it, either is a UserError.
 
     Attack definitions and settings that are alike in many records are one object in all, and counts by class are arrays
     (classes, 2): not to be changed by anybody.
     """
     known: dict[str, Any] = {}
     found = []
-    for record in read_all(results):
+    for record in read_all(results, left_out):
+        try:
+            record.check_outcomes()
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
+            if isinstance(error, Contradiction):
+                continue
         for metric in record["metrics"].values():
             metric["attack"] = _once(metric["attack"], known)
             if "per_class" in metric:

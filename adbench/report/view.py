@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,8 @@ class View:
     """Records below `results`, and the choices of who asks for a report.
 
     columns: attacks to show, in this order; () for all. group_by: one of GROUPS. against: the method (registry name or
-    label) that the others are tested against.
+    label) that the others are tested against. left_out: hears of what is damaged and therefore left out; without it,
+    that is a UserError.
     """
 
     results: Path
@@ -28,6 +29,7 @@ class View:
     columns: tuple[str, ...] = ()
     group_by: str = GROUPS[0]
     against: str | None = None
+    left_out: Callable[[str], object] | None = None
 
     @cached_property
     def teachers(self) -> list[Record]:
