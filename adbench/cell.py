@@ -94,7 +94,10 @@ def network_for(cell: Cell, dataset: Dataset) -> Network:
 
 
 def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Network:
-    """The cell's finished network on the CPU: trained here (`which`: best or last), from a file, or RobustBench."""
+    """The cell's finished network on the CPU: trained here (`which`: best or last), from a file, or RobustBench.
+
+    Raises UserError where that cannot be had, and for weights in a training's folder that are not that training's.
+    """
     source = cell.spec.source if cell.spec else None
     if isinstance(source, RobustBench):
         return robustbench.load(source.id, cell.dataset, cache_dir=place.data_dir / "robustbench")
@@ -102,12 +105,14 @@ def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Networ
     if isinstance(source, LocalFile):
         weights = checkpoint.read_state_dict(source.path, source.sha256)
         checkpoint.load_into(network, weights, str(source.path))
+        train.check_weights(source.path, checkpoint.weights_sha256(network))
     elif isinstance(source, Download) and cell.spec:
         path = prepare.teacher_file(cell.spec, cell.dataset, place.data_dir)
         checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
     else:
         path = cell.folder(place.results) / (train.BEST if which == "best" else train.LAST)
         checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
+        train.check_weights(path, checkpoint.weights_sha256(network))
     return network
 
 
@@ -332,6 +337,7 @@ def _trainer(cell: Cell, place: Place, dataset: Dataset, teachers: dict[Need, Ne
         folder=cell.folder(place.results),
         device=place.torch_device,
         ranks=place.ranks,
+        identity=cell.train_id,
     )
 
 

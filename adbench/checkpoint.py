@@ -95,6 +95,15 @@ def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     return state if ours else _strip(state)
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors; nothing of another file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError):
+        return {}
+
+
 def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy `state` into `network`; every key has to fit.
 

@@ -12,7 +12,7 @@ from adbench.errors import UserError
 from adbench.models import Network, build
 from adbench.record import Record
 from adbench.teacher import robustbench_file
-from adbench.train import BEST, LAST
+from adbench.train import BEST, LAST, check_weights
 
 
 def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> Dataset:
@@ -49,8 +49,8 @@ def network_of(
     """The network that the record judges, on the CPU in evaluation mode.
 
     file: its weights, where they do not lie where the record has them. remedy: what a user can do about weights that
-    are not there. Raises UserError for the record of a failed cell, for weights that are not there, and for weights
-    with another hash than the record's.
+    are not there. Raises UserError for the record of a failed cell, for weights that are not there, for weights with
+    another hash than the record's, and for such as the record's training did not end with.
     """
     model = record["model"]
     if not record.done or model is None:
@@ -63,12 +63,19 @@ def network_of(
         network = built(record, dataset)
         path = file or _weights(record, data_dir, remedy)
         checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
+        check_weights(path, checkpoint.weights_sha256(network))
     found = checkpoint.weights_sha256(network)
     if found != model["weights_sha256"]:
         where = f"the weights in '{file}'" if file else "the weights"
         raise UserError(
             f"{where} have the SHA-256 {found[:12]}..., '{record.path}' was made with "
             f"{model['weights_sha256'][:12]}...; give the checkpoint that the record is about"
+        )
+    ended = (record["training"] or {}).get("weights") or {}
+    if ended.get(model["checkpoint"], found) != found:
+        raise UserError(
+            f"'{record.path}' judges weights with the SHA-256 {found[:12]}..., its training ended with "
+            f"{ended[model['checkpoint']][:12]}...; delete the folder '{record.path.parent.parent}' to train again"
         )
     return network.eval()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adbench import checkpoint, document, files, state, stopping
 from adbench.attacks.linf import Start, ascend
@@ -66,6 +66,8 @@ class Summary:
     precision: Precision = "float32"
     micro_batch: int | None = None
     devices: int = 1
+    weights: dict[str, str] | None = None
+    """SHA-256 (`checkpoint.state_sha256`) of what it ended with, by "best" and "last"; older trainings have none."""
     notes: list[str] = field(default_factory=list)
     """What was met on the way: damaged states that were passed over, another number of devices."""
 
@@ -78,6 +80,31 @@ def finished(folder: Path) -> Summary | None:
         return None
     except (ValueError, TypeError) as error:
         raise UserError(f"'{folder / SUMMARY}' is damaged ({error}); delete its folder to train again") from error
+
+
+def check_weights(path: Path, found: str) -> None:
+    """Raise UserError where the file at `path`, whose weights have the SHA-256 `found`, is not what the training of its
+    folder ended with.
+
+    Files that lie in no training's folder are anybody's. The epoch in the
+    file's header has to be the training's too: all there is to hold older files to, whose training left no hashes.
+    """
+    which = {BEST: "best", LAST: "last"}.get(path.name)
+    summary = finished(path.parent) if which else None
+    if which is None or summary is None:
+        return
+    due = summary.best_epoch if which == "best" else summary.epochs
+    said, ended = checkpoint.metadata(path).get("epoch", str(due)), (summary.weights or {}).get(which, found)
+    other = ""
+    if ended != found:
+        other = f"they have the SHA-256 {found[:12]}..., the training ended with {ended[:12]}..."
+    elif said != str(due):
+        other = f"they are of epoch {said}, the training's {which} epoch is {due}"
+    if other:
+        raise UserError(
+            f"the weights in '{path}' are not those of the training beside them ({other}); put the right file back, or "
+            f"delete the folder '{path.parent}' to train again"
+        )
 
 
 class Trainer:
@@ -97,7 +124,9 @@ class Trainer:
         folder: Path,
         device: torch.device,
         ranks: Ranks = ALONE,
+        identity: str = "",
     ) -> None:
+        """identity: of what is trained; a state that another training left in the folder is not gone on from."""
         if ranks.size > 1 and config.compile:
             raise UserError("train.compile is not for several devices; leave it out, or start adbench without torchrun")
         if ranks.size > 1 and not method.shareable:
@@ -122,6 +151,7 @@ class Trainer:
         self.val = dataset.val.to(device)
         self.attack, self.validation = attack, validation
         self.config, self.seed, self.folder, self.device = config, seed, folder, device
+        self.identity = identity
         self.optimiser = torch.optim.SGD(
             self.student.parameters(),
             config.lr,
@@ -185,6 +215,10 @@ class Trainer:
             precision=self.engine.precision,
             micro_batch=self.micro_batch,
             devices=self.ranks.size,
+            weights={
+                "best": checkpoint.state_sha256(self.best_weights),
+                "last": checkpoint.weights_sha256(self.student),
+            },
             notes=self.notes,
         )
         if not self.ranks.first:
@@ -393,25 +427,7 @@ class Trainer:
 
     def _validate(self) -> tuple[float, float]:
         """Accuracy on the held-out split: clean, and under PGD from one uniform start that is always the same."""
-        right = robust = 0
-        noise = generator(self.seed, "validation", device=self.device)
-        with self.net.still():
-            for images, labels in _parts(self.val, self.config.batch_size):
-                x = to_float(images)
-                x_adv = ascend(
-                    x,
-                    lambda z, labels=labels: cross_entropy(self.net(z), labels),  # type: ignore[misc]
-                    eps=self.validation.eps,
-                    step=self.validation.step,
-                    steps=self.validation.steps,
-                    start=Start.UNIFORM,
-                    generator=noise,
-                )
-                # In float32, whatever the precision of the search.
-                with torch.no_grad():
-                    right += _correct(self.student, x, labels)
-                    robust += _correct(self.student, x_adv, labels)
-        return right / len(self.val), robust / len(self.val)
+        return held_out(self.net, self.val, self.validation, self.config.batch_size, self.seed)
 
     def prepare(self) -> None:
         """Set the method up, and all networks for their engine."""
@@ -438,6 +454,7 @@ class Trainer:
     def _keep(self, now: state.Epoch | None) -> None:
         """Write the state, after an epoch or in the middle of one."""
         kept = {
+            "identity": self.identity,
             "epoch": self.epoch,
             "iteration": self.iteration,
             "seconds": self.seconds,
@@ -462,6 +479,8 @@ class Trainer:
             kept, said = self.store.load(self.device)
             if kept is None:
                 return said
+            if kept.get("identity", self.identity) != self.identity:
+                raise ValueError("it is another training's")
             self.student.load_state_dict(kept["student"])
             self.optimiser.load_state_dict(kept["optimiser"])
             self.method.load_state_dict(kept["method"])
@@ -485,6 +504,29 @@ class Trainer:
         return said
 
 
+def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> tuple[float, float]:
+    """Accuracy on a split: clean, and under PGD in `ball` from one uniform start that is a function of the seed."""
+    right = robust = 0
+    noise = generator(seed, "validation", device=val.images.device)
+    with net.still():
+        for images, labels in _parts(val, batch_size):
+            x = to_float(images)
+            x_adv = ascend(
+                x,
+                lambda z, labels=labels: cross_entropy(net(z), labels),  # type: ignore[misc]
+                eps=ball.eps,
+                step=ball.step,
+                steps=ball.steps,
+                start=Start.UNIFORM,
+                generator=noise,
+            )
+            # In float32, whatever the precision of the search.
+            with torch.no_grad():
+                right += _correct(net.module, x, labels)
+                robust += _correct(net.module, x_adv, labels)
+    return right / len(val), robust / len(val)
+
+
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, and not changed by further training."""
     return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
@@ -498,7 +540,7 @@ def _parts(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(torch.split(split.images, size), torch.split(split.labels, size), strict=True))
 
 
-def _correct(network: Network, x: Tensor, y: Tensor) -> int:
+def _correct(network: nn.Module, x: Tensor, y: Tensor) -> int:
     return int((network(x).argmax(dim=1) == y).sum())
 
 
