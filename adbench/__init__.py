@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 DISTRIBUTION = "adversarial-distillation-bench"
 """The name that pip knows this package by: `adbench` is another project's, with the same import name."""
 
-REVISION = 1
+REVISION = 2
 """Raised with every change to adbench after which the same configuration gives other numbers."""
 
 FAST_SEARCH = 2

@@ -355,8 +355,7 @@ def _training_attack(config: Train, threat: Threat) -> Ball:
 
 def _check_source(cell: Cell) -> None:
     """Raise UserError where this process loaded another version of the method than the one the cell is named by."""
-    planned = cell.training["source"]
-    if planned is not None and cell.method and METHODS.source_hash(cell.method) != planned:
+    if cell.method and METHODS.code(cell.method).sha256 != cell.training["source"]:
         raise UserError(f"the source of method '{cell.method}' changed during the run; run the same command again")
 
 
@@ -447,6 +446,5 @@ def _passes(cell: Cell) -> dict[str, dict[str, float]]:
 
 
 def _source(cell: Cell) -> str | None:
-    """SHA-256 of the file that defines the cell's method; of a plugin, as it was when the cell was planned."""
-    planned: str | None = cell.training.get("source") if cell.method else None
-    return planned or (METHODS.source_hash(cell.method) if cell.method else None)
+    """SHA-256 of the bytes of the file that defines the cell's method."""
+    return METHODS.source_hash(cell.method) if cell.method else None

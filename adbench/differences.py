@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from adbench import source
+from adbench.errors import UserError
+from adbench.registry import DATASETS, METHODS, MODELS, Registry
 
 Network = Callable[[str], dict[str, Any] | None]
 """The configuration of the training that an id stands for, where it is known."""
@@ -11,10 +16,10 @@ Network = Callable[[str], dict[str, Any] | None]
 # Entries of an identity that are no settings.
 NAMED = {
     "revision": "adbench's revision (it computes otherwise since)",
-    "source": "source of the method (its file was edited)",
+    "source": "code of the method (it was edited)",
     "data.content": "content of the dataset",
-    "data.source": "source of the dataset (its file was edited)",
-    "network": "source of the architecture (its file was edited)",
+    "data.source": "code of the dataset (it was edited)",
+    "network": "code of the architecture (it was edited)",
     "eval.revision": "adbench's revision (it judges otherwise since)",
     "eval.pyautoattack": "version of pyautoattack",
     "eval.fast_search": "adbench's fast search of AutoAttack (it searches otherwise since)",
@@ -60,3 +65,40 @@ def _short(value: Any) -> str:
     text = "not set" if value is None else str(value)
     # Hashes are told apart by their beginning.
     return f"{text[:12]}..." if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
+
+
+TREES_SINCE = 2
+"""The revision from which on an identity holds hashes of code; before, of a file's bytes, and of foreign files only."""
+
+
+def edited(training: Mapping[str, Any], file_sha256: str | None = None, plugins: Mapping[str, str] = {}) -> list[str]:
+    """What the configuration of a training was made with and is other code here today: ["method 'rslad'"].
+
+    What is not installed here is not spoken of. file_sha256: of the method's file, in a record. plugins: method files
+    that were added then, by name.
+    """
+    method, dataset = training.get("method"), training["data"]
+    parts: list[tuple[Registry, str | None, str | None]] = [
+        (METHODS, method, training.get("source") or file_sha256),
+        (MODELS, training["architecture"], training.get("network")),
+        (DATASETS, dataset["name"], dataset.get("source")),
+    ]
+    bytes_ = training["revision"] < TREES_SINCE
+    return [
+        f"{registry.kind} '{name}'"
+        for registry, name, then in parts
+        if name and then and (today := _today(registry, name, plugins, bytes_)) and today != then
+    ]
+
+
+def _today(registry: Registry, name: str, plugins: Mapping[str, str], bytes_: bool) -> str:
+    """The hash of what defines `name` here; "" for nothing."""
+    try:
+        if name in registry:
+            return registry.source_hash(name) if bytes_ else registry.code(name).sha256
+        if registry is METHODS and name in plugins:
+            code = source.read(Path(plugins[name]))
+            return code.main.sha256 if bytes_ else code.sha256
+    except (OSError, UserError):
+        pass
+    return ""

@@ -81,14 +81,14 @@ class Cell:
             "data": {"name": name, "content": self.fingerprint, **self.data.model_dump(mode="json")},
             "threat": self.threat.model_dump(mode="json"),
         }
-        base |= {"network": source} if (source := _foreign(MODELS, self.architecture)) else {}
-        base["data"] |= {"source": source} if (source := _foreign(DATASETS, self.dataset)) else {}
+        base |= {"network": code} if (code := _foreign(MODELS, self.architecture)) else {}
+        base["data"] |= {"source": code} if (code := _foreign(DATASETS, self.dataset)) else {}
         if self.method is None:
             assert self.spec is not None
             return {**base, "source": self.spec.identity()}
         return base | {
             "method": self.method,
-            "source": _foreign(METHODS, self.method),
+            "source": METHODS.code(self.method).sha256,
             "hyper": self.hyper,
             "seed": self.seed,
             "train": _recipe(self.train),
@@ -172,11 +172,8 @@ def _recipe(train: Train) -> dict[str, Any]:
 
 
 def _foreign(registry: Registry, name: str) -> str | None:
-    """The hash of the source that defines `name`, where that is not adbench's own, which has the revision.
-
-    Whoever edits a method, network or dataset of their own means new cells.
-    """
-    return None if name not in registry or registry.built_in(name) else registry.source_hash(name)
+    """The hash of the code of a network or dataset that is not adbench's own, which has the revision."""
+    return None if name not in registry or registry.built_in(name) else registry.code(name).sha256
 
 
 def dataset_folder(name: str) -> str:

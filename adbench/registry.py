@@ -8,18 +8,21 @@ before it is used: listing names and their one-line summaries reads source text 
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib.util
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
-from adbench import DISTRIBUTION
+from adbench import DISTRIBUTION, source
 from adbench.errors import UserError, unknown
+from adbench.source import Code
+from adbench.stopping import Stopped
 
 
 class Registry:
@@ -29,8 +32,8 @@ class Registry:
         self.kind = kind
         self.group = group
         self._files: dict[str, Path] = {}
-        # What the files held when they were first used, and what was made of it: they may be edited during a run.
-        self._contents: dict[str, bytes] = {}
+        # The code when it was first asked for, and what was made of files: they may be edited during a run.
+        self._codes: dict[str, Code] = {}
         self._loaded: dict[str, Any] = {}
 
     @cached_property
@@ -63,26 +66,21 @@ class Registry:
         """
         if name in self._files:
             if name not in self._loaded:
-                self._loaded[name] = _class_of_file(self._files[name], self._content(name), self.kind)
+                self._loaded[name] = _class_of_file(self.code(name), self.kind, self._files.values())
             return self._loaded[name]
         if name not in self._entry_points:
             raise unknown(self.kind, name, self.names())
         entry = self._entry_points[name]
-        try:
+        with importing(f"the {self.kind} '{name}' ({entry.value}, from '{_owner(entry)}')"):
             return entry.load()
-        except Exception as error:
-            raise UserError(
-                f"the {self.kind} '{name}' ({entry.value}, from '{_owner(entry)}') cannot be imported: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
-    def add_file(self, path: Path, content: bytes | None = None) -> str:
+    def add_file(self, path: Path, code: Code | None = None) -> str:
         """Register the one plugin class that the Python file `path` defines; returns its name.
 
         The name is the file's, with dashes for underscores. The file is not executed until it is used.
-        content: what the file holds, where another process has read it; it need not be there then.
+        code: its own, where another process has read it; the file need not be there then.
         """
-        if path.suffix != ".py" or not (content is not None or path.is_file()):
+        if path.suffix != ".py" or not (code is not None or path.is_file()):
             raise UserError(f"plugin '{path}': no such Python file; give the path of a .py file")
         name = path.stem.replace("_", "-")
         if name in self._entry_points:
@@ -90,27 +88,33 @@ class Registry:
         if self._files.get(name, path.resolve()) != path.resolve():
             raise UserError(f"plugin '{path}': '{self._files[name]}' has the same name; rename one of the files")
         self._files[name] = path.resolve()
-        self._contents.pop(name, None)
+        self._codes.pop(name, None)
         self._loaded.pop(name, None)
-        if content is not None:
-            self._contents[name] = content
+        if code is not None:
+            self._codes[name] = code
         return name
 
-    def files(self) -> dict[Path, bytes]:
+    def files(self) -> dict[Path, Code]:
         """The plugin files that were added, with what this process takes them to hold: for `add_file` elsewhere."""
-        return {path: self._content(name) for name, path in self._files.items()}
+        return {path: self.code(name) for name, path in self._files.items()}
 
     def paths(self) -> dict[str, Path]:
         """Where the plugin files are that were added, by name."""
         return dict(self._files)
 
-    def _content(self, name: str) -> bytes:
-        if name not in self._contents:
+    def code(self, name: str) -> Code:
+        """The code of `name`, with the local modules that it imports, as it was when it was first asked for.
+
+        Raises UserError where its file cannot be read.
+        """
+        if name not in self._codes:
+            path = self._path(name)
             try:
-                self._contents[name] = self._files[name].read_bytes()
+                module = "" if name in self._files else self._entry_points[name].module
+                self._codes[name] = source.read(path, module) if path else source.NONE
             except OSError as error:
-                raise UserError(f"plugin '{self._files[name]}' cannot be read: {error.strerror or error}") from error
-        return self._contents[name]
+                raise UserError(f"{self.kind} '{path}' cannot be read: {error.strerror or error}") from error
+        return self._codes[name]
 
     def source(self, name: str) -> str:
         """Where `name` comes from: a distribution's name or a file's path."""
@@ -123,18 +127,13 @@ class Registry:
     def _path(self, name: str) -> Path | None:
         if name in self._files:
             return self._files[name]
-        try:
-            spec = importlib.util.find_spec(self._entry_points[name].module)
-        except Exception:  # finding a module imports the package around it, which may be broken in any way
-            return None
-        return Path(spec.origin) if spec and spec.origin else None
+        spec = source.locate(self._entry_points[name].module)
+        return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
     def source_hash(self, name: str) -> str:
-        """SHA-256 of the source file that defines `name` ('' where there is none), as it was when it was loaded."""
-        if name in self._contents:
-            return hashlib.sha256(self._contents[name]).hexdigest()
-        path = self._path(name)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+        """SHA-256 of the bytes of the file that defines `name` ('' where there is none), as `code` read it."""
+        code = self.code(name)
+        return "" if code is source.NONE else code.main.sha256
 
     def summary(self, name: str) -> str:
         """The first docstring line of the object registered under `name`, read without importing it."""
@@ -163,17 +162,50 @@ def _owner(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else "?"
 
 
-def _class_of_file(path: Path, content: bytes, kind: str) -> Any:
+@contextmanager
+def importing(what: str) -> Iterator[None]:
+    """Within, code of a plugin is executed. Raises UserError that names it for whatever it raises, `sys.exit()` too.
+
+    A request to end the process gets through.
+    """
+    asked: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    hears = threading.current_thread() is threading.main_thread() and callable(before)
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if callable(before):
+            before(number, frame)
+
+    if hears:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    except Stopped:
+        raise
+    except BaseException as error:
+        if asked:
+            raise
+        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+        if isinstance(error, SystemExit):
+            said = f"it ends the program with sys.exit({error.code or ''}); a plugin is imported, it is no script"
+        raise UserError(f"{what} cannot be imported: {said}") from error
+    finally:
+        if hears:
+            signal.signal(signal.SIGINT, before)
+
+
+def _class_of_file(code: Code, kind: str, added: Collection[Path]) -> Any:
     """Execute a plugin file and return the class it defines (`plugin = ...` settles it if there are several)."""
+    path, content = code.main.path, code.main.content
     module_name = f"adbench_plugin_{path.stem}"
     module = ModuleType(module_name)
     module.__file__ = str(path)
     sys.modules[module_name] = module
-    try:
+    source.HELPERS.serve(code, added)
+    with importing(f"plugin '{path}'"):
         # What was hashed is what is executed: not the file, which may have changed, nor its bytecode in a cache.
         exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
-    except Exception as error:
-        raise UserError(f"plugin '{path}' cannot be imported: {type(error).__name__}: {error}") from error
     own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module_name]
     public = [v for v in own if not v.__name__.startswith("_") and hasattr(v, "loss")]
     if hasattr(module, "plugin"):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adbench import REVISION, files, locks, record
-from adbench.differences import differences
+from adbench import REVISION, locks, record
+from adbench.differences import differences, edited
 from adbench.errors import UserError
 from adbench.plans import Planned
 
@@ -34,6 +34,8 @@ class Standing:
     """of its work, done"""
     took: float | None = None
     """seconds, of a cell that is done"""
+    outdated: bool = False
+    """whether a run of today would make another cell in its place"""
 
     @property
     def left(self) -> float:
@@ -47,6 +49,7 @@ class Matrix:
 
     plan: Planned
     _folders: dict[Path, dict[str, list[Path]]] = field(default_factory=dict)
+    _edited: dict[tuple[str | None, str, str], list[str]] = field(default_factory=dict)
 
     @property
     def results(self) -> Path:
@@ -57,7 +60,13 @@ class Matrix:
         """Every cell's standing by id, teachers first."""
         found: dict[str, Standing] = {}
         for cell in self.plan.cells:
-            found[cell["id"]] = self._standing(cell, found)
+            one = self._standing(cell, found)
+            if changed := self.outdated(cell, found):
+                one = replace(one, outdated=True)
+                # What is there stays as it is; what is not is made anew in any case.
+                if one.state in ("done", "failed", "trained", "interrupted"):
+                    one = replace(one, state="stale", why=changed)
+            found[cell["id"]] = one
         return found
 
     def folder(self, cell: dict[str, Any]) -> Path:
@@ -69,8 +78,6 @@ class Matrix:
         found = _read(path)
         if found and found["status"] == "done":
             took = sum(found["timing"].get(phase, 0.0) for phase in ("train", "evaluate"))
-            if changed := self.outdated.get(cell["method"]):
-                return Standing(cell, "stale", changed, 1.0, took)
             return Standing(cell, "done", share=1.0, took=took)
         folder = path.parent.parent
         epochs = _epochs(folder / LOG)
@@ -94,19 +101,20 @@ class Matrix:
             return Standing(cell, "stale", f"{relatives[0].name} has other settings (--why {cell['id'][:8]})")
         return Standing(cell, "new")
 
-    @cached_property
-    def outdated(self) -> dict[str | None, str]:
-        """Methods whose results are no longer what a run would make, and why."""
-        methods = {cell["method"]: cell["training"].get("source") for cell in self.plan.cells}
+    def outdated(self, cell: dict[str, Any], others: Mapping[str, Standing]) -> str:
+        """Why the cell's result is no longer what a run would make, "" where it is."""
         if self.plan["revision"] != REVISION:
-            said = f"adbench computes otherwise since (revision {REVISION}, planned with {self.plan['revision']})"
-            return dict.fromkeys(methods, said)
-        found: dict[str | None, str] = {}
-        for name, file in self.plan["plugins"].items():
-            path = Path(file)
-            if methods.get(name) and path.is_file() and files.sha256(path) != methods[name]:
-                found[name] = f"'{file}' was edited since; a run now makes other cells"
-        return found
+            return f"adbench computes otherwise since (revision {REVISION}, planned with {self.plan['revision']})"
+        training = cell["training"]
+        made_with = (cell["method"], training["architecture"], training["data"]["name"])
+        if made_with not in self._edited:
+            self._edited[made_with] = edited(training, plugins=self.plan["plugins"])
+        if changed := self._edited[made_with]:
+            return f"the code of {' and '.join(changed)} changed since; a run now makes other cells"
+        for needed in cell["needs"]:
+            if others[needed].outdated:
+                return f"{others[needed].cell['says']} is stale"
+        return ""
 
     def relatives(self, cell: dict[str, Any]) -> list[Path]:
         """Folders of the same network (dataset, method, teacher, student, seed) with other settings."""

@@ -23,6 +23,7 @@ from adbench.estimate import steps
 from adbench.matrix import PAPER_METHODS, Cell, Matrix, expand
 from adbench.registry import METHODS
 from adbench.runner import Local
+from adbench.source import Code, Module
 
 THREATS = {"digits": Threat(Fraction(28, 255), Fraction(7, 255)), "cifar10": Threat(Fraction(8, 255), Fraction(2, 255))}
 
@@ -181,11 +182,11 @@ def test_the_source_of_somebody_elses_plugin_is_in_the_identity(
 ) -> None:
     ours = one().train_id
     theirs = set()
-    for source in ("as it was", "edited"):
+    for source in (b"as_it_was", b"edited"):
         with monkeypatch.context() as patch:
             found = getattr(matrix_module, registry)
             patch.setattr(found, "built_in", lambda asked: asked != name)
-            patch.setattr(found, "source_hash", lambda _, source=source: source)
+            patch.setattr(found, "code", lambda _, source=source: Code(Module("", Path(), source)))
             theirs.add(one().train_id)
     assert len({ours, *theirs}) == 3
 

@@ -146,9 +146,11 @@ def test_results_of_a_plugin_that_was_edited_since_are_stale(tmp_path: Path, mon
     result = run("--methods", "mine,pgd-at", "--plugin", "mine.py")
     assert result.exit_code == 0, result.output
     assert set(states(Path("results")).values()) == {"done"}
-    Path("mine.py").write_text(PLUGIN + "\n", encoding="utf-8")
+    Path("mine.py").write_text(PLUGIN.replace("at the image itself", "where it is") + "\n", encoding="utf-8")
+    assert set(states(Path("results")).values()) == {"done"}
+    Path("mine.py").write_text(PLUGIN.replace("step.y)", "step.y) * 2"), encoding="utf-8")
     assert states(Path("results")) == {"mine cnn-4 seed 0": "stale", "pgd-at cnn-4 seed 0": "done"}
-    assert "mine.py' was edited since; a run now makes other cells" in cli("status").output
+    assert "the code of method 'mine' changed since; a run now makes other cells" in cli("status").output
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adbench.status.REVISION", 99)
         assert set(states(Path("results")).values()) == {"stale"}
@@ -228,7 +230,7 @@ def test_a_difference_is_told_in_the_words_of_the_settings() -> None:
     networks: dict[str, dict[str, Any]] = {"1": {"seed": 0}}
     assert differences(there, here, networks.get) == [
         "train.clip: not set there, 1.0 here",
-        "source of the method (its file was edited): aaaaaaaaaaaa... there, bbbbbbbbbbbb... here",
+        "code of the method (it was edited): aaaaaaaaaaaa... there, bbbbbbbbbbbb... here",
         "teacher: other weights (1 there, 2 here)",
         "natural: x there, not set here",
     ]

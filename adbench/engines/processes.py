@@ -25,6 +25,7 @@ from adbench.engines import LAST_WORDS, Emit
 from adbench.engines.worker import begin, work
 from adbench.matrix import Cell
 from adbench.registry import METHODS
+from adbench.source import Code
 
 # The second is what torch.optim imports when it is first used, the third what the digits are read with.
 PRELOADED = ["adbench.engines.processes", "torch._dynamo", "sklearn.datasets"]
@@ -132,7 +133,7 @@ def ended(code: int | None) -> str:
     return f"by {name}{hints.get(name, '')}"
 
 
-def _cell(pipe: Connection, cell: Cell, place: Place, threads: int, plugins: Mapping[Path, bytes]) -> None:
+def _cell(pipe: Connection, cell: Cell, place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
     """A worker's whole life."""
     # Ctrl-C reaches every process of a terminal; the run decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -28,6 +28,7 @@ from adbench.engines.worker import begin, cores, work
 from adbench.errors import UserError
 from adbench.matrix import Cell
 from adbench.registry import METHODS
+from adbench.source import Code
 
 PROBE = ".ray"
 """Folder in the results, there during a run: a node that does not see it works somewhere else."""
@@ -75,7 +76,7 @@ class Errand:
 
     place: Place
     threads: int
-    plugins: Mapping[Path, bytes]
+    plugins: Mapping[Path, Code]
     home: Path
     words: list[str]
     probe: Path

@@ -12,6 +12,7 @@ from adbench.cell import Place, execute
 from adbench.errors import UserError
 from adbench.matrix import Cell
 from adbench.registry import METHODS
+from adbench.source import Code
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -26,11 +27,11 @@ def prepare_torch(place: Place, threads: int) -> None:
     torch.use_deterministic_algorithms(place.torch_device.type == "cpu")
 
 
-def begin(place: Place, threads: int, plugins: Mapping[Path, bytes]) -> None:
+def begin(place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
     """Make a fresh process ready for cells."""
     prepare_torch(place, threads)
-    for path, content in plugins.items():
-        METHODS.add_file(path, content)
+    for path, code in plugins.items():
+        METHODS.add_file(path, code)
 
 
 def work(cell: Cell, place: Place, say: Say, every: float = 0.2) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from adbench.differences import edited
 from adbench.registry import METHODS
 from adbench.report.captions import listed
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
@@ -35,15 +36,14 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         label = str((run.done or run.failed)[0]["label"])
         told = (found[name].get("attack", ""), _objective(found[name])) if name in found else ("", "")
         rows.append(Row((Cell(label), *(Cell(text) if text else MISSING for text in told)), about=about(method=label)))
-        used = {r["provenance"]["method_source_sha256"] for r in run.done} - {None}
-        if used and name in installed and METHODS.source_hash(name) not in used:
+        if any(edited(r["config"]["training"], r["provenance"]["method_source_sha256"]) for r in run.done):
             unlike.append(label)
     caption = (
         "Objectives of the methods, as the docstrings of their plugins state them. S: student; T: teacher; x: image, "
         "y: its label; x': the adversarial example, within ε of x; KL(p, q): divergence of the student's p from its "
         "target q; CE: cross-entropy."
     )
-    note = f"{listed(unlike)}: the plugin's file is not the one that the records were made with; formulas may differ."
+    note = f"{listed(unlike)}: the code was edited since the records were made; formulas may differ."
     return [Table("objectives", "Objectives of the methods", caption, columns, tuple(rows), (note,) if unlike else ())]
 
 
