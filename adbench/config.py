@@ -7,8 +7,10 @@ precedence, and refuses what it does not know. Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, time
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -16,9 +18,13 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from adbench.data.threat import parse_fraction
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError, is_text, unknown
+from adbench.seeding import LARGEST
 
 M = TypeVar("M", bound=BaseModel)
+
+DEEPEST = 20
+"""So many tables and lists may stand in each other."""
 
 
 class Section(BaseModel):
@@ -44,8 +50,8 @@ FractionText = Annotated[str | None, BeforeValidator(_fraction_text)]
 class Train(Section):
     """How a network is trained. The defaults are the SmaraAD paper's recipe (Sec. 4.2), common to all methods."""
 
-    epochs: int = Field(200, ge=1)
-    batch_size: int = Field(256, ge=2)
+    epochs: int = Field(200, ge=1, le=1_000_000)
+    batch_size: int = Field(256, ge=2, le=1_000_000)
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
@@ -54,11 +60,11 @@ class Train(Section):
     )
     lr_factor: float = Field(0.1, gt=0, le=1)
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; none by default")
-    attack_steps: int = Field(10, ge=1, description="steps of the inner maximisation")
+    attack_steps: int = Field(10, ge=1, le=10_000, description="steps of the inner maximisation")
     attack_eps: FractionText = Field(None, description="its radius; none means the threat model's")
     attack_step: FractionText = Field(None, description="its step size; none means the threat model's, to scale")
     val_every: int = Field(1, ge=1, description="epochs between evaluations on the held-out split")
-    val_steps: int = Field(10, ge=1, description="PGD steps of that evaluation")
+    val_steps: int = Field(10, ge=1, le=10_000, description="PGD steps of that evaluation")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: float32 in its fast form; float32: every layer as it is written"
     )
@@ -195,8 +201,10 @@ def parse_setting(text: str) -> dict[str, Any]:
         raise UserError(f"--set {text}: write key=value, as in --set train.epochs=10")
     try:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or a number of thousands of digits
         parsed = value
+    except RecursionError as error:
+        raise UserError(f"--set {key}: its lists stand in each other more than {DEEPEST} deep") from error
     for part in reversed(parts):
         parsed = {part: parsed}
     result: dict[str, Any] = parsed
@@ -261,10 +269,30 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
 
 def validated(model: type[M], settings: Mapping[str, Any], where: str) -> M:
     """`model` filled from `settings`. Raises UserError that names `where` and every problem at once."""
+    if unfit := list(_unfit(settings)):
+        raise UserError(f"{where}: " + "; ".join(unfit))
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(_problems(error, model))) from error
+
+
+def _unfit(value: Any, key: str = "", depth: int = 0) -> Iterator[str]:
+    """What no setting may be, wherever it stands: records could not hold it, or no computation could take it."""
+    if isinstance(value, Mapping | list | tuple):
+        if depth == DEEPEST:
+            yield f"{key}: tables and lists stand in each other more than {DEEPEST} deep"
+            return
+        for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _unfit(inner, f"{key}.{part}".lstrip("."), depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{key} = {value}: give a finite number"
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        yield f"{key} is beyond {LARGEST}: give a smaller number"
+    elif isinstance(value, str) and not is_text(value):
+        yield f"{key} = {value!r}: it is not text"
+    elif isinstance(value, date | time):
+        yield f"{key} = {value}: it is a date or a time, which no setting is; write a text in quotes"
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:

@@ -9,6 +9,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+LISTED = 20
+"""Names that a complaint about an unknown one lists."""
+
 
 class UserError(Exception):
     """Bad input: one sentence that names what was wrong, where, and what would be right.
@@ -42,10 +45,16 @@ class LeftOut:
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "adbench list") -> UserError:
     """The error for a name that nobody registered, with the nearest registered one."""
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names[:LISTED])}{more}"
     return UserError(f"unknown {kind} '{name}'; {hint} ({where})")
+
+
+def is_text(value: str) -> bool:
+    """Whether records and paths can hold `value`: no NUL, no lone surrogate (of bytes that are no UTF-8)."""
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def located(error: Exception) -> str:

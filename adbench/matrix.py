@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LONGEST = 100
+"""Letters of a name that a path component holds."""
+
 # Gives an experiment's dataset by name, with the experiment's share of it.
 Lookup = Callable[[str, Experiment], Dataset]
 
@@ -182,7 +185,13 @@ def dataset_folder(name: str) -> str:
 
 
 def safe(name: str) -> str:
-    """`name` as one path component: nothing but letters, digits and . _ + -, and no leading dot."""
+    """`name` as one path component: nothing but letters, digits and . _ + -, and no leading dot.
+
+    Of a name longer than LONGEST its beginning and a digest, since file systems take 255 bytes and two names may have
+    to fit.
+    """
+    if len(name) > LONGEST:
+        name = f"{name[: LONGEST - 9]}-{content_id(name)[:8]}"
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
 
 

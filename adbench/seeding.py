@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+LARGEST = 2**63 - 1
+"""The largest seed, and whole number of any setting: what a data frame holds."""
+
 
 def derive(seed: int, *names: str | int) -> int:
     """A 63-bit seed from a root seed and the names of a stream."""

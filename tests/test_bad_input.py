@@ -15,11 +15,12 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
+from click.testing import CliRunner, Result
 from tiny import TEACHER, cli, record_of, records, run
 
 from adbench import files, models, record, runner
 from adbench.checkpoint import save_weights
+from adbench.cli import main
 from adbench.registry import METHODS
 
 
@@ -70,6 +71,24 @@ def sentence(result: Result) -> str:
         ("run --set =3", "--set =3: write key=value"),
         ("run --set threat.eps=9/8", "threat.eps = '9/8': '9/8' is no number in [0, 1]"),
         ("run --set threat.step=-0.1", "threat.step = -0.1: "),
+        # What no setting can be, wherever it stands
+        ("run --set train.lr=inf", "train.lr = inf: give a finite number"),
+        ("run --set train.weight_decay=nan", "train.weight_decay = nan: give a finite number"),
+        ("run --set budget=inf", "budget = inf: give a finite number"),
+        ("run --set hyper.smaraad.gamma=inf", "hyper.smaraad.gamma = inf: give a finite number"),
+        ("run --set hyper.trades.beta=-inf", "hyper.trades.beta = -inf: give a finite number"),
+        ("run --methods rslad --set hyper.trades.beta=[[nan]]", "hyper.trades.beta.0.0 = nan: give a finite number"),
+        ("run --set eval.seed=99999999999999999999", "eval.seed is beyond 9223372036854775807"),
+        ("run --set seeds=[9223372036854775808]", "seeds.0 is beyond 9223372036854775807"),
+        (
+            "run --seeds 18446744073709551616,",
+            "'18446744073709551616,': give at least one seed",
+        ),
+        ("run --set train.epochs=9223372036854775807", "train.epochs = 9223372036854775807: input should be less than"),
+        ("run --set train.attack_steps=1000000000", "train.attack_steps = 1000000000: input should be less than"),
+        ("run --set hyper.rslad.alpha=1979-05-27", "hyper.rslad.alpha = 1979-05-27: it is a date or a time"),
+        ("run --engine ray --gpus nan", "--gpus nan: give a share"),
+        ("run --engine ray --gpus inf", "--gpus inf: give a share"),
         ("run --set data.train_images=99999", "digits: 99999 training images asked for; ask for 1 to "),
         ("run --methods mtard --set hyper.mtard.weight_natural=2", "hyper.mtard: weight_natural = 2: "),
         (
@@ -118,6 +137,61 @@ def sentence(result: Result) -> str:
 def test_what_is_wrong_is_said_in_one_sentence(command: str, said: str) -> None:
     assert said in sentence(cli(*command.split(" ")))
     assert not list(Path().iterdir()), "a refused command leaves nothing behind"
+
+
+def test_lists_a_thousand_deep_are_refused() -> None:
+    assert "more than 20 deep" in sentence(cli("run", "--set", f"hyper.rslad.alpha={'[' * 1000}{']' * 1000}"))
+    deep = f"hyper.rslad.alpha={'[' * 25}{']' * 25}"
+    assert "more than 20 deep" in sentence(cli("run", "--set", deep))
+
+
+def test_infinity_in_a_teacher_file_is_named() -> None:
+    Path("odd.toml").write_text(TEACHER.replace("epochs = 1", "epochs = 1\nlr = inf"), encoding="utf-8")
+    assert "source.train.lr = inf: give a finite number" in sentence(cli("run", "--teacher", "odd.toml"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compare {long} rslad",
+        "compare rslad {long}",
+        "eval {long} --arch cnn-4",
+        "new-method {long}",
+        "export {long} --out made",
+        "verify {long}",
+        "golden {long}",
+        "report --results {long}",
+        "merge {long} --into made",
+        "run --config {long}",
+        "run --plugin {long}.py",
+        "run --teacher cnn-4@{long}",
+        "run --teacher {long}.toml",
+        "run --dataset ./{long}",
+        "run --dataset {long}.npz",
+        "status --results {long}",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused(words: str) -> None:
+    assert len(sentence(cli(*words.format(long="x" * 300).split()))) < 800
+
+
+def test_a_dataset_and_a_teacher_with_the_longest_names_are_judged(checkpoint: Path) -> None:
+    long = Path("t" * 240 + ".safetensors")
+    long.write_bytes(checkpoint.read_bytes())
+    result = cli("eval", long, "--arch", "cnn-4", "--attacks", "fgsm", "--images", "8")
+    assert result.exit_code == 0, result.output
+    assert len(list(Path("results").glob("digits/checkpoints/t*-*/eval-*/record.json"))) == 1
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp437"])
+def test_a_terminal_that_lacks_a_letter_shows_a_question_mark(encoding: str) -> None:
+    result = CliRunner(charset=encoding).invoke(main, ["run", "--dataset", "./数据.npz"])
+    assert result.exit_code == 2
+    assert b"??" in result.stderr_bytes
+
+
+def test_a_name_whose_bytes_are_no_text_is_refused() -> None:
+    assert "is not text in UTF-8" in sentence(cli("run", "--dataset", "./\udcff.npz"))
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:

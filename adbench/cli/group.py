@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import io
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from adbench import stopping
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError, is_text, unknown
+
+SHOWN = 100
+"""Letters of a file's name that a complaint about it shows."""
 
 
 class Group(click.Group):
@@ -25,12 +30,17 @@ class Group(click.Group):
             raise unknown("command", args[0], self.commands, "adbench --help")
         return super().resolve_command(ctx, args)
 
-    def main(self, *args: Any, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
+        _print_anything()
         try:
             with stopping.heeded():
-                code = super().main(*args, **{**extra, "standalone_mode": False})
+                args = _as_text(sys.argv[1:] if args is None else args)
+                code = super().main(args, *more, **{**extra, "standalone_mode": False})
         except UserError as error:
             code = _refuse(str(error))
+        except OSError as error:
+            # Whatever a path may be that no command expects: too long, a loop of links, on a disk that is gone.
+            code = _refuse(_of_the_system(error))
         except click.ClickException as error:
             code = _refuse(_in_our_words(error))
         except (click.Abort, KeyboardInterrupt):
@@ -40,6 +50,30 @@ class Group(click.Group):
             click.echo("adbench: stopped by SIGTERM; the same command goes on from where it was", err=True)
             code = stopping.EXIT_CODE
         sys.exit(code)
+
+
+def _print_anything() -> None:
+    """Print a question mark for each character that a terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _as_text(args: Sequence[str]) -> list[str]:
+    """The words of a command line. Raises UserError for bytes that are no UTF-8, which records cannot hold."""
+    for word in args:
+        if not is_text(word):
+            raise UserError(f"'{word}' is not text in UTF-8; rename the file, or go into its folder first")
+    return list(args)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, and for which file."""
+    said = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return said
+    name = str(error.filename)
+    return f"'{name if len(name) <= SHOWN else name[:SHOWN] + '...'}': {said}"
 
 
 def _refuse(sentence: str) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adbench.errors import LeftOut, Nothing, UserError
+from adbench.seeding import LARGEST
 
 if TYPE_CHECKING:
     from adbench.cell import Place
@@ -37,8 +38,8 @@ def seeds_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
         if numbers[0] > MOST_SEEDS:
             raise click.BadParameter(f"'{value}' is a number of seeds; for that one seed write '{value},'")
         numbers = tuple(range(numbers[0]))
-    if not numbers or min(numbers) < 0:
-        raise click.BadParameter(f"'{value}': give at least one seed, none below 0")
+    if not numbers or min(numbers) < 0 or max(numbers) > LARGEST:
+        raise click.BadParameter(f"'{value}': give at least one seed, none below 0 or beyond {LARGEST}")
     return numbers
 
 

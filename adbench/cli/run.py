@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -93,6 +94,8 @@ def run(
       adbench run --dataset cifar10 --student rn18 --seeds 3 --engine ray --address auto --gpus 0.5
       torchrun --standalone --nproc-per-node 4 -m adbench run --dataset cifar10 --methods smaraad --student rn18
     """
+    if gpus is not None and not math.isfinite(gpus):
+        raise UserError(f"--gpus {gpus}: give a share such as 0.25, or a whole number of GPUs")
     if engine == "local" and (address or gpus):
         raise UserError(f"{'--address' if address else '--gpus'} is for --engine ray; add that, or leave it out")
     where = _where(engine, address, gpus, jobs, threads)
