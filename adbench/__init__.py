@@ -8,5 +8,5 @@ DISTRIBUTION = "adversarial-distillation-bench"
 REVISION = 2
 """Raised with every change to adbench after which the same configuration gives other numbers."""
 
-FAST_SEARCH = 2
+FAST_SEARCH = 3
 """Raised instead where AutoAttack's fast search alone may give other verdicts."""

@@ -23,6 +23,7 @@ from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
 from adbench.config import Evaluation, Experiment, Train
 from adbench.data import Dataset, Threat, load, parse_fraction
+from adbench.engine import multiplies_bfloat16
 from adbench.errors import UserError, located
 from adbench.evaluate import Evaluator, Outcome, evaluate
 from adbench.matrix import Cell, Lookup, configured, passes
@@ -362,6 +363,10 @@ def _check_source(cell: Cell) -> None:
 def _evaluate(run: _Run, dataset: Dataset, evaluator: Evaluator, folder: Path) -> dict[str, Outcome]:
     cell, place = run.cell, run.place
     settings = cell.evaluation
+    fast = settings.aa_search == "fast" and set(settings.attacks) & set(autoattack.VERSIONS)
+    if fast and not multiplies_bfloat16(place.torch_device):
+        slow = "this device has no arithmetic for bfloat16, so the search of --fast-aa is slower than the default"
+        run.report({"what": "note", "says": slow})
     proxies = {proxy.name: teacher_network(proxy, place, dataset) for proxy in cell.proxies}
 
     weights = str(run.model and run.model["weights_sha256"])

@@ -102,7 +102,9 @@ class Evaluation(Section):
     transfer_attacks: tuple[str, ...] = ("pgd20", "cw")
     step: FractionText = Field(None, description="of PGD and C&W; none means the threat model's")
     start: Literal["uniform", "gauss", "clean"] | None = Field(None, description="theirs; none means uniform")
-    aa_search: Literal["exact", "fast"] = Field("fast", description="fast: in bfloat16, decided in float32")
+    aa_search: Literal["exact", "fast"] = Field(
+        "exact", description="exact: the authors' package in float32; fast: in bfloat16, decided in float32"
+    )
     aa_shard: int = Field(200, ge=1, description="images that AutoAttack attacks, and finishes, at a time")
     masking: int = Field(0, ge=0, description="test images for the tests of gradient masking; 0: no tests")
     keep_adversarial: bool = Field(False, description="store the adversarial examples, for adbench verify")

@@ -17,7 +17,6 @@ from adbench import masking
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.cell import Place, cell_dataset, network_for
-from adbench.engine import multiplies_bfloat16
 from adbench.flops import matrix_rate, multiply_adds
 from adbench.losses import cross_entropy
 from adbench.matrix import Cell, configured, passes
@@ -79,7 +78,7 @@ class Estimator:
         dataset, device = cell_dataset(cell, self.place), self.place.torch_device
         network = network_for(cell, dataset).to(device).eval()
         x = torch.rand((min(64, cell.train.batch_size), *dataset.image_shape), device=device)
-        model = autoattack.searching(network, x, search) if search else network
+        model = autoattack.searching(network, search) if search else network
         y = torch.zeros(len(x), dtype=torch.long, device=device)
 
         def forward() -> None:
@@ -166,11 +165,7 @@ class Estimator:
         for name in cell.evaluation.attacks:
             if name in autoattack.VERSIONS:
                 images = min(n, cell.evaluation.aa_images or n) * AA_SURVIVING
-                # A fast search that would be slower is none.
-                searches = {"exact"}
-                if multiplies_bfloat16(self.place.torch_device):
-                    searches.add(cell.evaluation.aa_search)
-                searched = min((self.of(cell, search) for search in searches), key=lambda found: found.both)
+                searched = self.of(cell, cell.evaluation.aa_search)
                 total += images * (AA_PASSES * searched.both + AA_QUERIES * searched.forward)
             else:
                 total += n * steps(name) * speed.both

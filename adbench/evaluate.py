@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,15 +85,14 @@ class Evaluator:
         shard: int = 200,
         keep: bool = False,
     ) -> None:
-        """threat: its step is that of PGD and C&W, as `start` is theirs. search: AutoAttack's, exact or fast
-        (where this device is faster in bfloat16); shard: how many images it attacks at a time. keep: outcomes
-        have their adversarial examples.
+        """threat: its step is that of PGD and C&W, as `start` is theirs. search: AutoAttack's, exact or fast; shard:
+        how many images it attacks at a time. keep: outcomes have their adversarial examples.
         """
         self.network = network.to(device).eval()
         self.x = to_float(test.images.to(device))
         self.y = test.labels.to(device)
         self.threat, self.seed, self.batch_size = threat, seed, batch_size
-        self.start, self.asked_search, self.shard_size, self.keep = start, search, shard, keep
+        self.start, self.search, self.shard_size, self.keep = start, search, shard, keep
         begun = time.perf_counter()
         self.predicted = self.predict(self.x)
         self.right = self.predicted == self.y
@@ -103,12 +101,6 @@ class Evaluator:
             {"name": "clean", "implementation": f"adbench {__version__}"},
             time.perf_counter() - begun,
         )
-
-    @cached_property
-    def search(self) -> str:
-        """How AutoAttack searches on this device: as asked, unless a fast search would be none."""
-        slow = self.asked_search == "fast" and not autoattack.faster(self.network, self.x)
-        return "exact" if slow else self.asked_search
 
     def under(self, name: str, images: int | Tensor) -> Outcome:
         """The outcome under gradient attack `name` on the first `images` test images, or on those at places (n,)."""
@@ -159,17 +151,17 @@ class Evaluator:
             kept[right] = found.x_adv
         return Outcome(
             survived.cpu(),
-            self.autoattack(name, self.search),
+            self.autoattack(name),
             time.perf_counter() - begun,
             found.flags,
             x_adv=kept,
             doubtful=doubtful.cpu(),
         )
 
-    def autoattack(self, name: str, search: str) -> dict[str, Any]:
-        """The definition of AutoAttack `name` as this evaluation runs it by a search."""
+    def autoattack(self, name: str) -> dict[str, Any]:
+        """The definition of AutoAttack `name` as this evaluation runs it."""
         classes = self.logits(self.x[:1]).shape[1]
-        return autoattack.definition(name, self.threat.eps, classes, self.seed, search, self.shard_size)
+        return autoattack.definition(name, self.threat.eps, classes, self.seed, self.search, self.shard_size)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -227,10 +219,7 @@ def _still_due(evaluator: Evaluator, known: Mapping[str, Outcome]) -> dict[str, 
 
     def due(label: str, outcome: Outcome) -> bool:
         name = label.partition(",")[0]
-        searches = {evaluator.asked_search, "exact"}  # a fast search is exact where bfloat16 is not faster
-        return name not in autoattack.VERSIONS or any(
-            outcome.definition == evaluator.autoattack(name, search) for search in searches
-        )
+        return name not in autoattack.VERSIONS or outcome.definition == evaluator.autoattack(name)
 
     return {label: outcome for label, outcome in known.items() if due(label, outcome)}
 
@@ -242,10 +231,6 @@ def _by_shards(
 
     What a fast search leaves doubtful is gathered from all shards, and searched again in shards of its own.
     """
-    begun = [outcome.definition["search"] for label, outcome in known.items() if label.startswith(f"{name}, ")]
-    if begun:
-        # An interrupted evaluation goes on as it began, also where another probe would choose otherwise.
-        evaluator.search = "exact" if begun[0] == "float32" else "fast"
 
     def finished(label: str, index: Tensor, search: str | None = None) -> Outcome:
         if label in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -20,9 +21,10 @@ import pytest
 import torch
 from pyautoattack import fab_base
 from pyautoattack.fab_projections import projection_linf
-from tiny import SETTINGS
+from tiny import SETTINGS, cli
 from torch import Tensor, nn
 
+from adbench import FAST_SEARCH
 from adbench.attacks import autoattack, targets
 from adbench.attacks.hyperplane import nearest_in_box
 from adbench.attacks.linf import attacking
@@ -46,7 +48,20 @@ def evaluator(net: nn.Module, split: Split, search: str = "exact", shard: int = 
     return Evaluator(net, split, threat, seed=1, batch_size=64, device=cpu, search=search, shard=shard)  # type: ignore[arg-type]
 
 
-def test_shards_make_up_the_whole_and_a_known_shard_is_not_attacked_again(few) -> None:
+def shortened(monkeypatch: pytest.MonkeyPatch, iterations: int = 5) -> None:
+    """The package's attacks with few iterations, in adbench and without it."""
+    whole = pyautoattack.AutoAttack.__init__
+
+    def built(self: Any, *args: Any, **options: Any) -> None:
+        whole(self, *args, **options)
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = iterations
+        self.square.n_queries = 20 * iterations
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", built)
+
+
+def test_shards_make_up_the_whole_and_a_known_shard_is_not_attacked_again(few, monkeypatch) -> None:
+    shortened(monkeypatch)
     kept: dict[str, Outcome] = {}
     whole = evaluate(evaluator(*few, shard=12), ("aa",), on_attack=kept.__setitem__)["aa"]
     labels = ["aa, images 0 to 11", "aa, images 12 to 23", "aa, images 24 to 29"]
@@ -62,8 +77,9 @@ def test_shards_make_up_the_whole_and_a_known_shard_is_not_attacked_again(few) -
     assert torch.equal(first.right, whole.right[:12]), "a whole shard's verdicts do not depend on what follows"
 
 
-@pytest.mark.parametrize("other", [{"seed": 7}, {"search": "bfloat16 in an earlier way"}])
-def test_what_another_attack_left_behind_is_not_taken_for_this_ones(few, other: dict[str, Any]) -> None:
+@pytest.mark.parametrize("other", [{"seed": 7}, {"search": "float32"}, {"search": autoattack.SEARCHES["fast"]}])
+def test_what_another_attack_left_behind_is_not_taken_for_this_ones(few, other: dict[str, Any], monkeypatch) -> None:
+    shortened(monkeypatch)
     split = Split(few[1].images[:4], few[1].labels[:4])
     kept: dict[str, Outcome] = {}
     whole = evaluate(evaluator(few[0], split, shard=2), ("aa",), on_attack=kept.__setitem__)["aa"]
@@ -73,45 +89,81 @@ def test_what_another_attack_left_behind_is_not_taken_for_this_ones(few, other: 
         if label != "aa":
             del known["aa"]
         again = evaluate(
-            evaluator(few[0], split, "fast", shard=2), ("aa",), known=known, on_attack=lambda n, _: attacked.append(n)
+            evaluator(few[0], split, shard=2), ("aa",), known=known, on_attack=lambda n, _: attacked.append(n)
         )["aa"]
         assert torch.equal(again.right, whole.right)
-        assert again.definition == whole.definition, "nor does it choose the search"
+        assert again.definition == whole.definition
     assert attacked == ["aa, images 0 to 1", "aa", "aa"]
 
 
-def test_the_fast_search_gives_the_exact_verdicts_here_and_says_what_it_is(few, monkeypatch) -> None:
-    monkeypatch.setattr(autoattack, "faster", lambda *_: True)
-    # In this ball no survivor is near the boundary, where chance has a say.
-    found = {
-        search: evaluate(evaluator(*few, search=search, eps=Fraction(37, 255)), ("aa",))["aa"]
-        for search in autoattack.SEARCHES
-    }
-    assert torch.equal(found["fast"].right, found["exact"].right)
-    assert 0 < found["exact"].right.sum() < 30
-    assert found["exact"].definition["search"] == "float32"
-    assert found["fast"].definition["search"] == (
-        "bfloat16, several target classes at a time (up to 128 pairs), decided in float32 "
-        "(APGD again within 0.1, within 0.02 from 5 starts)"
-    )
+def directly(net: nn.Module, split: Split, shard: int, version: str = "standard", classes: int = 5) -> Tensor:
+    """x' of the authors' package, called as its README says on one shard after the other; nothing of adbench."""
+    found = []
+    for images, labels in zip(split.images.split(shard), split.labels.split(shard), strict=True):
+        adversary = pyautoattack.AutoAttack(net, norm="Linf", eps=float(EPS), version=version, seed=1, device="cpu")
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = classes - 1  # its 9 are not there
+        found.append(adversary.run_standard_evaluation(images.float() / 255, labels, batch_size=shard)[0])
+    return torch.cat(found)
 
 
-def test_where_bfloat16_is_not_faster_the_search_is_exact(few, monkeypatch) -> None:
-    monkeypatch.setattr(autoattack, "faster", lambda *_: False)
-    found = evaluate(evaluator(*few, search="fast"), ("aa",), aa_images=2)["aa"]
-    assert found.definition["search"] == "float32"
+@pytest.fixture(scope="module")
+def large() -> tuple[nn.Module, Split]:
+    """A wide residual network and colour images as large as CIFAR's, some of which its attacks break."""
+    torch.manual_seed(5)
+    net = build("wrn-10-2", classes=5, channels=3).eval()
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        labels = net(images.float() / 255).argmax(1)
+    return net, Split(images, labels)
 
 
-def test_an_interrupted_fast_search_stays_fast(few, monkeypatch) -> None:
-    monkeypatch.setattr(autoattack, "faster", lambda *_: True)
-    kept: dict[str, Outcome] = {}
+@pytest.mark.parametrize(
+    ("size", "version"), [("few", "standard"), ("few", "plus"), ("few", "rand"), ("large", "standard")]
+)
+def test_the_default_is_the_authors_package_bit_for_bit(
+    size: str, version: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortened(monkeypatch)
+    net, split = request.getfixturevalue(size)
+    split, shard = split.first(12), {"few": 5, "large": 4}[size]
+    theirs = directly(net, split, shard, version)
+    threat = Threat(EPS, EPS / 4)
+    judge = Evaluator(net, split, threat, seed=1, batch_size=64, device=torch.device("cpu"), shard=shard, keep=True)  # type: ignore[arg-type]
+    name = next(name for name, called in autoattack.VERSIONS.items() if called == version)
+    found = evaluate(judge, (name,))[name]
+    assert found.x_adv is not None
+    assert torch.equal(found.x_adv, theirs)
+    with torch.no_grad():
+        assert torch.equal(found.right, net(theirs).argmax(1) == split.labels)
+    assert (theirs != split.images.float() / 255).flatten(1).any(1).sum() > 0
+    assert found.definition["search"] == "authors' package, float32"
+
+
+def test_what_is_configured_runs_whatever_the_device_can_do(few, monkeypatch) -> None:
+    shortened(monkeypatch)
     split = Split(few[1].images[:4], few[1].labels[:4])
-    evaluate(evaluator(few[0], split, search="fast", shard=2), ("aa",), on_attack=kept.__setitem__)
-    monkeypatch.setattr(autoattack, "faster", lambda *_: False)
-    resumed = evaluator(few[0], split, search="fast", shard=2)
-    first = "aa, images 0 to 1"
-    found = evaluate(resumed, ("aa",), known={first: kept[first]})["aa"]
-    assert found.definition["search"].startswith("bfloat16")
+    definitions = {}
+    for can in (True, False):
+        monkeypatch.setattr("adbench.engine.multiplies_bfloat16", lambda _, can=can: can)
+        for search in autoattack.SEARCHES:
+            found = evaluate(evaluator(few[0], split, search), ("aa",))["aa"]
+            assert definitions.setdefault(search, found.definition) == found.definition
+    assert definitions["fast"]["search"] == f"fast search {FAST_SEARCH}: bfloat16, decided in float32"
+
+
+@pytest.mark.parametrize(("words", "search"), [((), "exact"), (("--fast-aa",), "fast")])
+def test_the_fast_search_is_asked_for(
+    words: tuple[str, ...], search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortened(monkeypatch)
+    torch.save(build("cnn-4", classes=10, channels=1).state_dict(), tmp_path / "net.pt")
+    words = ("eval", str(tmp_path / "net.pt"), "--arch", "cnn-4", "--images", "5", "--attacks", "aa", *words)
+    found = cli(*words, "--device", "cpu", "--results", tmp_path / "results")
+    assert found.exit_code == 0, found.output
+    (path,) = (tmp_path / "results").rglob("record.json")
+    record = json.loads(path.read_text())
+    assert record["metrics"]["aa"]["attack"]["search"] == autoattack.SEARCHES[search]
+    assert record["config"]["evaluation"]["aa_search"] == search
 
 
 class UnlikeInHalf(nn.Module):
@@ -138,13 +190,12 @@ class Wrong(nn.Module):
 
 
 @pytest.mark.parametrize("half", ["wrong", "another"])
-def test_float32_decides_whatever_bfloat16_says(few, half: str, monkeypatch) -> None:
+def test_float32_decides_whatever_bfloat16_says(few, half: str) -> None:
     net, split = few
     torch.manual_seed(3)
     other = Wrong(net) if half == "wrong" else build("cnn-4", classes=5, channels=1).eval()
     deceptive = UnlikeInHalf(net, other)
     few_images = Split(split.images[:10], split.labels[:10])
-    monkeypatch.setattr(autoattack, "faster", lambda *_: True)
     exact = evaluate(evaluator(net, few_images, shard=4, eps=EPS * 3 / 4), ("aa",))["aa"].right
     fast = evaluate(evaluator(deceptive, few_images, "fast", shard=4, eps=EPS * 3 / 4), ("aa",))["aa"]  # type: ignore[arg-type]
     assert 0 < exact.sum() < len(exact)
@@ -161,8 +212,8 @@ def test_images_that_only_the_network_as_written_has_right_are_searched_in_it(fe
     exact = autoattack.attack(net, x, y, EPS, seed=0)
     really = autoattack.searching
 
-    def misled(network: nn.Module, images: Tensor, search: str) -> nn.Module:
-        return really(network, images, search) if search == "exact" else Wrong(network)
+    def misled(network: nn.Module, search: str) -> nn.Module:
+        return really(network, search) if search == "exact" else Wrong(network)
 
     monkeypatch.setattr(autoattack, "searching", misled)
     fast = autoattack.attack(net, x, y, EPS, seed=0, search="fast")
@@ -389,8 +440,7 @@ def test_a_debugger_or_coverage_goes_on_tracing(few) -> None:
 
 
 @pytest.mark.parametrize(("name", "version"), [("aa-rand", "rand"), ("aa-plus", "plus")])
-def test_the_other_versions_run_and_are_recorded(few, name: str, version: str, monkeypatch) -> None:
-    monkeypatch.setattr(autoattack, "faster", lambda *_: True)
+def test_the_other_versions_run_and_are_recorded(few, name: str, version: str) -> None:
     for search in autoattack.SEARCHES:
         found = evaluate(evaluator(*few, search=search, eps=Fraction(1, 2)), (name,), aa_images=2)[name]
         assert found.definition["version"] == version

@@ -130,7 +130,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "threat": {"eps": "1/255", "step": "1/510"},
     "eval": {
         "attacks": ["fgsm"], "images": 7, "aa_images": 7, "proxies": ["digits-natural"], "transfer_attacks": ["fgsm"],
-        "step": "1/510", "start": "gauss", "aa_search": "exact", "aa_shard": 7, "masking": 7, "keep_adversarial": True,
+        "step": "1/510", "start": "gauss", "aa_search": "fast", "aa_shard": 7, "masking": 7, "keep_adversarial": True,
         "checkpoint": "last", "batch_size": 7, "seed": 1,
     },
 }  # fmt: skip

@@ -1,8 +1,9 @@
 """AutoAttack (Croce & Hein, ICML 2020) by its authors' own code, behind one adapter.
 
-The search may run in bfloat16; what counts is float32. An image is broken only if the x' that was found lies in the
-ball and in [0, 1] and is misclassified by the network in float32; what one attack has not broken in float32, the next
-one goes on with. Survivors near the boundary are named, to be searched again in float32 (`attack` says which).
+"exact" is the authors' package on the network as it is written, in float32. Where it is asked for, a fast search runs
+in bfloat16; what counts is float32. An image is broken only if the x' that was found lies in the ball and in [0, 1] and
+is misclassified by the network in float32; what one attack has not broken in float32, the next one goes on with.
+Survivors near the boundary are named, to be searched again in float32 (`attack` says which).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,30 +23,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adbench import FAST_SEARCH
 from adbench.attacks import targets
 from adbench.attacks.hyperplane import nearest_in_box
 from adbench.attacks.linf import ascend, attacking
 from adbench.data.threat import as_text
-from adbench.engine import Engine, Lean, multiplies_bfloat16
+from adbench.engine import Engine, Lean
 from adbench.errors import UserError
 from adbench.losses import margin
 
 VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 """Names of the attack, and what its authors call these versions."""
 
-SEARCHES = ("fast", "exact")
+SEARCHES = {
+    "exact": "authors' package, float32",
+    "fast": f"fast search {FAST_SEARCH}: bfloat16, decided in float32",
+}
+"""How AutoAttack may search (`eval.aa_search`), and what a record calls it."""
 
 FAST = Engine("bfloat16", lean=True)
-"""How a fast search runs the network; its agreement with the exact one was measured in this form."""
+"""How a fast search runs the network; its agreement with the exact one was measured in this form. Where the device has
+no arithmetic for bfloat16, torch emulates it."""
 
 AGAIN = Engine("float32", lean=True)
 """How it runs the network where bfloat16 does not do."""
-
-EXACT = Engine("float32", lean=True, folded=False)
-"""How an exact search runs it on a CPU: in parts whose activations fit the caches, channels last."""
-
-PARTED = 32 * 32
-"""Pixels of an image from which on that is faster. A rule and no probe, so that what was interrupted goes on alike."""
 
 TOGETHER = 128
 """Pairs of an image and a target class that a fast search attacks at a time, at most, but for one target of each image;
@@ -77,10 +77,7 @@ def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, s
         "target_classes": min(9, classes - 1),
         "batch_size": shard,
         "seed": seed,
-        "search": "float32"
-        if search == "exact"
-        else f"bfloat16, several target classes at a time (up to {max(TOGETHER, shard)} pairs), decided in float32 "
-        f"(APGD again within {CLOSE}, within {CLOSEST} from {STARTS} starts)",
+        "search": SEARCHES[search],
     }
 
 
@@ -135,34 +132,11 @@ class _AsWritten(nn.Module):
         return logits.float()
 
 
-def searching(network: nn.Module, x: Tensor, search: str) -> nn.Module:
-    """The network as a search sees it on images like x (N, C, H, W)."""
-    if search != "exact":
-        return Lean(network, FAST if search == "fast" else AGAIN)
-    if x.device.type == "cpu" and x.shape[2] * x.shape[3] >= PARTED:
-        return Lean(network, EXACT)
-    return _AsWritten(network)
-
-
-def faster(network: nn.Module, x: Tensor) -> bool:
-    """Whether bfloat16 is clearly faster on images x's device: the best of three passes over at most 64 of them."""
-    if not multiplies_bfloat16(x.device):
-        return False
-    x = x[:64].detach()
-
-    def seconds(model: nn.Module) -> float:
-        begun = time.perf_counter()
-        torch.autograd.grad(model(x.requires_grad_(True)).sum(), x)
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter() - begun
-
-    with attacking(network), torch.enable_grad():
-        models = [searching(network, x, search) for search in SEARCHES]
-        # In turns, so that other work on the machine slows both; the first ones warm up.
-        taken = [[seconds(model) for model in models] for _ in range(4)][1:]
-    fast, exact = map(min, zip(*taken, strict=True))
-    return bool(fast < 0.8 * exact)
+def searching(network: nn.Module, search: str) -> nn.Module:
+    """The network as a search sees it."""
+    if search == "exact":
+        return _AsWritten(network)
+    return Lean(network, FAST if search == "fast" else AGAIN)
 
 
 @dataclass(frozen=True)
@@ -185,13 +159,13 @@ def attack(
 ) -> Found:
     """AutoAttack on one shard of images.
 
-    x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,); search: "exact" (float32
-    throughout), "fast", or "again": its APGD attacks alone, in float32, for what a fast search left doubtful. These are
-    the survivors that a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of the
-    boundary; those within CLOSEST start STARTS times. APGD is targeted there at as many classes, from the likeliest at
-    x on, as include the one that each image came closest to, and one more. Images that bfloat16 misclassifies as they
-    are, which its attacks would pass over, a fast search leaves to float32. Raises UserError with fewer classes than
-    the version is defined for.
+    x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,); search: "exact" (the
+    authors' package), "fast", or "again": its APGD attacks alone, in float32, for what a fast search left doubtful.
+    These are the survivors that a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of
+    the boundary; those within CLOSEST start STARTS times. APGD is targeted there at as many classes, from the likeliest
+    at x on, as include the one that each image came closest to, and one more. Images that bfloat16 misclassifies as
+    they are, which its attacks would pass over, a fast search leaves to float32. Raises UserError with fewer classes
+    than the version is defined for.
     """
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
@@ -202,14 +176,14 @@ def attack(
         broken, doubtful = falls(network, x, found, y, eps), none
         if search == "fast":
             left = (~broken).nonzero().squeeze(1)
-            close, _ = probe(searching(network, x, "again"), x[left], y[left], eps)
+            close, _ = probe(searching(network, "again"), x[left], y[left], eps)
             doubtful = none.index_put((left,), close <= CLOSE)
     return Found(torch.where(broken[:, None, None, None], found, x), broken, doubtful, list(flags.messages))
 
 
 def _exactly(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
     """The x' that is found in float32."""
-    return _run(network, searching(network, x, "exact"), x, y, eps, seed, name)
+    return _run(network, searching(network, "exact"), x, y, eps, seed, name)
 
 
 def _fast(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
@@ -223,7 +197,7 @@ def _fast(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, na
 
 def _once_more(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
     """The x' that APGD finds: of each of the closest, for STARTS copies with other noise, the first that breaks it."""
-    close, rank = probe(searching(network, x, "again"), x, y, eps)
+    close, rank = probe(searching(network, "again"), x, y, eps)
     starts = torch.where(close <= CLOSEST, STARTS, 1)
     copies, labels = x.repeat_interleave(starts, dim=0), y.repeat_interleave(starts)
     aimed, x_adv = int(rank.max()) + 1, copies.clone()
@@ -244,7 +218,7 @@ def _shared_out(network: nn.Module, x: Tensor, y: Tensor, *searches: str) -> Ite
     """
     left = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for search in searches:
-        searched = searching(network, x, search)
+        searched = searching(network, search)
         with torch.no_grad():
             part = left & (searched(x).argmax(1) == y)
         if part.any():

@@ -58,7 +58,7 @@ def survivors(
     # The package seeds torch's global generators.
     devices = [x.device] if x.device.type == "cuda" else []
     with autoattack.LOCK, attacking(network), torch.random.fork_rng(devices=devices):
-        model = _InParts(autoattack.searching(network, x, "exact"), batch_size)
+        model = _InParts(autoattack.searching(network, "exact"), batch_size)
         attack = SquareAttack(model, norm="Linf", eps=float(eps), n_queries=queries, seed=seed, device=x.device)
         found = attack.perturb(x.contiguous(), y)
         return ~autoattack.falls(_InParts(network, batch_size), x, found, y, eps)

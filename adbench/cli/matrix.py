@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench.cli.options import exact_option, keep_option, names, plugin_option, precision_option, seeds_of
+from adbench.cli.options import fast_aa_option, keep_option, names, plugin_option, precision_option, seeds_of
 
 if TYPE_CHECKING:
     from adbench.config import Experiment
@@ -28,7 +28,7 @@ class Asked:
     presets: tuple[str, ...]
     config: Path | None
     settings: tuple[str, ...]
-    exact: bool
+    fast_aa: bool
     precision: str | None
     keep_adversarial: bool
 
@@ -45,11 +45,10 @@ class Asked:
             key: getattr(self, key) for key in ("methods", "students", "teachers", "datasets", "seeds")
         }
         named = {key: value for key, value in named.items() if value}
-        judging: dict[str, Any] = {"aa_search": "exact"} if self.exact else {}
+        judging: dict[str, Any] = {"aa_search": "fast"} if self.fast_aa else {}
         judging |= {"keep_adversarial": True} if self.keep_adversarial else {}
         named |= {"eval": judging} if judging else {}
-        precision = self.precision or ("float32" if self.exact else None)
-        named |= {"train": {"precision": precision}} if precision else {}
+        named |= {"train": {"precision": self.precision}} if self.precision else {}
         file = configuration.read_toml(self.config) if self.config else {}
         line = configuration.merged(*(configuration.parse_setting(text) for text in self.settings), named)
         chosen = self.presets or [configuration.default_preset(configuration.merged(file, line))]
@@ -77,7 +76,7 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--dataset", "--datasets", "datasets", multiple=True, callback=names, metavar="NAMES",
                          help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. "
                          "[default: digits]"),
-            exact_option,
+            fast_aa_option,
             precision_option,
             keep_option,
             click.option("--seeds", callback=seeds_of, metavar="N|LIST",

@@ -112,9 +112,9 @@ device_option = click.option(
 keep_option = click.option(
     "--keep-adversarial", is_flag=True, help="Store the adversarial examples of every attack, for adbench verify."
 )
-exact_option = click.option(
-    "--exact", is_flag=True,
-    help="Float32 throughout: AutoAttack not by a bfloat16 search that float32 confirms, training layer by layer.",
+fast_aa_option = click.option(
+    "--fast-aa", is_flag=True,
+    help="AutoAttack by a search in bfloat16 that float32 decides. [default: the authors' package, in float32]",
 )  # fmt: skip
 precision_option = click.option(
     "--precision", type=click.Choice(["auto", "float32", "bfloat16"]),

@@ -15,7 +15,7 @@ from adbench.cli.matrix import Asked, matrix_options
 from adbench.cli.options import (
     data_dir_option,
     device_option,
-    exact_option,
+    fast_aa_option,
     keep_option,
     make_writable,
     names,
@@ -250,7 +250,7 @@ def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: P
 @click.option("--aa-images", type=click.IntRange(min=1), metavar="N", help="Of these, images for AutoAttack.")
 @click.option("--eps", metavar="FRACTION", help="Radius, as in 8/255. [default: the dataset's]")
 @click.option("--step", metavar="FRACTION", help="Step of PGD and C&W. [default: the dataset's, scaled with eps]")
-@exact_option
+@fast_aa_option
 @keep_option
 @click.option("--masking", type=click.IntRange(min=1), metavar="N", help="Test for gradient masking on N images.")
 @click.option("--mean", callback=numbers, metavar="M,M,M", help="Normalisation that the checkpoint was trained with.")
@@ -260,7 +260,7 @@ def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: P
 @results_option
 def eval_(
     checkpoint: Path, arch: str, dataset: str, attacks: tuple[str, ...], images: int | None, aa_images: int | None,
-    eps: str | None, step: str | None, exact: bool, keep_adversarial: bool, masking: int | None,
+    eps: str | None, step: str | None, fast_aa: bool, keep_adversarial: bool, masking: int | None,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
     device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
@@ -278,7 +278,7 @@ def eval_(
     if not checkpoint.is_file():
         raise UserError(f"checkpoint '{checkpoint}' does not exist")
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
-    judging |= {"aa_search": "exact"} if exact else {}
+    judging |= {"aa_search": "fast"} if fast_aa else {}
     judging |= {"attacks": attacks} if attacks else {}
     judging |= {"masking": masking or 0, "keep_adversarial": keep_adversarial}
     experiment = config.experiment({"threat": {"eps": eps, "step": step}, "eval": judging})
