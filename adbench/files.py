@@ -6,8 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +75,22 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     write_atomic(path, write)
 
 
+def opened(path: Path) -> BufferedReader:
+    """A file to read. Raises OSError, also for a pipe or device, of which reading might never end."""
+    if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.open("rb")
+
+
+def content(path: Path) -> bytes:
+    """A file's bytes. Raises OSError as `opened` does."""
+    with opened(path) as file:
+        return file.read()
+
+
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
+    """SHA-256 of a file's bytes, in hex. Raises OSError as `opened` does."""
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

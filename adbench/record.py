@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adbench import document
+from adbench import document, files
 from adbench.errors import UserError
 from adbench.files import below, sha256
 
@@ -107,7 +107,7 @@ class Record(document.Document):
         if stated is None:
             raise UserError(f"'{self.path}' has no outcomes of single images")
         try:
-            content = self._file.read_bytes()
+            content = files.content(self._file)
         except OSError as error:
             raise UserError(
                 f"'{self._file}' cannot be read ({error.strerror}); run the cell again to restore it"
@@ -145,9 +145,39 @@ def write(path: Path, data: dict[str, Any]) -> None:
     document.write(path, data)
 
 
+_REMEDY = "delete it and run its cell again"
+
+
 def read(path: Path) -> Record:
-    """Read one record. Raises UserError when it is not a record of a version that is understood."""
-    return Record(path, document.content(path, "record", "delete it and run its cell again"))
+    """Read one record.
+
+    Raises UserError when it is not a record of a version that is understood; where a field is not as the schema has
+    it, or contradicts another, it names the field.
+    """
+    data = document.content(path, "record", _REMEDY)
+    if said := _contradiction(data):
+        raise UserError(f"'{path}' contradicts itself: {said}; {_REMEDY}")
+    return Record(path, data)
+
+
+def stated(path: Path) -> Record:
+    """As `read`, but whatever the single fields say: for `adbench verify`, which judges them."""
+    return Record(path, document.stated(path, "record", _REMEDY))
+
+
+def _contradiction(data: dict[str, Any]) -> str | None:
+    """What cannot be true of fields that are right by themselves."""
+    needed = ("model", "data") if data["status"] == "done" else ("error",)
+    for field in needed:
+        if data[field] is None:
+            return f"status is '{data['status']}', but {field} is null"
+    for name, metric in data["metrics"].items():
+        correct, n = metric["correct"], metric["n"]
+        if correct > n or abs(metric["value"] - correct / n) > 1e-9:
+            return f"metrics.{name}.value is {metric['value']}, of {correct} correct of {n}"
+        if any(right > of for right, of in metric.get("per_class", ())):
+            return f"metrics.{name}.per_class has more correct than there are"
+    return None
 
 
 def finished(path: Path) -> Record | None:
@@ -166,6 +196,8 @@ def damage(path: Path) -> str | None:
     try:
         found = read(path)
         file = path.parent / OUTCOMES
+        if found.done and found["outcomes"] is None:
+            return f"'{path}' is done without outcomes"
         if found.done and sha256(file) != found["outcomes"]["sha256"]:
             return f"'{file}' has another SHA-256 than its record states"
     except document.OtherVersion:

@@ -56,7 +56,7 @@ def verify(
     with every gradient attack of the record, chosen by chance; AutoAttack and transfer are not repeated.
     Raises UserError for a file that is no record, or the record of a failed cell.
     """
-    found = record.read(path)
+    found = record.stated(path)
     if not found.done:
         raise UserError(f"'{path}' is the record of a failed cell; it states no figure to verify")
     problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(record.schema()).iter_errors(found.data))

@@ -49,8 +49,10 @@ def change(path: Path, changed: Callable[[dict[str, Any]], None]) -> None:
     record.write(path, data)
 
 
-def fewer(data: dict[str, Any]) -> None:
-    data["metrics"]["pgd20"]["correct"] += 1
+def other_figures(data: dict[str, Any]) -> None:
+    metric = data["metrics"]["pgd20"]
+    metric["correct"] += -1 if metric["correct"] == metric["n"] else 1
+    metric["value"] = metric["correct"] / metric["n"]
 
 
 def test_two_folders_become_one_and_a_cell_that_both_have_is_there_once(copies: Path) -> None:
@@ -74,7 +76,7 @@ def test_two_folders_become_one_and_a_cell_that_both_have_is_there_once(copies: 
 
 def test_figures_that_differ_are_a_conflict_of_which_both_sides_are_kept(copies: Path) -> None:
     theirs, ours = only(copies / "two", "natural"), only(copies / "one", "natural")
-    change(theirs, fewer)
+    change(theirs, other_figures)
     before = content(copies / "one")
     result = cli("merge", copies / "two", "--into", copies / "one")
     assert result.exit_code == 1
@@ -94,7 +96,7 @@ def test_figures_that_differ_are_a_conflict_of_which_both_sides_are_kept(copies:
     assert content(copies / "one.conflicts") == evidence
 
     # A third opinion under the same name takes nobody's place.
-    change(theirs, fewer)
+    change(theirs, other_figures)
     assert cli("merge", copies / "two", "--into", copies / "one").exit_code == 1
     assert content(copies / "one.conflicts").items() > evidence.items()
     assert len(list((copies / "one.conflicts").rglob("record.json"))) == 2
