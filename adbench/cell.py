@@ -104,15 +104,15 @@ def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Networ
         return robustbench.load(source.id, cell.dataset, cache_dir=place.data_dir / "robustbench")
     network = network_for(cell, dataset)
     if isinstance(source, LocalFile):
-        weights = checkpoint.read_state_dict(source.path, source.sha256)
-        checkpoint.load_into(network, weights, str(source.path))
+        checkpoint.load(network, source.path, sha256=source.sha256, key=source.key)
         train.check_weights(source.path, checkpoint.weights_sha256(network))
     elif isinstance(source, Download) and cell.spec:
         path = prepare.teacher_file(cell.spec, cell.dataset, place.data_dir)
-        checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
+        # RobustBench's own loader takes this mapping where there is one.
+        checkpoint.load(network, path, key=source.key, prefer="state_dict" if source.id else None)
     else:
         path = cell.folder(place.results) / (train.BEST if which == "best" else train.LAST)
-        checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
+        checkpoint.load(network, path)
         train.check_weights(path, checkpoint.weights_sha256(network))
     return network
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
-import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adbench import files
-from adbench.errors import UserError
+from adbench import files, weights_file
+from adbench.errors import UserError, printable, warn
+from adbench.weights_file import DIGEST, WRITER, Content, Held, state_sha256
 
-# Where published files keep the state dict, and what DataParallel, wrapper modules and
-# Sequential(normalise, network) put before its keys.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module", "model", "0", "1")
-NORMALISATION = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
-# In the header of our own files, whose keys are taken as they are.
-_WRITER = {"writer": "adbench"}
-_DIGEST = "weights_sha256"
+NORMALISATION = dict.fromkeys(("mean", "mu", "new_mean", "_mean", "image_mean", "pixel_mean", "norm_mean"), "mean")
+NORMALISATION |= dict.fromkeys(("std", "sigma", "new_std", "_std", "image_std", "pixel_std", "norm_std"), "std")
+"""What published files call the two parts of a normalisation."""
+
+# What torch puts around a module and so into its keys: by compile, by FSDP, by activation checkpointing.
+_AROUND = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# DataParallel around a part of a network.
+_AROUND_PART = re.compile(r"(?<=\.)module\.")
 
 
 def save_weights(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
@@ -40,7 +38,7 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]
     """
     # Cloned, because the format refuses tensors that share memory.
     plain = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    files.write_bytes(path, safetensors.torch.save(plain, metadata | _WRITER | {_DIGEST: state_sha256(plain)}))
+    files.write_bytes(path, safetensors.torch.save(plain, metadata | WRITER | {DIGEST: state_sha256(plain)}))
 
 
 def weights_sha256(network: nn.Module) -> str:
@@ -48,51 +46,36 @@ def weights_sha256(network: nn.Module) -> str:
     return state_sha256(network.state_dict())
 
 
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of names, types, shapes and bytes of a state dict: the same on every device and in every
-    file format."""
-    digest = hashlib.sha256()
-    for key, value in sorted(state.items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def load(
+    network: nn.Module,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    key: str | None = None,
+    prefer: str | None = None,
+    optional: Iterable[str] = (),
+) -> None:
+    """Fill `network` with the weights of a file, in which anything may stand before the network's own names.
 
-
-def read_state_dict(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file, on the CPU, under the names a plain network gives them.
-
-    Dictionaries around the state dict ('state_dict', 'model', ...) are opened, and prefixes ('module.', ...)
-    that stand before every key are removed; buffers of a normalisation stay, for `load_into` to judge.
-    sha256: what the file's hash has to be, in hex.
-    Raises UserError for a file that is missing, not the one expected, a web page, damaged or without tensors,
-    and for one that could run code when loaded.
+    The names are looked for in all mappings of the file, behind one prefix ('state_dict', 'module', ...).
+    sha256: what the file's hash has to be, in hex.  key: the prefix that is meant, or its beginning.  prefer: the same,
+    where several networks fit and no key is given.  optional: names that may be absent.
+    Raises UserError where the file cannot be read (see `weights_file.read`), and where no network in it fits, or
+    several do that differ.  Warns of tensors beside the network's that may have been a part of it.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError:
-        raise UserError(f"weights '{path}': no such file; check the path or download it first") from None
-    except OSError as error:
-        raise UserError(f"weights '{path}' cannot be read: {error.strerror or error}") from error
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(
-            f"weights '{path}': this is a web page, not weights; the link led to a log-in or a warning, "
-            f"so download the file itself"
-        )
-    if sha256 is not None and (found := files.sha256(path)) != sha256.lower():
-        raise UserError(
-            f"weights '{path}': its SHA-256 is {found[:12]}..., expected {sha256[:12].lower()}...; "
-            f"download it again, or correct the expected hash if the file is right"
-        )
-    if head[8:9] == b"{":
-        state, ours = _read_safetensors(path)
-    else:
-        state, ours = _tensors(_read_torch(path, head)), False
-    if not state:
-        raise UserError(
-            f"weights '{path}': the file holds no named tensors; save them with torch.save(model.state_dict(), ...)"
-        )
-    return state if ours else _strip(state)
+    content = weights_file.read(path, sha256)
+    if content.ours:
+        load_into(network, {name: held.tensor for name, held in content.tensors.items()}, str(path))
+        return
+    expected = network.state_dict()
+    found = _Found(content, {name: expected[name] for name in _required(expected, optional)})
+    prefix = found.choose(path, key, prefer)
+    state, unused = found.state(prefix)
+    holds = "" if prefix in found.whole else f" (it holds {content.summary})"
+    load_into(network, state, f"{path}{holds}", optional)
+    if unused:
+        names = ", ".join(printable(name) for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
+        warn(f"weights '{path}': {len(unused)} tensors are not the network's and are left out: {names}")
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -104,19 +87,20 @@ def metadata(path: Path) -> dict[str, str]:
         return {}
 
 
-def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str, optional: Iterable[str] = ()) -> None:
     """Copy `state` into `network`; every key has to fit.
 
-    Only counts of batches that BN keeps may be absent, and keys that the network declares as ignored may be
-    there in addition. source: where the state comes from, for the error.
-    Raises UserError that names the keys that do not fit, or the normalisation that the network lacks.
+    Only counts of batches that BN keeps and keys that are `optional` may be absent; keys that the network declares as
+    ignored, counters and metrics may be there in addition. source: where the state comes from, for the error.
+    Raises UserError that names the keys that do not fit, the tensors that are not plain numbers, or the normalisation
+    that the network lacks.
     """
     expected = network.state_dict()
     ignored: tuple[str, ...] = getattr(network, "ignored_keys", ())
     unexpected = [key for key in state if key not in expected and not key.startswith(ignored)]
     normalisation = {key: NORMALISATION[leaf] for key in unexpected if (leaf := _leaf(key)) in NORMALISATION}
-    unexpected = [key for key in unexpected if key not in normalisation]
-    missing = [key for key in expected if key not in state and _leaf(key) != "num_batches_tracked"]
+    unexpected = [key for key in unexpected if key not in normalisation and not _counts(state[key])]
+    missing = [key for key in _required(expected, optional) if key not in state]
     shapes = {
         key: (tuple(state[key].shape), tuple(value.shape))
         for key, value in expected.items()
@@ -124,80 +108,121 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     }
     problems = [
         *_listed("missing", missing),
-        *_listed("unexpected", unexpected),
+        *_listed("unexpected", [printable(key) for key in unexpected]),
         *_listed("of wrong shape", [f"{k}: {found}, expected {want}" for k, (found, want) in shapes.items()]),
     ]
     if problems:
         foreign = 2 * len(missing) > len(expected)
         hint = "; is it another architecture?" if foreign else _hint(network, shapes)
         raise UserError(f"{source}: the keys of the file do not fit ({'; '.join(problems)}){hint}")
+    taken = {key: state[key] for key in expected if key in state}
+    if odd := [f"{key} ({kind})" for key, value in taken.items() if (kind := _odd(value, expected[key]))]:
+        listed = "; ".join(_listed("tensors are not plain numbers", odd))
+        raise UserError(f"{source}: {listed}; save them dense and as floating-point numbers")
     _check_normalisation(network, {key: state[key] for key in normalisation}, normalisation, source)
-    network.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
+    network.load_state_dict(taken, strict=False)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            said = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    ours = said.items() >= _WRITER.items()
-    if ours and said.get(_DIGEST, "") not in ("", state_sha256(state)):
-        raise UserError(
-            f"weights '{path}': the file is damaged, its weights have another SHA-256 than it states; restore it "
-            f"from a copy, or delete its folder to train again"
-        )
-    return state, ours
+class _Found:
+    """Where in a file the names of a network are: `whole` are the prefixes behind which all of them stand."""
+
+    def __init__(self, content: Content, required: Mapping[str, Tensor]) -> None:
+        self.required, self.content = required, content
+        self._look(content.tensors)
+        for around in (_AROUND, _AROUND_PART):
+            shorter = {around.sub("", name): held for name, held in self.tensors.items()}
+            # Two tensors that would then have one name keep their names.
+            if len(shorter) == len(self.tensors) and (around is _AROUND or not self.whole):
+                self._look(shorter)
+
+    def _look(self, tensors: dict[str, Held]) -> None:
+        self.tensors = tensors
+        self.matches: Counter[str] = Counter()
+        for name in tensors:
+            parts = name.split(".")
+            for i in range(len(parts)):
+                if ".".join(parts[i:]) in self.required:
+                    self.matches["".join(f"{part}." for part in parts[:i])] += 1
+        self.whole = [prefix for prefix, count in self.matches.items() if count == len(self.required)]
+
+    def choose(self, path: Path, key: str | None, prefer: str | None) -> str:
+        """The prefix of the network that is meant, or where none fits of what comes closest to one."""
+        shaped = [p for p in self.whole if all(self._of(p, n).shape == v.shape for n, v in self.required.items())]
+        fitting = self._distinct([p for p in shaped if _under(p, key)])
+        if key is None and prefer and len(fitting) > 1:
+            fitting = [p for p in fitting if _under(p, prefer)] or fitting
+        if len(fitting) > 1:
+            exact = [p for p in fitting if p.rstrip(".") == key]
+            names = [printable(p.rstrip(".")) for p in fitting]
+            if not exact:
+                raise UserError(
+                    f"weights '{path}': it holds {len(fitting)} different networks of this architecture "
+                    f"({', '.join(names)}); say which one: '{path}#{names[-1]}' (a name may be empty)"
+                )
+            fitting = exact
+        near = fitting or [p for p, _ in self.matches.most_common() if _under(p, key)]
+        if key is not None and not near:
+            raise UserError(f"weights '{path}': no network lies under '{key}'; it holds {self.content.summary}")
+        return near[0] if near else ""
+
+    def state(self, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+        """The tensors behind a prefix without it, with any normalisation; and what lies beside them in its mapping."""
+        homes = {self.tensors[prefix + name].container for name in self.required if prefix + name in self.tensors}
+        others = tuple(p for p in self.whole if not prefix.startswith(p))
+        around = {p + name for p in self.whole if p != prefix for name in self.required}
+        state, beside = {}, []
+        for name, (tensor, container) in self.tensors.items():
+            if name.startswith(others) or name in around:
+                continue
+            if name.startswith(prefix) and (container in homes or not homes):
+                state[name.removeprefix(prefix)] = tensor
+            elif _leaf(name) in NORMALISATION:
+                state[name] = tensor
+            elif container in homes and not _counts(tensor):
+                beside.append(name)
+        return state, beside
+
+    def _of(self, prefix: str, name: str) -> Tensor:
+        return self.tensors[prefix + name].tensor
+
+    def _distinct(self, prefixes: list[str]) -> list[str]:
+        """Of networks with equal weights the first."""
+        kept: list[str] = []
+        for prefix in prefixes:
+            if not any(all(_equal(self._of(prefix, n), self._of(p, n)) for n in self.required) for p in kept):
+                kept.append(prefix)
+        return kept
 
 
-def _read_torch(path: Path, head: bytes) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # hints at unsafe ways to load: our error says what to do
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # what a damaged file makes of the reader is not bounded
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        pickled = isinstance(error, pickle.UnpicklingError) and head[:1] == b"\x80"
-        if not (wanted or pickled or "TorchScript" in str(error)):
-            raise _damaged(path, error) from error
-        asked = f" ({wanted[1]})" if wanted else ""
-        raise UserError(
-            f"weights '{path}': refused, because the file holds Python objects{asked} that could run code "
-            f"when loaded; where you trust its origin, load it there and convert it once: "
-            f"torch.save(model.state_dict(), ...)"
-        ) from error
+def _under(prefix: str, key: str | None) -> bool:
+    """Whether a prefix is the one that is asked for, or goes on from there."""
+    return key is None or f"{prefix}.".startswith(_AROUND.sub("", f"{key.rstrip('.')}."))
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [""])[0].strip().rstrip(".")[:120]
-    return UserError(
-        f"weights '{path}': the file is truncated or damaged, or not a weights file "
-        f"({type(error).__name__}{': ' if reason else ''}{reason}); download or save it again"
-    )
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.dtype == b.dtype and not _odd(a, a) and not _odd(b, b) and torch.equal(a, b))
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """The state dict inside the wrappers, with a normalisation that lay beside it."""
-    beside: dict[str, Tensor] = {}
-    while isinstance(content, Mapping):
-        tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inner:
-            return beside | tensors
-        beside |= {key: value for key, value in tensors.items() if key in NORMALISATION}
-        content = inner[0]
-    return {}
+def _required(expected: Iterable[str], optional: Iterable[str]) -> list[str]:
+    absent = set(optional)
+    return [key for key in expected if _leaf(key) != "num_batches_tracked" and key not in absent]
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove prefixes that every key has, but for a normalisation that lies beside the network."""
-    while True:
-        heads = {key.partition(".")[0] for key in state if _leaf(key) not in NORMALISATION}
-        if len(heads) != 1 or not heads <= set(PREFIXES):
-            return state
-        prefix = f"{heads.pop()}."
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+def _counts(value: Tensor) -> bool:
+    """Whether a tensor is a counter or the state of a metric rather than a weight: whole numbers, or one number."""
+    return value.ndim == 0 or not (value.is_floating_point() or value.is_complex() or value.is_quantized)
+
+
+def _odd(value: Tensor, expected: Tensor) -> str | None:
+    """What keeps a tensor from being numbers like those expected, in a word; None where nothing does."""
+    if value.is_meta:
+        return "meta, without values"
+    if value.is_quantized:
+        return "quantised"
+    if value.layout is not torch.strided or value.is_nested:
+        return "sparse"
+    plain = value.is_floating_point() or not (value.is_complex() or expected.is_floating_point())
+    return None if plain else str(value.dtype).removeprefix("torch.")
 
 
 def _leaf(key: str) -> str:

@@ -6,6 +6,7 @@ import difflib
 import os
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -41,6 +42,20 @@ class LeftOut:
 
     def __len__(self) -> int:
         return len(self._sentences)
+
+
+class Caution(UserWarning):
+    """Input that can be used, but may not be what its user thinks: one sentence, which the command line prints."""
+
+
+def warn(sentence: str) -> None:
+    """Say a `Caution`."""
+    warnings.warn(sentence, Caution, stacklevel=3)
+
+
+def printable(text: str) -> str:
+    """Text out of a file, without what would move a terminal's cursor or break a line."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "adbench list") -> UserError:

@@ -88,6 +88,22 @@ def content(path: Path) -> bytes:
         return file.read()
 
 
+def no_file(path: Path) -> str | None:
+    """Why there is no file to read at `path`, as "does not exist" or "is a folder"; None where there is one.
+
+    Links are followed. A pipe or a device, which may never end, is no file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISREG(mode):
+        return None
+    return "is a folder, not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, not a file"
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex. Raises OSError as `opened` does."""
     with opened(path) as file:

@@ -11,7 +11,7 @@ from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError
 from adbench.models import Network, build
 from adbench.record import Record
-from adbench.teacher import robustbench_file
+from adbench.teacher import robustbench_file, split_key
 from adbench.train import BEST, LAST, check_weights
 
 
@@ -48,9 +48,10 @@ def network_of(
 ) -> Network:
     """The network that the record judges, on the CPU in evaluation mode.
 
-    file: its weights, where they do not lie where the record has them. remedy: what a user can do about weights that
-    are not there. Raises UserError for the record of a failed cell, for weights that are not there, for weights with
-    another hash than the record's, and for such as the record's training did not end with.
+    file: its weights, where they do not lie where the record has them: FILE or FILE#KEY (see `teacher.split_key`).
+    remedy: what a user can do about weights that are not there. Raises UserError for the record of a failed cell, for
+    weights that are not there, for weights with another hash than the record's, and for such as the record's training
+    did not end with.
     """
     model = record["model"]
     if not record.done or model is None:
@@ -61,8 +62,9 @@ def network_of(
         network = robustbench.load(source["source"]["id"], record["dataset"], cache_dir=data_dir / "robustbench")
     else:
         network = built(record, dataset)
-        path = file or _weights(record, data_dir, remedy)
-        checkpoint.load_into(network, checkpoint.read_state_dict(path), str(path))
+        origin = source["source"] if source else {}
+        path, key = split_key(file) if file else (_weights(record, data_dir, remedy), origin.get("key"))
+        checkpoint.load(network, path, key=key, prefer="state_dict" if origin.get("id") else None)
         check_weights(path, checkpoint.weights_sha256(network))
     found = checkpoint.weights_sha256(network)
     if found != model["weights_sha256"]:

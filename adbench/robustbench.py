@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adbench import files
-from adbench.checkpoint import NORMALISATION, load_into, read_state_dict
+from adbench import checkpoint, files
+from adbench.checkpoint import NORMALISATION
 from adbench.errors import UserError, unknown
 from adbench.models import Network
 from adbench.teacher import published
@@ -57,10 +57,9 @@ def load(model_id: str, dataset: str, *, cache_dir: Path, threat: str = "Linf") 
         raise UserError(
             f"the installed robustbench cannot build '{model_id}' ({_short(error)}); choose another teacher"
         ) from error
-    state = read_state_dict(path)
     # Some published files leave out the normalisation that the architecture brings along as buffers.
-    constants = {k: v for k, v in model.state_dict().items() if k.rpartition(".")[2] in NORMALISATION}
-    load_into(model, constants | state, f"RobustBench {model_id}")
+    constants = [key for key in model.state_dict() if key.rpartition(".")[2] in NORMALISATION]
+    checkpoint.load(model, path, prefer="state_dict", optional=constants)
     return RobustBenchNetwork(model, model_id)
 
 

@@ -131,7 +131,7 @@ def _options(record: Record, network: Network) -> list[str]:
 def _same(path: Path, network: Network, record: Record, dataset: Dataset) -> None:
     """Raise UserError unless the file, read as anybody's would be, gives the network's logits bit for bit."""
     again = networks.built(record, dataset)
-    checkpoint.load_into(again, checkpoint.read_state_dict(path), str(path))
+    checkpoint.load(again, path)
     x = dataset.test.images[:_PROBES].float() / 255
     if not torch.equal(again.eval()(x), network(x)):
         raise UserError(f"'{path}' does not give the logits of the network that it was written from; remove it")

@@ -3,7 +3,8 @@
 A teacher is named in one of four ways, wherever a teacher is asked for:
     digits-robust               one of the declarative files in `teachers/`
     path/to/mine.toml           a file of the same form
-    wrn-34-10@path/to/file.pt   an architecture and a local checkpoint
+    wrn-34-10@path/to/file.pt   an architecture and a local checkpoint; with '#ema' after it, of several networks in
+                                the file the one whose names begin with 'ema.'
     robustbench:MODEL_ID        a model of RobustBench: one of `teachers/robustbench.toml`, else by way of RobustBench's
                                 own package (the extra `robustbench`)
 Nothing here imports torch; `adbench.cell.weights_of` turns a teacher into a network.
@@ -24,7 +25,7 @@ from pydantic import Field, model_validator
 from adbench.config import Section, Train, read_toml, validated
 from adbench.download import Wanted, google_drive
 from adbench.errors import UserError, unknown
-from adbench.files import content_id, sha256
+from adbench.files import content_id, no_file, sha256
 from adbench.models.names import canonical
 
 
@@ -44,6 +45,7 @@ class LocalFile(Section):
     kind: Literal["file"]
     path: Path
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    key: str | None = Field(None, description="what stands before the network's names, where the file holds several")
 
 
 class Download(Section):
@@ -55,6 +57,7 @@ class Download(Section):
     gdrive: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="its Google Drive id; asked last")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     size: int | None = Field(None, ge=1, description="bytes")
+    key: str | None = Field(None, description="what stands before the network's names, where the file holds several")
 
     @model_validator(mode="after")
     def _somewhere(self) -> Self:
@@ -99,6 +102,8 @@ class TeacherSpec(Section):
     def identity(self) -> dict[str, Any]:
         """What weights that come from elsewhere depend on (those trained here: their cell's configuration)."""
         source = self.source.model_dump(mode="json", exclude={"path", "urls", "gdrive", "size"})
+        if source.get("key") is None:  # it came later: where it is unset, the identity is what it was
+            source.pop("key", None)
         if isinstance(self.source, Download) and self.source.id is None:
             # Neither a name nor a hash says which weights these are; their address is all there is.
             source |= {} if self.source.sha256 else {"urls": self.source.urls, "gdrive": self.source.gdrive}
@@ -140,13 +145,20 @@ def find(text: str, dataset: str | None = None) -> TeacherSpec:
         return _settle(path.stem, read_toml(path), path)
     if "@" in text:
         architecture, _, file = text.partition("@")
-        settings = {"architecture": architecture, "source": {"kind": "file", "path": file}}
-        return _settle(Path(file).stem, settings, None)
+        path, key = split_key(Path(file))
+        settings = {"architecture": architecture, "source": {"kind": "file", "path": path, "key": key}}
+        return _settle(path.stem, settings, None)
     if text not in names():
         known = [*names(), *(spec.name for spec in published())]
         raise unknown("teacher", text, known, "adbench teachers, or ARCHITECTURE@FILE")
     resource = files("adbench.teachers") / f"{text}.toml"
     return _settle(text, tomllib.loads(resource.read_text(encoding="utf-8")), None)
+
+
+def split_key(path: Path) -> tuple[Path, str | None]:
+    """A checkpoint given as FILE or FILE#KEY; what exists as a whole is meant as a whole."""
+    file, hash_sign, key = str(path).rpartition("#")
+    return (Path(file), key) if hash_sign and file and not path.exists() else (path, None)
 
 
 def _for(same: Sequence[TeacherSpec], dataset: str | None) -> TeacherSpec:
@@ -191,15 +203,15 @@ def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSp
     if isinstance(spec.source, LocalFile):
         base = file.parent if file else Path()
         path = (base / spec.source.path).expanduser()
-        if not path.is_file():
-            raise UserError(f"teacher '{name}': checkpoint '{path}' does not exist")
+        if reason := no_file(path):
+            raise UserError(f"teacher '{name}': checkpoint '{path}' {reason}")
         found = sha256(path)
         if spec.source.sha256 not in (None, found):
             raise UserError(
                 f"teacher '{name}': '{path}' has SHA-256 {found[:12]}..., the teacher states "
                 f"{str(spec.source.sha256)[:12]}...; it is another file or a damaged one"
             )
-        changes["source"] = LocalFile(kind="file", path=path, sha256=found)
+        changes["source"] = spec.source.model_copy(update={"path": path, "sha256": found})
     return spec.model_copy(update=changes)
 
 

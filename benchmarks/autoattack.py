@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from adbench.attacks import autoattack
-from adbench.checkpoint import load_into, read_state_dict
+from adbench.checkpoint import load
 from adbench.data import Split, Threat
 from adbench.evaluate import Evaluator, evaluate
 from adbench.models import Network, build
@@ -90,7 +90,7 @@ def main() -> None:
         images = torch.from_numpy(arrays["x_test"][part]).permute(0, 3, 1, 2).contiguous()
         split = Split(images, torch.from_numpy(arrays["y_test"][part]).long())
     network = build(asked.arch, classes=int(split.labels.max()) + 1)
-    load_into(network, read_state_dict(asked.checkpoint), str(asked.checkpoint))
+    load(network, asked.checkpoint)
     network.to(device).eval().requires_grad_(False)
     ways: dict[str, Callable[[], Tensor]] = {
         "plain": lambda: plain(network, split, device, 0),

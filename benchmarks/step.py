@@ -29,7 +29,7 @@ import plain
 import torch
 from torch import Tensor
 
-from adbench.checkpoint import load_into, read_state_dict
+from adbench.checkpoint import load
 from adbench.config import Train
 from adbench.data import Dataset, Split, Threat
 from adbench.engine import multiplies_bfloat16
@@ -75,7 +75,7 @@ class Bench:
         self.student = self.built(args.student)
         self.teacher, self.natural = (self.built(args.teacher_arch).eval().requires_grad_(False) for _ in range(2))
         if args.teacher:
-            load_into(self.teacher, read_state_dict(args.teacher), str(args.teacher))
+            load(self.teacher, args.teacher)
         self.student(images[:16].to(self.device) / 255)  # statistics that are not those of an untrained network
 
     def built(self, name: str) -> Any:

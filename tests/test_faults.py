@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from test_resume import STATEFUL, assert_same_training, finish, small_cell, without_times
 from tiny import cli, records, run
 
-from adbench import data, document, files, provenance, record, state, stopping, train
+from adbench import data, document, files, provenance, record, state, stopping, train, weights_file
 from adbench.cell import Place, execute
-from adbench.checkpoint import read_state_dict, save_weights
+from adbench.checkpoint import save_weights
 from adbench.config import Train
 from adbench.errors import UserError
 from adbench.matrix import Cell, configured
@@ -239,7 +239,7 @@ def test_any_flipped_bit_of_saved_weights_is_noticed(tmp_path: Path) -> None:
     for place in [*range(start, len(whole), max(1, (len(whole) - start) // 50)), len(whole) - 1]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match="damaged, its weights have another SHA-256 than it states"):
-            read_state_dict(path)
+            weights_file.read(path)
 
 
 def test_a_cell_whose_weights_are_damaged_fails_with_the_remedy_and_the_others_go_on(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from adbench.checkpoint import load_into, read_state_dict
+from adbench.checkpoint import load
 from adbench.errors import UserError
 from adbench.models import Network, build, canonical, count_parameters
 from adbench.registry import MODELS
@@ -235,6 +235,10 @@ def test_the_spellings_of_the_field_mean_one_name(spelling: str, name: str) -> N
         ("dm-wrn-12-2", "no WideResNet of depth 12"),
         ("wrn-10-0", "no WideResNet of width 0"),
         ("cnn-0", "no CNN of width 0"),
+        ("cnn-99999999", "cnn-99999999 would have about .* parameters"),
+        ("wrn-9999999994-9999999", "wrn-9999999994-9999999 would have about .* parameters"),
+        ("dm-wrn-60000004-1", "would have about .* parameters"),
+        ("wrn-" + 5000 * "9" + "-1", "unknown model"),
     ],
 )
 def test_a_name_that_cannot_be_built_is_refused_with_what_would_be_right(name: str, says: str) -> None:
@@ -272,7 +276,7 @@ def test_names_are_resolved_without_torch() -> None:
 def test_a_published_teacher_classifies_real_images_as_well_as_its_card_says(shared: Path) -> None:
     data = shared / "data"
     network = build("wrn-10-2", classes=10).eval()
-    load_into(network, read_state_dict(data / "teachers" / "wrn-10-2_cifar10_linf.pt"), "the shared teacher")
+    load(network, data / "teachers" / "wrn-10-2_cifar10_linf.pt")
     labels = torch.tensor(json.loads((data / "cifar10" / "test_labels.json").read_text())[:500])
     with Image.open(data / "cifar10" / "test_batch.png") as sprite:
         rows = np.asarray(sprite.convert("RGB").crop((0, 0, 1024, 500)))

@@ -22,8 +22,7 @@ from synthetic import add
 from tiny import cli
 from torchvision.datasets import CIFAR10
 
-from adbench import document, kept, matrix, record, state, teacher
-from adbench.checkpoint import read_state_dict
+from adbench import document, kept, matrix, record, state, teacher, weights_file
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.matrix import safe
@@ -87,12 +86,12 @@ def test_weights_that_would_run_code_are_refused(wrapped: bool, mark: Path, tmp_
     content: Any = {"weight": torch.zeros(1), "extra": Payload(mark)}
     torch.save({"state_dict": content} if wrapped else content, path)
     with pytest.raises(UserError, match="refused, because the file holds Python objects"):
-        read_state_dict(path)
+        weights_file.read(path)
     result = cli("eval", path, "--arch", "cnn-4", "--results", tmp_path / "results")
     assert result.exit_code == 2
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match="refused"):
-        read_state_dict(path)
+        weights_file.read(path)
     assert not mark.exists()
 
 

@@ -108,7 +108,7 @@ def test_best_is_the_epoch_of_the_highest_robust_accuracy_on_the_held_out_split(
     after: list[str] = []
     it.run(lambda _: after.append(checkpoint.weights_sha256(it.student)), lambda *_: None)
     best = build("cnn-4", classes=10, channels=1)
-    checkpoint.load_into(best, checkpoint.read_state_dict(tmp_path / "best.safetensors"), "best")
+    checkpoint.load(best, tmp_path / "best.safetensors")
     assert checkpoint.weights_sha256(best) == after[1]
     summary = finished(tmp_path)
     assert summary is not None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import io
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from adbench import stopping
-from adbench.errors import UserError, is_text, unknown
+from adbench.errors import Caution, UserError, is_text, unknown
 
 SHOWN = 100
 """Letters of a file's name that a complaint about it shows."""
@@ -33,7 +34,8 @@ class Group(click.Group):
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         _print_anything()
         try:
-            with stopping.heeded():
+            with stopping.heeded(), warnings.catch_warnings():
+                warnings.showwarning = _show
                 args = _as_text(sys.argv[1:] if args is None else args)
                 code = super().main(args, *more, **{**extra, "standalone_mode": False})
         except UserError as error:
@@ -74,6 +76,19 @@ def _of_the_system(error: OSError) -> str:
         return said
     name = str(error.filename)
     return f"'{name if len(name) <= SHOWN else name[:SHOWN] + '...'}': {said}"
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a `Caution` as a sentence of adbench, other warnings as Python does."""
+    place = "adbench" if issubclass(category, Caution) else f"{filename}:{lineno}: {category.__name__}"
+    click.echo(f"{place}: {message}", err=True)
 
 
 def _refuse(sentence: str) -> int:

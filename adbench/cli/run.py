@@ -266,6 +266,8 @@ def eval_(
 ) -> None:  # fmt: skip
     """Evaluate any checkpoint of a supported architecture and record it.
 
+    Of a file with several networks, FILE#KEY is the one whose names begin with KEY: both.pt#model_ema.
+
     \b
     Example:
       adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
@@ -275,8 +277,6 @@ def eval_(
     from adbench.display import Display, console, percent
     from adbench.matrix import Matrix, teacher_cell
 
-    if not checkpoint.is_file():
-        raise UserError(f"checkpoint '{checkpoint}' does not exist")
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
     judging |= {"aa_search": "fast"} if fast_aa else {}
     judging |= {"attacks": attacks} if attacks else {}

@@ -7,8 +7,10 @@ import re
 from adbench.errors import UserError, unknown
 from adbench.registry import MODELS
 
-_WIDE = re.compile(r"(dm-)?(?:wrn|wide-?resnet)-?(\d+)-(\d+)")
-_CNN = re.compile(r"cnn-?(\d+)")
+_WIDE = re.compile(r"(dm-)?(?:wrn|wide-?resnet)-?(\d{1,12})-(\d{1,12})")
+_CNN = re.compile(r"cnn-?(\d{1,12})")
+MOST_PARAMETERS = 10**9
+"""No network of more is built: 4 GB of weights."""
 _SPELLINGS = {
     "rn18": re.compile(r"(?:rn|resnet)-?18"),
     "mn-v2": re.compile(r"(?:mn|mobilenet)-?v2"),
@@ -54,7 +56,9 @@ def wide_name(depth: int, width: int) -> str:
         )
     if width < 1:
         raise UserError(f"there is no WideResNet of width {width} (wrn-{depth}-{width}); it is at least 1")
-    return f"wrn-{depth}-{width}"
+    name = f"wrn-{depth}-{width}"
+    # Two 3x3 convolutions a block, on 16, 32 and 64 channels times the width.
+    return _built(name, (depth - 4) // 6 * 2 * 9 * (16**2 + 32**2 + 64**2) * width**2)
 
 
 def cnn_width(name: str) -> int | None:
@@ -69,4 +73,10 @@ def _cnn_name(key: str, name: str) -> str:
         raise unknown("model", name, MODELS.names(), "adbench list students")
     if width < 1:
         raise UserError(f"there is no CNN of width {width} ({name}); it is at least 1: cnn-16, cnn-32, ...")
-    return f"cnn-{width}"
+    return _built(f"cnn-{width}", 9 * (2 + 4) * width**2)
+
+
+def _built(name: str, parameters: int) -> str:
+    if parameters > MOST_PARAMETERS:
+        raise UserError(f"{name} would have about {parameters:.1e} parameters; choose a network of at most 1e9")
+    return name
