@@ -118,7 +118,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 def other_kind(path: Path, head: bytes) -> str | None:
     """What a file is instead of weights and what to do, after its first 512 bytes; None where it may be weights."""
     if not head:
-        return "an empty file; download or save it again"
+        return "an empty file, truncated or damaged; download or save it again"
     for beginning, kind in _OTHERS:
         if head.startswith(beginning):
             return kind

@@ -213,7 +213,7 @@ def test_a_whole_pickled_model_is_refused_by_its_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "an empty file"),
+        (b"", "an empty file, truncated or damaged"),
         (b"hello world, this is text", "text, not weights; it begins with 'hello world, this is text'"),
         (b'{"error": "not found"}\n', "text, not weights"),
         (b"\x00\x01\x02 neither", "truncated or damaged"),
