@@ -83,8 +83,8 @@ def _show(
     category: type[Warning],
     filename: str,
     lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    _file: TextIO | None = None,
+    _line: str | None = None,
 ) -> None:
     """Print a `Caution` as a sentence of adbench, other warnings as Python does."""
     place = "adbench" if issubclass(category, Caution) else f"{filename}:{lineno}: {category.__name__}"
