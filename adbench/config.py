@@ -15,9 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from adbench.data.threat import parse_fraction
+from adbench.data.threat import as_text, meant, meant_attack
 from adbench.errors import UserError, is_text, unknown
 from adbench.seeding import LARGEST
 
@@ -37,13 +37,13 @@ def _fraction_text(value: Any) -> Any:
     if value is None:
         return None
     try:
-        parse_fraction(value)
+        return as_text(meant(value))
     except UserError as error:
         # The form in which pydantic collects a problem with the others.
         raise ValueError(str(error)) from error
-    return str(value)
 
 
+AttackName = Annotated[str, AfterValidator(meant_attack)]
 FractionText = Annotated[str | None, BeforeValidator(_fraction_text)]
 
 
@@ -95,11 +95,11 @@ class ThreatModel(Section):
 class Evaluation(Section):
     """How a finished network is judged, on test images that training never saw."""
 
-    attacks: tuple[str, ...] = ("fgsm", "pgd20", "cw", "aa")
+    attacks: tuple[AttackName, ...] = ("fgsm", "pgd20", "cw", "aa")
     images: int | None = Field(None, ge=1, description="test images, the first n; none means all")
     aa_images: int | None = Field(None, ge=1, description="of these, images for AutoAttack; none means all")
     proxies: tuple[str, ...] = Field((), description="teachers whose adversarial examples are transferred")
-    transfer_attacks: tuple[str, ...] = ("pgd20", "cw")
+    transfer_attacks: tuple[AttackName, ...] = ("pgd20", "cw")
     step: FractionText = Field(None, description="of PGD and C&W; none means the threat model's")
     start: Literal["uniform", "gauss", "clean"] | None = Field(None, description="theirs; none means uniform")
     aa_search: Literal["exact", "fast"] = Field(

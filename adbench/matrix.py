@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adbench import FAST_SEARCH, REVISION
+from adbench import FAST_SEARCH, REVISION, spelling
 from adbench import teacher as teachers
 from adbench.config import (
     DEFAULT_TEACHERS,
@@ -94,7 +94,7 @@ class Cell:
             "source": METHODS.code(self.method).sha256,
             "hyper": self.hyper,
             "seed": self.seed,
-            "train": _recipe(self.train),
+            "train": spelling.recipe(self.train, self.threat),
             "normalisation": [self.spec.mean, self.spec.std] if self.spec else [None, None],
             "teacher": self.teacher.train_id if self.teacher else None,
             "natural": self.natural.train_id if self.natural else None,
@@ -110,6 +110,11 @@ class Cell:
         for later in ("step", "start", "masking", "keep_adversarial"):
             if not settings[later]:
                 settings.pop(later)
+        # In whatever order they come, none has to do with another.
+        settings["attacks"], settings["transfer_attacks"] = (
+            sorted(settings["attacks"]),
+            sorted(settings["transfer_attacks"]),
+        )
         settings["revision"] = REVISION
         if any(name.startswith("aa") for name in settings["attacks"]):
             settings["pyautoattack"] = version("pyautoattack")
@@ -163,15 +168,6 @@ class Cell:
     def required(self) -> list[Cell]:
         """The cells that must be finished before this one can start."""
         return [cell for cell in (self.teacher, self.natural, *self.proxies) if cell is not None]
-
-
-def _recipe(train: Train) -> dict[str, Any]:
-    """The recipe's settings, without those that came later and leave everything as it was where they are unset."""
-    settings = train.model_dump(mode="json")
-    for later, unset in (("precision", "auto"), ("compile", False), ("micro_batch", None)):
-        if settings[later] == unset:
-            settings.pop(later)
-    return settings
 
 
 def _foreign(registry: Registry, name: str) -> str | None:
@@ -252,9 +248,9 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
     for dataset in experiment.datasets:
         recipes = {name: recipe(experiment, name, dataset) for name in names}
         guided = any(asked(name, "needed", method.needed) for name, (method, _) in recipes.items())
-        data = _data(experiment, dataset, lookup)
+        data, tested = _data(experiment, dataset, lookup)
         known = _Teachers(experiment, dataset, lookup, found)
-        proxies = known.proxies()
+        proxies = known.proxies() if experiment.evaluation.transfer_attacks else ()
         for spec in known.asked(guided):
             for architecture in experiment.students:
                 for name, (method, train) in recipes.items():
@@ -265,7 +261,9 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
                             **data,
                             architecture=canonical(architecture),
                             train=train,
-                            evaluation=experiment.evaluation,
+                            evaluation=spelling.evaluation(
+                                experiment.evaluation, data["threat"], tested, transfers=bool(proxies), trained=train
+                            ),
                             seed=seed,
                             method=name,
                             hyper=method.model_dump(mode="json"),
@@ -325,17 +323,18 @@ def asked(name: str, what: str, of: Callable[[], T]) -> T:
         raise UserError(f"method '{name}': {what}() raised {type(error).__name__}: {error}") from error
 
 
-def _data(experiment: Experiment, name: str, lookup: Lookup) -> dict[str, Any]:
-    """What a cell knows of its data."""
+def _data(experiment: Experiment, name: str, lookup: Lookup) -> tuple[dict[str, Any], int]:
+    """What a cell knows of its data, and how many test images there are."""
     if not is_path(name) and name not in DATASETS:
         raise unknown("dataset", name, DATASETS.names(), "adbench list datasets; a path has a '/' or ends in .npz")
     dataset = lookup(name, experiment)
-    return {
+    known = {
         "dataset": name,
         "fingerprint": dataset.fingerprint,
-        "data": experiment.data,
+        "data": spelling.data(experiment.data, dataset.whole),
         "threat": complete(experiment.threat, dataset.threat),
     }
+    return known, dataset.whole[2]
 
 
 def complete(asked: ThreatModel, default: Threat) -> ThreatModel:
@@ -405,12 +404,16 @@ def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup
                 f"teacher '{spec.name}': method '{trained.method}' needs a teacher itself; choose one without"
             )
         hyper = method.model_dump(mode="json")
+    data, tested = _data(experiment, dataset, lookup)
+    # Which images others are trained on is nothing to weights from elsewhere.
+    data |= {} if trained else {"data": Data()}
+    judged = experiment.evaluation.model_copy(update={"proxies": (), "checkpoint": "best"})
     return Cell(
         kind="teacher",
-        **_data(experiment, dataset, lookup),
+        **data,
         architecture=spec.architecture,
         train=(trained and trained.train) or experiment.train,
-        evaluation=experiment.evaluation.model_copy(update={"proxies": (), "checkpoint": "best"}),
+        evaluation=spelling.evaluation(judged, data["threat"], tested, transfers=False, trained=None),
         seed=trained.seed if trained else 0,
         method=trained.method if trained else None,
         hyper=hyper,

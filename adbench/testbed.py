@@ -19,6 +19,7 @@ from adbench.attacks.named import GradientAttack, gradient_attack
 from adbench.cell import Place
 from adbench.data import Dataset, parse_fraction
 from adbench.data.batches import to_float
+from adbench.data.threat import meant_attack
 from adbench.errors import UserError
 from adbench.files import content_id
 from adbench.matrix import dataset_folder
@@ -114,7 +115,9 @@ def named(group: Group, attack: str) -> GradientAttack:
     if attack in autoattack.VERSIONS:
         raise UserError("AutoAttack leaves no single x' to transfer; --attack takes fgsm, mi-fgsm, pgdK and cw")
     setting = group.setting
-    return gradient_attack(attack, parse_fraction(setting.eps), parse_fraction(setting.step), Start(setting.start))
+    return gradient_attack(
+        meant_attack(attack), parse_fraction(setting.eps), parse_fraction(setting.step), Start(setting.start)
+    )
 
 
 def load_all(

@@ -153,7 +153,7 @@ def short_recipe(args: argparse.Namespace) -> None:
     )
     test = Split(x_test[:1000].permute(0, 3, 1, 2).contiguous(), y_test[:1000].long())
     threat = Threat(Fraction(8, 255), Fraction(2, 255))
-    dataset = Dataset("cifar10", train, val, test, 10, tuple(map(str, range(10))), threat, 4, True, "")
+    dataset = Dataset("cifar10", train, val, test, 10, tuple(map(str, range(10))), threat, 4, True, "", (0, 0, 0))
     bench = Bench(args)
     rows = []
     for method in methods(args.methods):

@@ -106,7 +106,7 @@ class Bench:
         teachers = {Need.TEACHER: self.teacher, Need.NATURAL_TEACHER: self.natural}
         names = tuple(map(str, range(self.args.classes)))
         threat = Threat(Fraction(8, 255), Fraction(2, 255))
-        data = Dataset("benchmark", *3 * (self.split,), self.args.classes, names, threat, 4, True, "")
+        data = Dataset("benchmark", *3 * (self.split,), self.args.classes, names, threat, 4, True, "", (0, 0, 0))
         return Trainer(
             method=plugin,
             student=copy.deepcopy(self.student),

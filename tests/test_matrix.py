@@ -32,7 +32,8 @@ def cells(content: str = "a" * 64, **settings: Any) -> Matrix:
     """The matrix of an experiment on data that is not there."""
 
     def lookup(name: str, _: Experiment) -> Any:
-        return SimpleNamespace(fingerprint=content, threat=THREATS.get(name, THREATS["cifar10"]))
+        threat = THREATS.get(name, THREATS["cifar10"])
+        return SimpleNamespace(fingerprint=content, threat=threat, whole=(900, 100, 500))
 
     return expand(experiment(merged({"methods": ["rslad"], "eval": {"proxies": []}}, settings)), lookup)
 
@@ -271,3 +272,103 @@ def test_a_plugin_without_a_loss_is_refused_before_anything_is_trained(tmp_path:
         patch.setattr("adbench.matrix.METHODS", registry)
         with pytest.raises(UserError, match="does not implement `loss`"):
             cells(methods=["half-done"])
+
+
+# What cannot make a difference makes no other cell. The data have 900 training, 100 held-out and 500 test images.
+EQUAL_JUDGING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "images of no AutoAttack": ({"attacks": ["pgd20"]}, {"attacks": ["pgd20"], "aa_images": 10}),
+    "search of no AutoAttack": ({"attacks": ["pgd20"]}, {"attacks": ["pgd20"], "aa_search": "fast", "aa_shard": 7}),
+    "all images for AutoAttack": ({}, {"aa_images": 500}),
+    "more images for AutoAttack than there are": ({"images": 50}, {"images": 50, "aa_images": 200}),
+    "all images": ({}, {"images": 500}),
+    "transfer from nobody": ({}, {"transfer_attacks": ["fgsm"]}),
+    "the start that is meant": ({}, {"start": "uniform"}),
+    "the step that is meant": ({}, {"step": "7/255"}),
+    "step and start of no attack": ({"attacks": ["fgsm"]}, {"attacks": ["fgsm"], "step": "1/255", "start": "gauss"}),
+    "seed of no chance": ({"attacks": ["fgsm", "mi-fgsm"]}, {"attacks": ["fgsm", "mi-fgsm"], "seed": 3}),
+    "seed of PGD from the image": (
+        {"attacks": ["pgd20"], "start": "clean"}, {"attacks": ["pgd20"], "start": "clean", "seed": 3}
+    ),
+    "an attack twice": ({"attacks": ["fgsm", "pgd20"]}, {"attacks": ["fgsm", "pgd20", "fgsm"]}),
+    "order of the attacks": ({"attacks": ["fgsm", "pgd20"]}, {"attacks": ["pgd20", "fgsm"]}),
+    "a radius spelt otherwise": ({"attacks": ["pgd20@4/255"]}, {"attacks": ["pgd20@0.0157"]}),
+    "masking on all images": ({"masking": 500}, {"masking": 1000}),
+    "batches": ({}, {"batch_size": 7}),
+}  # fmt: skip
+OTHER_JUDGING: dict[str, dict[str, Any]] = {
+    "fewer images": {"images": 499},
+    "fewer images for AutoAttack": {"aa_images": 499},
+    "another start": {"start": "gauss"},
+    "another step": {"step": "3/255"},
+    "another seed": {"seed": 1},
+    "fewer attacks": {"attacks": ["fgsm"]},
+    "the last state": {"checkpoint": "last"},
+    "tests of masking": {"masking": 10},
+}
+
+
+@pytest.mark.parametrize("case", EQUAL_JUDGING)
+def test_judging_that_cannot_differ_is_the_same(case: str) -> None:
+    here, there = (one(eval={"proxies": [], **settings}) for settings in EQUAL_JUDGING[case])
+    assert (here.eval_id, here.train_id) == (there.eval_id, there.train_id)
+    teachers = {cells(eval={"proxies": [], **settings}).teachers[0].id for settings in EQUAL_JUDGING[case]}
+    assert len(teachers) == 1
+
+
+@pytest.mark.parametrize("case", OTHER_JUDGING)
+def test_judging_that_can_differ_is_another(case: str) -> None:
+    assert one(eval=OTHER_JUDGING[case]).eval_id != one().eval_id
+
+
+def test_proxies_without_attacks_are_none() -> None:
+    with_proxies = one(eval={"proxies": ["digits-natural"], "transfer_attacks": []})
+    assert with_proxies.eval_id == one().eval_id
+    assert not with_proxies.proxies
+
+
+EQUAL_TRAINING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the radius that is meant": ({}, {"train": {"attack_eps": "28/255"}}),
+    "the step that is meant": ({}, {"train": {"attack_step": "7/255"}}),
+    "the step that goes with a radius": (
+        {"train": {"attack_eps": "14/255"}}, {"train": {"attack_eps": "14/255", "attack_step": "7/510"}}
+    ),
+    "the threat model that is meant": ({}, {"threat": {"eps": "28/255", "step": "7/255"}}),
+    "decimals of Python": ({"threat": {"eps": "8/255"}}, {"threat": {"eps": str(8 / 255)}}),
+    "decimals by hand": ({"threat": {"eps": "8/255"}}, {"threat": {"eps": 0.0314}}),
+    "blanks": ({"threat": {"eps": "8/255"}}, {"threat": {"eps": "8 / 255"}}),
+    "drops after the end": (
+        {"train": {"epochs": 1, "milestones": [0.9]}}, {"train": {"epochs": 1, "milestones": [0.8, 0.7]}}
+    ),
+    "drops by nothing": ({"train": {"lr_factor": 1.0}}, {"train": {"lr_factor": 1.0, "milestones": [0.1]}}),
+    "the size of no drop": (
+        {"train": {"milestones": []}}, {"train": {"milestones": [], "lr_factor": 0.5}}
+    ),
+    "validation after the end": ({"train": {"epochs": 2, "val_every": 2}}, {"train": {"epochs": 2, "val_every": 9}}),
+    "parts of a batch that it is": ({}, {"train": {"micro_batch": 256}}),
+    "all images": ({}, {"data": {"train_images": 900, "val_images": 100}}),
+    "all that are not held out": ({"data": {"val_images": 50}}, {"data": {"val_images": 50, "train_images": 950}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EQUAL_TRAINING)
+def test_training_that_cannot_differ_is_the_same(case: str) -> None:
+    here, there = (one(methods=["trades"], **settings) for settings in EQUAL_TRAINING[case])
+    assert here.id == there.id
+
+
+def test_training_that_can_differ_is_another() -> None:
+    settings: list[dict[str, Any]] = [
+        {}, {"train": {"attack_eps": "0.031"}}, {"train": {"attack_step": "1/255"}}, {"train": {"val_every": 2}},
+        {"train": {"milestones": [0.5]}}, {"train": {"milestones": []}}, {"train": {"lr_factor": 0.5}},
+        {"train": {"micro_batch": 128}}, {"data": {"train_images": 899}}, {"data": {"val_images": 99}},
+        {"train": {"milestones": [0.5, 0.5]}},
+    ]  # fmt: skip
+    assert len({one(methods=["trades"], **each).train_id for each in settings}) == len(settings)
+
+
+def test_weights_from_elsewhere_are_the_same_whatever_others_are_trained_on() -> None:
+    teachers = {
+        cells(datasets=["cifar10"], teachers=["Engstrom2019Robustness"], **settings).teachers[0].id
+        for settings in ({}, {"data": {"train_images": 100}}, {"train": {"epochs": 3}})
+    }
+    assert len(teachers) == 1

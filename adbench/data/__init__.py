@@ -61,7 +61,7 @@ class Dataset:
 
     name: as the user gave it.  threat: the field's threat model for this data.  pad, flip: training's
     augmentation (see `batches.augment`).  fingerprint: SHA-256 over all images and labels, before any is held
-    out or left away.
+    out or left away.  whole: training, held-out and test images where no share of them is asked for.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Dataset:
     pad: int
     flip: bool
     fingerprint: str
+    whole: tuple[int, int, int]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -145,6 +146,7 @@ def load(
         pad=arrays.pad,
         flip=arrays.flip,
         fingerprint=fingerprint(parts),
+        whole=(len(order) - arrays.val_images, arrays.val_images, len(parts.x_test)),
     )
 
 

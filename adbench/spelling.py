@@ -1,0 +1,77 @@
+"""One spelling for settings that say the same: what cannot make a difference makes no other cell. No torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from adbench.config import Data, Evaluation, ThreatModel, Train
+from adbench.data.threat import parse_fraction
+
+_AUTOATTACK = re.compile("aa.*")
+_WITH_STEP = re.compile(r"(pgd|cw).*")
+"""Attacks that take a step and a start; FGSM and MI-FGSM begin at the image, in steps of their own."""
+
+
+def data(asked: Data, whole: tuple[int, int, int]) -> Data:
+    """Shares of the data, none where that is all there is. whole: training, held-out and test images by default."""
+    train, val, _ = whole
+    # The default of the training images is what the held-out ones leave.
+    left = train + val - (asked.val_images or val)
+    return Data(
+        train_images=None if asked.train_images == left else asked.train_images,
+        val_images=None if asked.val_images == val else asked.val_images,
+    )
+
+
+def evaluation(
+    asked: Evaluation, threat: ThreatModel, whole: int, *, transfers: bool, trained: Train | None
+) -> Evaluation:
+    """How a network is judged, without what has no effect. threat: complete; whole: test images by default.
+
+    transfers: whether there are proxies. trained: how, None for weights from elsewhere, of which there is one state.
+    """
+    changed: dict[str, Any] = {"attacks": tuple(dict.fromkeys(asked.attacks))}
+    changed["transfer_attacks"] = tuple(dict.fromkeys(asked.transfer_attacks)) if transfers else ()
+    n = min(whole, asked.images or whole)
+    changed["images"] = None if n == whole else n
+    changed["masking"] = min(asked.masking, n)
+    with_autoattack = any(map(_AUTOATTACK.match, asked.attacks))
+    if not with_autoattack or (asked.aa_images or n) >= n:
+        changed["aa_images"] = None
+    attacks = (*changed["attacks"], *changed["transfer_attacks"])
+    with_step = bool(asked.masking) or any(map(_WITH_STEP.match, attacks))
+    if not with_step or (asked.step and threat.step and parse_fraction(asked.step) == parse_fraction(threat.step)):
+        changed["step"] = None
+    start = asked.start if with_step else None
+    changed["start"] = None if start == "uniform" else start
+    if not (with_autoattack or asked.masking) and (not with_step or start == "clean"):
+        changed["seed"] = 0
+    if trained is None or trained.val_every >= trained.epochs:
+        changed["checkpoint"] = "best"
+    return asked.model_copy(update=changed)
+
+
+def recipe(train: Train, threat: ThreatModel) -> dict[str, Any]:
+    """What a recipe sets, JSON-able, without what has no effect. threat: complete."""
+    settings = train.model_dump(mode="json")
+    # Settings that came later: where they are unset, everything is as it was without them.
+    for later, unset in (("precision", "auto"), ("compile", False), ("micro_batch", None)):
+        if settings[later] == unset:
+            settings.pop(later)
+    if train.micro_batch and train.micro_batch >= train.batch_size:
+        settings.pop("micro_batch")
+    eps, step = parse_fraction(threat.eps or 0), parse_fraction(threat.step or 0)
+    if train.attack_eps is not None:
+        own = parse_fraction(train.attack_eps)
+        step = step * own / eps if eps else step
+        settings["attack_eps"] = None if own == eps else train.attack_eps
+    if train.attack_step is not None and parse_fraction(train.attack_step) == step:
+        settings["attack_step"] = None
+    settings["val_every"] = min(train.val_every, train.epochs)
+    # Epochs at which the rate drops, not shares: drops at the end, or by nothing, are none.
+    del settings["milestones"]
+    settings["drops"] = [epoch for epoch in train.drops() if 0 < epoch < train.epochs and train.lr_factor < 1]
+    if not settings["drops"]:
+        del settings["lr_factor"]
+    return settings
