@@ -94,11 +94,11 @@ def edited(training: Mapping[str, Any], file_sha256: str | None = None, plugins:
 def _today(registry: Registry, name: str, plugins: Mapping[str, str], bytes_: bool) -> str:
     """The hash of what defines `name` here; "" for nothing."""
     try:
-        if name in registry:
-            return registry.source_hash(name) if bytes_ else registry.code(name).sha256
         if registry is METHODS and name in plugins:
             code = source.read(Path(plugins[name]))
             return code.main.sha256 if bytes_ else code.sha256
+        if name in registry:
+            return registry.source_hash(name) if bytes_ else registry.code(name).sha256
     except (OSError, UserError):
         pass
     return ""

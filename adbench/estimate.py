@@ -48,13 +48,14 @@ class Cost:
 
     passes: of the training, an image and epoch; None for a network that is not trained. multiply_adds: the same, in
     multiply-adds. floor: seconds of the whole training at the device's matrix rate. seconds: expected wall seconds of
-    what is left, evaluation included.
+    what is left, evaluation included. whole: the same of all its training and all its evaluation, 0 where it is done.
     """
 
     passes: Passes | None
     multiply_adds: float
     floor: float
     seconds: float
+    whole: tuple[float, float]
 
 
 class Estimator:
@@ -104,26 +105,30 @@ class Estimator:
             best = min(best, time.perf_counter() - begun)
         return best
 
-    def seconds(self, cell: Cell, state: str) -> float:
-        """Expected wall seconds of what is left of a cell on one job."""
+    def whole(self, cell: Cell, state: str) -> tuple[float, float]:
+        """Expected wall seconds of a cell's training and evaluation on one job, 0 of a cell that is done."""
         if state == "done":
-            return 0.0
-        evaluation = self._evaluation(cell)
-        if state == "evaluate":
+            return 0.0, 0.0
+        return self._training(cell) if cell.method else 0.0, self._evaluation(cell)
+
+    def _left(self, cell: Cell, state: str, whole: tuple[float, float]) -> float:
+        training, evaluation = whole
+        if state in ("done", "evaluate"):
             return evaluation
         log = cell.folder(self.place.results) / LOG
         begun = log.read_text(encoding="utf-8").count("\n") if state == "continue" and log.is_file() else 0
-        return self._training(cell) * (1 - begun / cell.train.epochs) + evaluation
+        return training * (1 - begun / cell.train.epochs) + evaluation
 
     def cost(self, cell: Cell, state: str) -> Cost:
         """Passes, multiply-adds, floor and expected time of a cell."""
-        cost = self._passes(cell)
+        cost, whole = self._passes(cell), self.whole(cell, state)
+        left = self._left(cell, state, whole)
         if cost is None:
-            return Cost(None, 0.0, 0.0, self.seconds(cell, state))
+            return Cost(None, 0.0, 0.0, left, whole)
         each = self._multiply_adds(cell, cost)
         total = each * len(cell_dataset(cell, self.place).train) * cell.train.epochs
         rate = matrix_rate(self.place.torch_device, torch.float32)
-        return Cost(cost, each, total / rate, self.seconds(cell, state))
+        return Cost(cost, each, total / rate, left, whole)
 
     def _passes(self, cell: Cell) -> Passes | None:
         if cell.method is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,13 @@ FOLDER = "plans"
 SCHEMA_VERSION = 1
 
 
-def write(results: Path, experiment: Experiment, matrix: Matrix, seconds: dict[str, float], jobs: int) -> Path:
-    """Leave the plan of a run that begins. seconds: expected of what was left of each cell; jobs: at a time."""
+def write(
+    results: Path, experiment: Experiment, matrix: Matrix, expected: dict[str, tuple[float, float]], jobs: int
+) -> Path:
+    """Leave the plan of a run that begins.
+
+    expected: seconds of each cell's whole training and evaluation, 0 of one that is done; jobs: at a time.
+    """
     path = path_of(results, matrix)
     before = _expected(path)
     content = {
@@ -42,8 +48,11 @@ def write(results: Path, experiment: Experiment, matrix: Matrix, seconds: dict[s
         "plugins": {name: str(path) for name, path in METHODS.paths().items()},
         # Many cells are judged alike.
         "evaluations": {cell.eval_id: cell.judging for cell in matrix.cells},
-        # Of a cell that was begun before, the whole is what its first plan expected.
-        "cells": [_entry(cell, results, max(seconds[cell.id], before.get(cell.id, 0.0))) for cell in matrix.cells],
+        # Of a cell that was done by then, what an earlier plan expected.
+        "cells": [
+            _entry(cell, results, expected[cell.id] if any(expected[cell.id]) else before.get(cell.id, (0.0, 0.0)))
+            for cell in matrix.cells
+        ],
     }
     files.write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
     return path
@@ -55,7 +64,7 @@ def path_of(results: Path, matrix: Matrix) -> Path:
     return results / FOLDER / f"{identity}.json"
 
 
-def _entry(cell: Cell, results: Path, seconds: float) -> dict[str, Any]:
+def _entry(cell: Cell, results: Path, expected: tuple[float, float]) -> dict[str, Any]:
     return {
         "id": cell.id,
         "train_id": cell.train_id,
@@ -70,15 +79,26 @@ def _entry(cell: Cell, results: Path, seconds: float) -> dict[str, Any]:
         "seed": cell.seed,
         "epochs": cell.train.epochs if cell.method else 0,
         "record": str(cell.record_path(results).relative_to(results)),
-        "seconds": seconds,
+        "seconds": sum(expected),
+        "evaluation_seconds": expected[1],
         "needs": [needed.id for needed in cell.required()],
         "training": cell.training,
     }
 
 
-def _expected(path: Path) -> dict[str, float]:
+def expected(cell: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds that the training and the evaluation of a planned cell were expected to take.
+
+    An older plan has their sum alone; training is most of it.
+    """
+    whole = cell["seconds"]
+    evaluation = cell.get("evaluation_seconds", 0.1 * whole if cell["epochs"] else whole)
+    return whole - evaluation, evaluation
+
+
+def _expected(path: Path) -> dict[str, tuple[float, float]]:
     try:
-        return {cell["id"]: cell["seconds"] for cell in read(path).cells}
+        return {cell["id"]: expected(cell) for cell in read(path).cells}
     except UserError:
         return {}
 

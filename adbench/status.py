@@ -13,7 +13,7 @@ from typing import Any
 from adbench import REVISION, locks, record
 from adbench.differences import differences, edited
 from adbench.errors import UserError
-from adbench.plans import Planned
+from adbench.plans import Planned, expected
 
 STATES = ("done", "running", "failed", "stale", "interrupted", "trained", "waiting", "new")
 """stale: there is a result, but with other settings, or with a source that has changed since. interrupted: training
@@ -30,17 +30,17 @@ class Standing:
     cell: dict[str, Any]
     state: str
     why: str = ""
-    share: float = 0.0
-    """of its work, done"""
-    took: float | None = None
-    """seconds, of a cell that is done"""
+    todo: tuple[float, float] = (0.0, 0.0)
+    """expected seconds of the training and the evaluation that are left to do"""
+    took: tuple[float, float] | None = None
+    """seconds of both, of a cell that is done"""
     outdated: bool = False
     """whether a run of today would make another cell in its place"""
 
     @property
     def left(self) -> float:
         """Expected seconds of what is left to do."""
-        return 0.0 if self.state in ("done", "stale") and self.share == 1 else self.cell["seconds"] * (1 - self.share)
+        return sum(self.todo)
 
 
 @dataclass
@@ -77,29 +77,31 @@ class Matrix:
         path = self.results / cell["record"]
         found = _read(path)
         if found and found["status"] == "done":
-            took = sum(found["timing"].get(phase, 0.0) for phase in ("train", "evaluate"))
-            return Standing(cell, "done", share=1.0, took=took)
+            return Standing(
+                cell, "done", took=(found["timing"].get("train", 0.0), found["timing"].get("evaluate", 0.0))
+            )
         folder = path.parent.parent
         epochs = _epochs(folder / LOG)
         progress = f"epoch {epochs} of {cell['epochs']}" if cell["epochs"] else "evaluation"
-        # The evaluation's share is not known from outside; training is most of the work.
-        share = min(1.0, epochs / cell["epochs"]) * 0.9 if cell["epochs"] else 0.0
+        training, evaluation = expected(cell)
+        trained = (folder / SUMMARY).is_file() or not cell["epochs"]
+        # How far an evaluation is, is not known from outside.
+        todo = (0.0 if trained else training * (1 - min(1.0, epochs / cell["epochs"])), evaluation)
         if owner := locks.holder(folder):
-            trained = (folder / SUMMARY).is_file()
-            return Standing(cell, "running", f"{'evaluation' if trained else progress}, {owner}", share)
+            return Standing(cell, "running", f"{'evaluation' if trained else progress}, {owner}", todo)
         if found:
-            return Standing(cell, "failed", f"{found['error']['phase']}: {found['error']['message']}", share)
+            return Standing(cell, "failed", f"{found['error']['phase']}: {found['error']['message']}", todo)
         if (folder / SUMMARY).is_file():
-            return Standing(cell, "trained", "trained, but not judged in this way", share)
+            return Standing(cell, "trained", "trained, but not judged in this way", todo)
         if any((folder / name).is_file() for name in UNDER_WAY):
-            return Standing(cell, "interrupted", f"{progress} done", share)
+            return Standing(cell, "interrupted", f"{progress} done", todo)
         missing = [others[needed] for needed in cell["needs"] if others[needed].state != "done"]
         if missing:
             told = ", ".join(f"{one.cell['says']} ({one.state})" for one in missing)
-            return Standing(cell, "waiting", f"for {told}")
+            return Standing(cell, "waiting", f"for {told}", todo)
         if relatives := self.relatives(cell):
-            return Standing(cell, "stale", f"{relatives[0].name} has other settings (--why {cell['id'][:8]})")
-        return Standing(cell, "new")
+            return Standing(cell, "stale", f"{relatives[0].name} has other settings (--why {cell['id'][:8]})", todo)
+        return Standing(cell, "new", todo=todo)
 
     def outdated(self, cell: dict[str, Any], others: Mapping[str, Standing]) -> str:
         """Why the cell's result is no longer what a run would make, "" where it is."""
@@ -129,17 +131,29 @@ class Matrix:
     def time_left(self) -> tuple[float, int, float]:
         """Expected wall seconds for the rest, with how many cells at a time, and the correction that went into it.
 
-        The correction is the median of what finished cells took over what was expected of them.
+        Training and evaluation are each corrected by the median of what those of finished cells took over what was
+        expected of them: the training may have been long ago, and elsewhere.
         """
         standings = self.standings.values()
-        ratios = [one.took / one.cell["seconds"] for one in standings if one.took and one.cell["seconds"] > 1]
-        correction = median(ratios) if ratios else 1.0
+        corrections = [self._correction(phase) for phase in (0, 1)]
+
+        def corrected(one: Standing) -> float:
+            return sum(correction * left for correction, left in zip(corrections, one.todo, strict=True))
+
         open_ = [one for one in standings if one.left]
         at_a_time = max(1, min(len(open_), sum(one.state == "running" for one in open_) or self.plan["jobs"]))
-        rest = correction * sum(one.left for one in open_)
+        rest = sum(map(corrected, open_))
         # One cell cannot be shared out.
-        longest = correction * max((one.left for one in open_), default=0.0)
-        return max(rest / at_a_time, longest), at_a_time, correction
+        longest = max(map(corrected, open_), default=0.0)
+        return max(rest / at_a_time, longest), at_a_time, rest / sum(one.left for one in open_) if open_ else 1.0
+
+    def _correction(self, phase: int) -> float:
+        ratios = [
+            one.took[phase] / expected(one.cell)[phase]
+            for one in self.standings.values()
+            if one.took and one.took[phase] and expected(one.cell)[phase] > 1
+        ]
+        return median(ratios) if ratios else 1.0
 
     def find(self, text: str) -> Standing:
         """The cell that `text` names: the beginning of an id, a path of its record or folder, or its description.

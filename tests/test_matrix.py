@@ -368,7 +368,7 @@ def test_training_that_can_differ_is_another() -> None:
 
 def test_weights_from_elsewhere_are_the_same_whatever_others_are_trained_on() -> None:
     teachers = {
-        cells(datasets=["cifar10"], teachers=["Engstrom2019Robustness"], **settings).teachers[0].id
+        cells(datasets=["cifar10"], teachers=["Carmon2019Unlabeled"], **settings).teachers[0].id
         for settings in ({}, {"data": {"train_images": 100}}, {"train": {"epochs": 3}})
     }
     assert len(teachers) == 1

@@ -265,7 +265,7 @@ def test_an_edited_built_in_method_is_a_new_cell(tmp_path: Path, monkeypatch: py
         return done.stdout
 
     method.write_text(text.replace('    """', '    """In other words: ', 1), encoding="utf-8")
-    assert "stale" not in adbench("status")
+    assert "changed since" not in adbench("status")
     method.write_text(text.replace("return step.term(", "return 0 * step.term("), encoding="utf-8")
     said = adbench("status")
     assert "pgd-at cnn-4 seed 0" in said

@@ -176,7 +176,7 @@ def test_the_time_left_is_corrected_by_what_cells_took(results: Path) -> None:
     (path,) = (results / "plans").iterdir()
     plan = json.loads(path.read_text(encoding="utf-8"))
     for cell in plan["cells"]:
-        cell["seconds"] = 100.0
+        cell |= {"seconds": 100.0, "evaluation_seconds": 25.0}
     write_text(path, json.dumps(plan | {"jobs": 1}))
     for done in results.rglob("record.json"):
         data = record.read(done).data
@@ -184,6 +184,34 @@ def test_the_time_left_is_corrected_by_what_cells_took(results: Path) -> None:
     lose(folder(results, "rslad"))
     seconds, at_a_time, correction = Matrix(plans.read(path)).time_left()
     assert (seconds, at_a_time, correction) == (200.0, 1, 2.0)
+
+
+def test_the_time_left_of_a_new_evaluation_is_that_of_evaluations(results: Path) -> None:
+    """Ten hours of training lie behind two networks that are judged anew, in ten minutes each; one is done."""
+    assert run("--methods", "pgd-at", "--seeds", "2").exit_code == 0
+    assert run("--methods", "pgd-at", "--seeds", "2", eval__attacks='["fgsm"]').exit_code == 0
+    plan_of = {len(json.loads(path.read_text())["cells"]): path for path in (results / "plans").iterdir()}
+    path = max((results / "plans").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert len(plan_of) > 1
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    assert all(cell["seconds"] > cell["evaluation_seconds"] > 0 for cell in plan["cells"]), "whole, though trained"
+    for cell in plan["cells"]:
+        cell |= {"seconds": 36_600.0, "evaluation_seconds": 600.0}
+    write_text(path, json.dumps(plan | {"jobs": 1}))
+    first, second = (results / cell["record"] for cell in plan["cells"])
+    record.write(first, record.read(first).data | {"timing": {"train": 300.0, "evaluate": 630.0}})
+    lose(second.parent)
+    seconds, _, _ = Matrix(plans.read(path)).time_left()
+    assert seconds == pytest.approx(630.0)
+    # And of one that was begun: half the training, at the rate of trainings.
+    lose(second.parents[1])
+    (log := second.parents[1] / "log.jsonl").parent.mkdir(parents=True)
+    log.write_text("{}\n")
+    (log.parent / "resume.pt").touch()
+    plan["cells"][1]["epochs"] = 2
+    write_text(path, json.dumps(plan | {"jobs": 1}))
+    seconds, _, _ = Matrix(plans.read(path)).time_left()
+    assert seconds == pytest.approx(150.0 + 630.0)
 
 
 def _many(results: Path, cells: int) -> None:

@@ -170,7 +170,8 @@ def _carry_out(
     if dry_run:
         return 0
     if plan.open or not plans.path_of(results, plan.matrix).is_file():
-        plans.write(results, experiment, plan.matrix, seconds, at_a_time)
+        whole = {name: cost.whole for name, cost in costs.items()}
+        plans.write(results, experiment, plan.matrix, whole, at_a_time)
     with Display(console, len(plan.open)) as display:
         runner.run(plan, place, where, display, timeout)
     return _summarise(console, plan, results, summary_table)
