@@ -83,8 +83,8 @@ def _show(
     category: type[Warning],
     filename: str,
     lineno: int,
-    _file: TextIO | None = None,
-    _line: str | None = None,
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
 ) -> None:
     """Print a `Caution` as a sentence of adbench, other warnings as Python does."""
     place = "adbench" if issubclass(category, Caution) else f"{filename}:{lineno}: {category.__name__}"
