@@ -17,6 +17,7 @@ from adbench.matrix import safe
 from adbench.models import Network
 from adbench.models.names import is_deepmind, wide_shape
 from adbench.record import Record
+from adbench.registry import DATASETS
 
 _SPOKEN = {"rn18": "ResNet-18", "mn-v2": "MobileNet-V2"}
 _PROBES = 32
@@ -56,6 +57,7 @@ def metadata(record: Record, dataset: Dataset, network: Network) -> dict[str, st
         "adbench": __version__,
         "architecture": record["student"],
         "classes": dataset.classes,
+        "class_names": list(dataset.class_names),
         "channels": dataset.image_shape[0],
         "normalisation": _normalisation(network),
         "dataset": record["dataset"],
@@ -97,9 +99,14 @@ def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, 
         left.append(f"autoattack_acc is left out, since {seen}")
     else:
         written |= {"reported": _percent(judged), "autoattack_acc": _percent(judged)}
+    notes = []
     if normalisation := _normalisation(network):
         mean, std = normalisation["mean"], normalisation["std"]
-        written["footnote"] = f"The network normalises its inputs: mean {mean}, std {std}."
+        notes.append(f"The network normalises its inputs: mean {mean}, std {std}.")
+    if record["dataset"] not in DATASETS:
+        notes.append(f"Classes, in the order of the logits: {', '.join(dataset.class_names)}.")
+    if notes:
+        written["footnote"] = " ".join(notes)
     return written, "; ".join(left)
 
 

@@ -223,8 +223,9 @@ class Trainer:
         )
         if not self.ranks.first:
             return summary
-        checkpoint.save_state(self.folder / BEST, self.best_weights, {"epoch": str(self.best[2])})
-        checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch)})
+        classes = {"class_names": json.dumps(self.dataset.class_names)}
+        checkpoint.save_state(self.folder / BEST, self.best_weights, {"epoch": str(self.best[2]), **classes})
+        checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch), **classes})
         document.write(self.folder / SUMMARY, summary.__dict__)
         for failure in self.folder.glob(FAILURE.format("*")):
             failure.unlink()

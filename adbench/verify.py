@@ -140,7 +140,7 @@ class _Verification:
 
     def _data(self) -> Finding:
         said = self.dataset.summary()
-        wrong = [key for key, value in said.items() if self.record["data"][key] != value]
+        wrong = [key for key, value in said.items() if self.record["data"].get(key, value) != value]
         return _finding("data", wrong, f"'{self.record['dataset']}' with the recorded fingerprint and counts")
 
     def _model(self, parameters: int) -> Finding:

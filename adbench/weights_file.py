@@ -6,7 +6,6 @@ import hashlib
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +17,11 @@ from torch import Tensor
 
 from adbench import files
 from adbench.errors import UserError, printable
+from adbench.file_kinds import HEAD, other_kind, zip_of_others
 
 WRITER = {"writer": "adbench"}
 """In the header of our own files, whose names are taken as they are."""
 DIGEST = "weights_sha256"
-
-_OTHERS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for; fetch that with git lfs pull"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"BZh", "a bzip2 archive; unpack it first"),
-    (b"\xfd7zXZ", "an xz archive; unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard archive; unpack it first"),
-    (b"7z\xbc\xaf", "a 7-Zip archive; unpack it first"),
-    (b"Rar!", "a RAR archive; unpack it first"),
-    (b"\x89HDF", "an HDF5 file; torch and safetensors files are read"),
-    (b"\x93NUMPY", "a NumPy array; torch and safetensors files are read"),
-    (b"GGUF", "a GGUF file; torch and safetensors files are read"),
-    (b"%PDF", "a PDF document, not weights"),
-    (b"\x89PNG", "an image, not weights"),
-    (b"\xff\xd8\xff", "an image, not weights"),
-)
-"""How other kinds of file begin, and what is said of them."""
 
 
 class Held(NamedTuple):
@@ -71,11 +54,11 @@ def read(path: Path, sha256: str | None = None) -> Content:
         raise UserError(f"weights '{path}' {reason}; check the path, or download the file first")
     try:
         with path.open("rb") as file:
-            head = file.read(512)
+            head = file.read(HEAD)
     except OSError as error:
         raise UserError(f"weights '{path}' cannot be read: {error.strerror or error}") from error
-    if is_other := other_kind(path, head):
-        raise UserError(f"weights '{path}': this is {is_other}")
+    if other := other_kind(head) or (zip_of_others(path, "data.pkl") if head[:2] == b"PK" else None):
+        raise UserError(f"weights '{path}': this is {other}")
     if sha256 is not None and (found := files.sha256(path)) != sha256.lower():
         raise UserError(
             f"weights '{path}': its SHA-256 is {found[:12]}..., expected {sha256[:12].lower()}...; "
@@ -113,37 +96,6 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def other_kind(path: Path, head: bytes) -> str | None:
-    """What a file is instead of weights and what to do, after its first 512 bytes; None where it may be weights."""
-    if not head:
-        return "an empty file, truncated or damaged; download or save it again"
-    for beginning, kind in _OTHERS:
-        if head.startswith(beginning):
-            return kind
-    if head[257:262] == b"ustar":
-        return "a tar archive; unpack it first"
-    if head[:2] == b"PK":
-        return _zip_of_others(path)
-    text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
-    if text.lower().startswith(("<!doctype", "<html", "<?xml")):
-        return "a web page, not weights; the link led to a log-in or a warning, so download the file itself"
-    if head[8:9] != b"{" and len(text) > 3 and all(c.isprintable() or c.isspace() for c in text):
-        return f"text, not weights; it begins with '{printable(text.strip()[:40])}'"
-    return None
-
-
-def _zip_of_others(path: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # a damaged archive is torch's to describe
-        return None
-    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        return None
-    listed = ", ".join(printable(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"a zip archive of other things ({listed or 'nothing'}); unpack it, and give the file of weights in it"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
+import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -25,7 +30,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from adbench.data import Dataset, Split, Threat, as_text, load, parse_fraction
 from adbench.data.arrays import stratified_order
 from adbench.data.batches import augment, batches, epoch_order, to_float
-from adbench.errors import UserError
+from adbench.errors import Caution, UserError
 from adbench.registry import DATASETS
 
 Make = Callable[..., Path]
@@ -260,6 +265,7 @@ def test_own_data_get_cifars_threat_and_a_tenth_held_out(npz: Make) -> None:
     assert (dataset.threat.eps, dataset.threat.step) == (Fraction(8, 255), Fraction(2, 255))
     assert (len(dataset.val), dataset.pad, dataset.flip) == (10, 3, False)
     assert dataset.class_names == ("0", "1", "2", "3")
+    assert dataset.summary()["class_names"] == ["0", "1", "2", "3"]
 
 
 def test_at_most_a_thousand_own_images_are_held_out(npz: Make) -> None:
@@ -310,6 +316,20 @@ BAD_ARRAYS = {
     ),
     "another size": ({"x_test": ARRAYS["x_test"][:, :6]}, ["8x8x3", "6x8x3"]),
     "a missing array": ({"y_test": None, "extra": np.zeros(1)}, ["lacks y_test", "extra", "x_train"]),
+    "labels in a column": ({"y_train": ARRAYS["y_train"][:, None]}, ["y_train", "(60, 1)", "(N,)"]),
+    "labels in words": ({"y_train": ARRAYS["y_train"].astype(str)}, ["y_train", "integers"]),
+    "unlabelled images": (
+        {"y_test": np.where(np.arange(20) < 3, -1, ARRAYS["y_test"])},
+        ["label -1 (3 images) is below 0"],
+    ),
+    "a label too large": (
+        {"y_train": np.where(np.arange(60) == 5, 2**63, ARRAYS["y_train"].astype(np.uint64))},
+        ["y_train", "label 9223372036854775808 (1 image)"],
+    ),
+    "images of 0 and 1": ({"x_train": ARRAYS["x_train"] // 128}, ["x_train", "no value above 1", "by 255"]),
+    "floats up to 255": ({"x_train": ARRAYS["x_train"] * 1.0}, ["x_train", "float64", "round and store"]),
+    "floats around 0": ({"x_train": ARRAYS["x_train"] / 127.5 - 1}, ["x_train", "-1 to 1: bring them to 0 to 255"]),
+    "not a number": ({"x_test": ARRAYS["x_test"] * np.nan}, ["x_test", "NaN"]),
     "objects": ({"y_train": np.array([{}] * 60)}, ["objects", "numpy.savez"]),
 }
 
@@ -348,6 +368,76 @@ def test_a_damaged_npz_is_refused(npz: Make, damage: Callable[[bytes], bytes]) -
     message = error_of(lambda: own(path))
     assert "own.npz" in message
     assert "numpy.savez" in message
+
+
+def test_dark_images_are_told(npz: Make) -> None:
+    with pytest.warns(Caution, match=r"x_test has no value above 15 of 255"):
+        own(npz(x_test=ARRAYS["x_test"] // 16))
+
+
+def test_test_images_that_are_trained_on_are_counted(npz: Make) -> None:
+    x_test = ARRAYS["x_test"].copy()
+    x_test[4:7] = ARRAYS["x_train"][:3]
+    with pytest.warns(Caution, match=r"own\.npz': 3 of 20 test images are training images too"):
+        own(npz(x_test=x_test))
+
+
+def flagged(whole: bytes, offset: int, value: int) -> bytes:
+    """A zip archive with a field of every entry changed: at 6 its flags, at 8 its compression."""
+    changed = bytearray(whole)
+    for mark, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        at = whole.find(mark)
+        while at >= 0:
+            changed[at + offset + shift] = value
+            at = whole.find(mark, at + 1)
+    return bytes(changed)
+
+
+def member(path: Path, name: str, content: bytes) -> None:
+    """Put a member into a .npz that holds all arrays but that one."""
+    np.savez(path, **{key: array for key, array in ARRAYS.items() if key != name})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name if content[:1] != b"\x93" else f"{name}.npy", content)
+
+
+HUGE = (
+    b"\x93NUMPY\x01\x00"
+    + (118).to_bytes(2, "little")
+    + (str({"descr": "|u1", "fortran_order": False, "shape": (64 * 2**40,)}).ljust(117).encode() + b"\n")
+)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(flagged(path.read_bytes(), 6, 1)),
+        lambda path: path.write_bytes(flagged(path.read_bytes(), 8, 97)),
+        lambda path: member(path, "x_train", pickle.dumps([1, 2])),
+        lambda path: member(path, "x_train", b"raw bytes"),
+        lambda path: member(path, "x_train", HUGE),
+        lambda path: member(path, "y_test", b"\x93NUMPY\x09\x00"),
+        lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:7\n"),
+        lambda path: path.write_bytes(gzip.compress(path.read_bytes())),
+    ],
+    ids=["encrypted", "unknown compression", "pickled member", "raw member", "64 TiB", "version 9", "LFS", "gzip"],
+)
+def test_whatever_a_npz_holds_there_is_one_sentence(npz: Make, spoil: Callable[[Path], object]) -> None:
+    path = npz()
+    spoil(path)
+    assert "own.npz" in error_of(lambda: own(path))
+
+
+def test_an_array_that_is_there_twice_is_named(npz: Make) -> None:
+    path = npz()
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("y_test.npy", archive.read("y_test.npy"))
+    assert "y_test twice" in error_of(lambda: own(path))
+
+
+def test_a_pipe_is_no_dataset(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "own.npz")
+    assert "is a pipe or a device" in error_of(lambda: own(tmp_path / "own.npz"))
 
 
 @pytest.mark.parametrize("which", ["train_images", "val_images", "test_images"])
@@ -410,6 +500,99 @@ def test_one_colour_image_makes_the_whole_folder_colour(folder: Make) -> None:
     dataset = own(path)
     assert dataset.test.images[3, :, 0, 0].tolist() == [1, 2, 3]
     assert len(set(dataset.test.images[4, :, 0, 0].tolist())) == 1
+
+
+def numbered(root: Path, names: list[str], suffix: str = ".png") -> Path:
+    """A folder with three training images and one test image of each class, whose grey says its place."""
+    for part, count in (("train", 3), ("test", 1)):
+        for label, name in enumerate(names):
+            for i in range(count):
+                file = root / part / name / f"{i}{suffix}"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (4, 4), 100 + 10 * label + i + 5 * (part == "test")).save(file)
+    return root
+
+
+def shades(dataset: Dataset) -> list[int]:
+    """The label that each test image's grey says."""
+    return [(int(image[0, 0, 0]) - 105) // 10 for image in dataset.test.images]
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".tif", ".gif", ".pgm", ".jfif"])
+def test_images_of_other_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    options = {"lossless": True} if suffix == ".webp" else {}
+    for file in sorted(numbered(tmp_path, ["a", "b"]).rglob("*.png")):
+        with Image.open(file) as image:
+            image.save(file.with_suffix(suffix), **options)
+        file.unlink()
+    dataset = own(tmp_path)
+    assert (dataset.classes, len(dataset.train) + len(dataset.val), len(dataset.test)) == (2, 6, 2)
+
+
+def test_images_a_level_deeper_are_read_and_belong_to_the_class_above(tmp_path: Path) -> None:
+    flat, deep = numbered(tmp_path / "flat", ["a", "b"]), numbered(tmp_path / "deep", ["a", "b"])
+    for part in ("train", "test"):
+        (deep / part / "a").rename(deep / part / "images")
+        (deep / part / "a").mkdir()
+        (deep / part / "images").rename(deep / part / "a" / "images")
+    assert own(deep).fingerprint == own(flat).fingerprint
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    before = own(numbered(tmp_path, ["a", "b"])).fingerprint
+    for part in ("train", "test"):
+        shutil.copytree(tmp_path / part / "a", tmp_path / part / ".ipynb_checkpoints")
+        shutil.copytree(tmp_path / part / "a", tmp_path / part / "b" / ".ipynb_checkpoints")
+        (tmp_path / part / "a" / "Thumbs.db").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = own(tmp_path)
+    assert (dataset.class_names, dataset.fingerprint) == (("a", "b"), before)
+
+
+def test_whole_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    dataset = own(numbered(tmp_path, [str(i) for i in range(12)]))
+    assert dataset.class_names == tuple(str(i) for i in range(12))
+    assert dataset.test.labels.tolist() == shades(dataset) == list(range(12))
+
+
+def test_names_that_are_not_all_numbers_are_in_the_order_of_text(tmp_path: Path) -> None:
+    assert own(numbered(tmp_path, ["10", "9", "other"])).class_names == ("10", "9", "other")
+
+
+def test_files_that_are_not_read_are_counted_and_one_is_named(tmp_path: Path) -> None:
+    numbered(tmp_path, ["a", "b"])
+    (tmp_path / "train" / "a" / "0.png").rename(tmp_path / "train" / "a" / "0.heic")
+    (tmp_path / "train" / "labels.csv").touch()
+    (tmp_path / "train" / "c").mkdir()
+    with pytest.warns(Caution, match=r"3 entries are not read, as 'train/a/0\.heic'"):
+        assert own(tmp_path).classes == 2
+
+
+def test_a_folder_of_held_out_images_is_told_to_be_unused(tmp_path: Path) -> None:
+    numbered(tmp_path, ["a", "b"])
+    shutil.copytree(tmp_path / "test", tmp_path / "val")
+    with pytest.warns(Caution, match=r"'val' is not used.*held out of 'train'"):
+        own(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda a: (a / "0.png").symlink_to("nowhere.png"), "'.*a/0.png' is a link that leads nowhere"),
+        (lambda a: os.mkfifo(a / "0.png"), "a/0.png' is a pipe or a device"),
+        (lambda a: (a / "0.png").write_text("version https://git-lfs"), "a/0.png' cannot be read .*Git LFS pointer"),
+        (lambda a: (a / "deeper").symlink_to(a), "deeper' is a link that leads to a folder around it"),
+        (lambda a: Image.new("L", (4, 4)).save(a / "0.gif", save_all=True, append_images=[Image.new("L", (4, 4), 9)]),
+         "0.gif' has 2 frames"),
+    ],
+    ids=["broken link", "pipe", "LFS", "loop", "film"],
+)  # fmt: skip
+def test_an_image_that_is_none_is_named(tmp_path: Path, spoil: Callable[[Path], object], says: str) -> None:
+    numbered(tmp_path, ["a", "b"])
+    (tmp_path / "train" / "a" / "0.png").unlink()
+    spoil(tmp_path / "train" / "a")
+    assert re.search(says, error_of(lambda: own(tmp_path)))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])

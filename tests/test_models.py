@@ -246,6 +246,20 @@ def test_a_name_that_cannot_be_built_is_refused_with_what_would_be_right(name: s
         build(name, classes=10)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "says"),
+    [
+        (125.3, 63.0, r"mean is \[125\.3\], but images are in \[0, 1\]; did you mean 0\.4914\?"),
+        (0.49, 63.0, r"std is \[63\.0\].*did you mean 0\.2471\?"),
+        (float("nan"), 1.0, "mean is .*numbers"),
+        (0.5, float("inf"), "std is .*numbers"),
+    ],
+)
+def test_a_normalisation_of_other_images_is_refused(mean: float, std: float, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        build("cnn-4", classes=10, channels=1, mean=(mean,), std=(std,))
+
+
 def test_every_registered_architecture_is_known_by_its_own_name_and_summarised() -> None:
     for name in MODELS:
         assert canonical(name) == name

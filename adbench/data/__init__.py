@@ -6,7 +6,6 @@ threat models and the identity of a user's data alone.  `load` imports it.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from adbench.data.arrays import Arrays, checked, fingerprint, stratified_order
 from adbench.data.identity import is_path
 from adbench.data.own import read_own
 from adbench.data.threat import Threat, as_text, parse_fraction
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError, unknown, warn
 from adbench.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -87,6 +86,7 @@ class Dataset:
         return {
             "fingerprint": self.fingerprint,
             "classes": self.classes,
+            "class_names": list(self.class_names),
             "image_shape": list(self.image_shape),
             "train_images": len(self.train),
             "val_images": len(self.val),
@@ -123,10 +123,7 @@ def load(
     untrained = np.setdiff1d(parts.y_test, parts.y_train)
     if len(untrained):
         named = ", ".join(arrays.class_names[label] for label in untrained)
-        warnings.warn(
-            f"{name}: no training image shows class {named}: no student can learn it, but it is tested",
-            stacklevel=2,
-        )
+        warn(f"{name}: no training image shows class {named}: no student can learn it, but it is tested")
 
     # One order serves both ends: the first images are held out, the next are trained on.
     order = stratified_order(parts.y_train, key=2020)

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adbench.data.threat import Threat
-from adbench.errors import UserError
+from adbench.errors import UserError, warn
+
+DARK = 64
+"""Images none of whose values comes up to this were hardly meant to be 0 to 255."""
 
 
 class Parts(NamedTuple):
@@ -63,7 +66,13 @@ def checked(
             f"{where}: training images are {_size(parts.x_train)} but test images {_size(parts.x_test)}; "
             f"both need one size"
         )
-    present = np.union1d(parts.y_train, parts.y_test)
+    both = np.concatenate([parts.y_train, parts.y_test])
+    present = np.unique(both)
+    if present[0] < 0:
+        raise UserError(
+            f"{where}: labels are {present[0]}..{present[-1]}: label {present[0]} ({_count(both, present[0])}) is "
+            f"below 0; number the classes 0..C-1 without gaps, and leave unlabelled images out"
+        )
     gaps = np.flatnonzero(present != np.arange(len(present)))
     if len(gaps) or len(present) < 2:
         raise UserError(
@@ -75,8 +84,7 @@ def checked(
 
 def _images(where: str, key: str, array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
-        cure = "multiply images in [0, 1] by 255 and " if np.issubdtype(array.dtype, np.floating) else ""
-        raise UserError(f"{where}: {key} is {array.dtype}; {cure}store them as uint8, 0 to 255")
+        raise UserError(f"{where}: {key} is {array.dtype}; {_cure(array)}store them as uint8, 0 to 255")
     if array.ndim == 3:
         array = array[..., np.newaxis]
     if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
@@ -84,7 +92,24 @@ def _images(where: str, key: str, array: NDArray[Any]) -> NDArray[np.uint8]:
             f"{where}: {key} has shape {array.shape}; images are (N, H, W), (N, H, W, 1) or (N, H, W, 3), "
             f"channels last, and not none"
         )
+    brightest = int(array.max())
+    if brightest <= 1:
+        raise UserError(f"{where}: {key} has no value above {brightest}; images are 0 to 255: multiply them by 255")
+    if brightest < DARK:
+        warn(f"{where}: {key} has no value above {brightest} of 255; were its images divided before they were stored?")
     return array
+
+
+def _cure(array: NDArray[Any]) -> str:
+    """What to do with images that are not uint8."""
+    if array.dtype.kind not in "fiu" or not array.size:
+        return ""
+    if not np.isfinite(array).all():
+        return "it holds NaN or infinity: replace these and "
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        return "multiply images in [0, 1] by 255 and "
+    return f"its values are {low:g} to {high:g}: bring them to 0 to 255 and " if low < 0 or high > 255 else "round and "
 
 
 def _labels(where: str, key: str, array: NDArray[Any], *, len_of: NDArray[Any]) -> NDArray[np.int64]:
@@ -92,7 +117,20 @@ def _labels(where: str, key: str, array: NDArray[Any], *, len_of: NDArray[Any]) 
         raise UserError(f"{where}: {key} is {array.dtype} of shape {array.shape}; labels are integers of shape (N,)")
     if len(array) != len(len_of):
         raise UserError(f"{where}: {len(len_of)} images but {len(array)} labels ({key}); each image needs one label")
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise UserError(f"{where}: {key}: label {array.max()} ({_count(array, array.max())}) is no class number")
     return array.astype(np.int64)
+
+
+def _count(labels: NDArray[Any], label: Any) -> str:
+    count = int((labels == label).sum())
+    return f"{count} image{'s' if count != 1 else ''}"
+
+
+def repeated(parts: Parts) -> int:
+    """The number of test images that are training images too, pixel by pixel."""
+    train = {hash(image.tobytes()) for image in parts.x_train}
+    return sum(hash(image.tobytes()) in train for image in parts.x_test)
 
 
 def _size(images: NDArray[np.uint8]) -> str:

@@ -1,14 +1,22 @@
-"""A user's own dataset as files: is it one, what is in it, has it changed?  No torch, no pixels."""
+"""A user's own dataset as files: is it one, and what is in it?  No torch, no pixels."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from adbench.errors import UserError
+from adbench.errors import UserError, warn
+from adbench.files import no_file
 
 PARTS = ("train", "test")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
+HELD_OUT = ("val", "valid", "validation")
+"""Folders in which others keep images to choose a checkpoint by."""
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+)
+
+_LEFT = ("thumbs.db", "desktop.ini")
 
 
 def is_path(name: str) -> bool:
@@ -20,28 +28,38 @@ def is_image_folder(path: Path) -> bool:
     """True for a folder, False for a `.npz` file; raises UserError for anything else."""
     if path.is_dir():
         return True
-    if not path.exists():
-        raise UserError(f"dataset '{path}' does not exist; give the path of a .npz file or an image folder")
+    if reason := no_file(path):
+        raise UserError(f"dataset '{path}' {reason}; give the path of a .npz file or an image folder")
     if path.suffix.lower() != ".npz":
         raise UserError(f"dataset '{path}' is neither a .npz file nor an image folder")
     return False
 
 
 def image_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """The images of `folder`/train/<class>/ and `folder`/test/<class>/: part, class, sorted files.
+    """The images of `folder`/train/<class>/ and `folder`/test/<class>/, at any depth: part, class, sorted files.
 
-    Classes are sorted by name.  Hidden files, other kinds of file and folders without images are passed over.
-    Raises UserError where a part is missing or the two parts differ in their classes.
+    Classes whose names are whole numbers are in the order of numbers, others in that of text. What is hidden is passed
+    over.  Raises UserError where a part is missing, the two parts differ in their classes, or a link leads nowhere.
+    Warns of what is not read: files of other kinds, images beside the class folders, a folder of held-out images.
     """
     found: dict[str, dict[str, list[Path]]] = {}
+    unread: list[Path] = []
     for part in PARTS:
         if not (folder / part).is_dir():
             raise UserError(
                 f"image folder '{folder}' has no folder '{part}'; expected are train/<class>/*.png "
-                f"and test/<class>/*.png (or .jpg, .jpeg, .bmp)"
+                f"and test/<class>/*.png (or .jpg, .webp, .bmp, .tif, .gif)"
             )
-        by_class = {sub.name: _images_in(sub) for sub in sorted((folder / part).iterdir()) if sub.is_dir()}
-        found[part] = {name: files for name, files in by_class.items() if files}
+        classes: dict[str, list[Path]] = {}
+        for entry in _visible(folder / part):
+            if entry.is_dir():
+                files = sorted(_below(entry, frozenset()))
+                classes[entry.name] = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+                unread += [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
+                unread += [] if files else [entry]
+            else:
+                unread.append(entry)
+        found[part] = {name: classes[name] for name in _in_order(classes) if classes[name]}
     train, test = (found[part].keys() for part in PARTS)
     if train != test:
         odd = min(train ^ test)
@@ -50,12 +68,44 @@ def image_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
             f"image folder '{folder}': class '{odd}' has images in '{has}' but none in '{lacks}'; "
             f"both need the same classes"
         )
+    if unread:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        number = "1 entry is" if len(unread) == 1 else f"{len(unread)} entries are"
+        warn(
+            f"image folder '{folder}': {number} not read, as '{unread[0].relative_to(folder)}'; images lie in class "
+            f"folders, and their names end in {suffixes}"
+        )
+    for name in HELD_OUT:
+        if (folder / name).is_dir():
+            warn(
+                f"image folder '{folder}': '{name}' is not used; images to choose the checkpoint by are held out of "
+                f"'train' (data.val_images says how many)"
+            )
     return found
 
 
-def _images_in(folder: Path) -> list[Path]:
+def _in_order(names: Iterable[str]) -> list[str]:
+    whole = all(name.isascii() and name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name) if whole else 0, name))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without what systems and editors leave there."""
     return sorted(
-        file
-        for file in folder.iterdir()
-        if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        e for e in folder.iterdir() if not e.name.startswith((".", "__MACOSX")) and e.name.lower() not in _LEFT
     )
+
+
+def _below(folder: Path, around: frozenset[Path]) -> Iterator[Path]:
+    """The files below a folder, links to folders followed. Raises UserError for a link that leads nowhere."""
+    real = folder.resolve()
+    if real in around:
+        raise UserError(f"image folder '{folder}' is a link that leads to a folder around it; remove the link")
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from _below(entry, around | {real})
+        elif reason := no_file(entry):
+            said = "is a link that leads nowhere" if entry.is_symlink() else reason
+            raise UserError(f"image '{entry}' {said}; restore or remove it")
+        else:
+            yield entry

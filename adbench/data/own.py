@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adbench.data.arrays import Arrays, Parts, checked
+from adbench.data.arrays import Arrays, Parts, checked, repeated
 from adbench.data.identity import image_files, is_image_folder
 from adbench.data.threat import Threat
-from adbench.errors import UserError
+from adbench.errors import UserError, printable, warn
+from adbench.file_kinds import HEAD, other_kind
+from adbench.files import opened
 
 THREAT = Threat(eps=Fraction(8, 255), step=Fraction(2, 255))
 
@@ -31,6 +32,11 @@ def read_own(path: Path) -> Arrays:
     else:
         parts = read_npz(path)
         class_names = tuple(str(i) for i in range(1 + max(parts.y_train.max(), parts.y_test.max())))
+    if count := repeated(parts):
+        warn(
+            f"'{path}': {count:,} of {len(parts.x_test):,} test images are training images too; figures on these say "
+            f"nothing of images that a network has not seen"
+        )
     return Arrays(
         *parts,
         class_names,
@@ -46,26 +52,41 @@ def read_npz(path: Path) -> Parts:
 
     Raises UserError where the file is damaged, an array is missing, or its content is not what it should be.
     """
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"'{path}' is not a whole .npz archive (cut short?); write it anew with numpy.savez")
+    try:
+        with opened(path) as file:
+            head, whole = file.read(HEAD), zipfile.is_zipfile(file)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror or error})") from error
+    if not whole:
+        other = other_kind(head)
+        kind = f"it is {other}" if other else "is it cut short?"
+        raise UserError(f"'{path}' is not a whole .npz archive: {kind} (write one with numpy.savez)")
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in Parts._fields if key not in archive.files]
             if missing:
+                held = ", ".join(printable(key) for key in archive.files[:8])
                 raise UserError(
-                    f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(archive.files) or 'nothing'}, "
+                    f"'{path}' lacks {', '.join(missing)}; it holds {held or 'nothing'}, "
                     f"needed are {', '.join(Parts._fields)}"
                 )
-            arrays: list[NDArray[Any]] = [archive[key] for key in Parts._fields]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            if twice := [key for key in Parts._fields if archive.files.count(key) > 1]:
+                raise UserError(f"'{path}' holds {', '.join(twice)} twice; write it anew with numpy.savez")
+            arrays: list[Any] = [archive[key] for key in Parts._fields]
+    except UserError:
+        raise
+    except Exception as error:  # what a damaged file makes of the reader is not bounded
         raise UserError(
-            f"'{path}' cannot be read ({error}); write plain arrays (no objects, no pickles) with numpy.savez"
+            f"'{path}' cannot be read ({type(error).__name__}: {printable(str(error)[:120])}); write plain arrays (no "
+            f"objects, no pickles) with numpy.savez"
         ) from error
+    if odd := [key for key, array in zip(Parts._fields, arrays, strict=True) if not isinstance(array, np.ndarray)]:
+        raise UserError(f"'{path}': {', '.join(odd)} is no NumPy array; write plain arrays with numpy.savez")
     return checked(f"'{path}'", *arrays)
 
 
 def read_folder(path: Path) -> tuple[Parts, tuple[str, ...]]:
-    """The images of train/<class>/ and test/<class>/ and the sorted class names.
+    """The images of train/<class>/ and test/<class>/ and the class names in their order (see `image_files`).
 
     Grey if every image is (8 bits, one channel), else RGB; transparency is dropped.
     Raises UserError where an image cannot be read or is not of the first one's size.
@@ -73,7 +94,7 @@ def read_folder(path: Path) -> tuple[Parts, tuple[str, ...]]:
     found = image_files(path)
     files = {part: [f for group in classes.values() for f in group] for part, classes in found.items()}
     if not files["train"]:
-        raise UserError(f"image folder '{path}' has no images in train/<class>/ (.png, .jpg, .jpeg or .bmp)")
+        raise UserError(f"image folder '{path}' has no images in train/<class>/ (.png, .jpg, .webp, ...)")
     images = _read_images(files["train"] + files["test"])
     labels = {
         part: np.repeat(np.arange(len(classes)), [len(group) for group in classes.values()])
@@ -108,6 +129,12 @@ def _read_image(file: Path) -> NDArray[np.uint8]:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise UserError(f"image '{file}' has more than 8 bits a channel; convert it to 8 bits")
+            if getattr(image, "n_frames", 1) > 1:
+                raise UserError(f"image '{file}' has {image.n_frames} frames; give each a file of its own")
             return np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"image '{file}' cannot be read ({error}); replace or remove it") from error
+    except UserError:
+        raise
+    except Exception as error:  # what a damaged file makes of Pillow's readers is not bounded
+        with file.open("rb") as damaged:
+            other = other_kind(damaged.read(HEAD))
+        raise UserError(f"image '{file}' cannot be read ({other or error}); replace or remove it") from error

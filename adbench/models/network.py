@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -34,13 +35,19 @@ class Network(nn.Module):
     std: Tensor | None
 
     def __init__(self, *, channels: int, mean: PerChannel = None, std: PerChannel = None) -> None:
-        """Raises UserError unless mean and std are both absent or hold one number a channel, std positive."""
+        """Raises UserError unless mean and std are both absent or hold one number a channel, of images in [0, 1], std
+        positive."""
         super().__init__()
         if (mean is None) != (std is None):
             raise UserError("a normalisation needs both mean and std; give the other one too, or neither")
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != channels:
                 raise UserError(f"{name} has {len(values)} numbers, but the images have {channels} channels")
+            if values is not None and not all(math.isfinite(value) for value in values):
+                raise UserError(f"{name} is {list(values)}; it has to be numbers")
+            if values is not None and max(values) > 1:
+                meant = ", ".join(f"{value / 255:.4g}" for value in values)
+                raise UserError(f"{name} is {list(values)}, but images are in [0, 1]; did you mean {meant}?")
         if std is not None and min(std) <= 0:
             raise UserError(f"std has to be positive in every channel, not {list(std)}")
         self.register_buffer("mean", _image(mean), persistent=False)
