@@ -149,6 +149,7 @@ class Trainer:
         self.labels = dataset.train.labels.to(device)
         self.pad, self.flip = dataset.pad, dataset.flip
         self.val = dataset.val.to(device)
+        self.class_names = dataset.class_names
         self.attack, self.validation = attack, validation
         self.config, self.seed, self.folder, self.device = config, seed, folder, device
         self.identity = identity
@@ -223,7 +224,7 @@ class Trainer:
         )
         if not self.ranks.first:
             return summary
-        classes = {"class_names": json.dumps(self.dataset.class_names)}
+        classes = {"class_names": json.dumps(self.class_names)}
         checkpoint.save_state(self.folder / BEST, self.best_weights, {"epoch": str(self.best[2]), **classes})
         checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch), **classes})
         document.write(self.folder / SUMMARY, summary.__dict__)

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from tiny import TEACHER, cli, record_of, records, run
 
-from adbench import networks, record, share
+from adbench import checkpoint, networks, record, share
 from adbench.errors import UserError
 from adbench.models import build
 
@@ -83,6 +83,10 @@ def test_the_safetensors_say_what_they_are(results: Path, tmp_path: Path) -> Non
         said = opened.metadata()
     assert said["architecture"] == "cnn-4"
     assert json.loads(said["classes"]) == 10
+    assert json.loads(said["class_names"]) == list("0123456789")
+    trained = record_path(results, "teacher").parent.parent / "best.safetensors"
+    assert json.loads(checkpoint.metadata(trained)["class_names"]) == list("0123456789")
+    assert record.read(record_path(results, "teacher"))["data"]["class_names"] == list("0123456789")
     assert json.loads(said["normalisation"])["mean"] == pytest.approx([0.31])
     assert json.loads(said["threat"]) == {"eps": "28/255", "step": "7/255"}
     assert json.loads(said["accuracy"])["clean"][1] == 16

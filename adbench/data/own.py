@@ -129,8 +129,8 @@ def _read_image(file: Path) -> NDArray[np.uint8]:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise UserError(f"image '{file}' has more than 8 bits a channel; convert it to 8 bits")
-            if getattr(image, "n_frames", 1) > 1:
-                raise UserError(f"image '{file}' has {image.n_frames} frames; give each a file of its own")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise UserError(f"image '{file}' has {frames} frames; give each a file of its own")
             return np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except UserError:
         raise
