@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adbench import checkpoint, files, kept, locks, masking, prepare, record, robustbench, state, train
+from adbench import checkpoint, files, kept, locks, masking, prepare, record, robustbench, state, stopping, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
@@ -217,6 +217,7 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
     try:
         outcomes = _finish(run, path.parent)
     except Exception as error:
+        stopping.follow()  # whoever is asked to end records no failure, which the interruption may have caused
         message = str(error) if isinstance(error, UserError) else located(error)
         failure = {"phase": run.phase, "type": type(error).__name__, "message": message}
         files.write_text(path.parent / "traceback.txt", traceback.format_exc())

@@ -55,6 +55,7 @@ class Train(Section):
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
+    decay: Literal["all", "kernels"] = Field("all", description="what decays; kernels: no biases, no batch-norm")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.575, 0.8, 0.925), description="shares of the epochs after which lr drops: 115, 160, 185 of 200"
     )

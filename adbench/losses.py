@@ -40,6 +40,11 @@ def cross_entropy(logits: Tensor, y: Tensor, true_mass: float = 1.0) -> Tensor:
     return -(true_mass * own + (1 - true_mass) * others)
 
 
+def wide(values: Tensor | float, device: torch.device) -> Tensor:
+    """Numbers on `device` in float64, or in float32 where it has nothing wider (Apple's GPUs)."""
+    return torch.as_tensor(values, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+
 def kl(
     student: Tensor, teacher: Tensor, classes: Classes = Classes.SUM, tau: float = 1.0, floor: float = 0.0
 ) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adbench.attacks.linf import Objective, Start, attacking, climb, start_point
 from adbench.engine import AS_WRITTEN, Engine, Lean, single
 from adbench.errors import UserError
-from adbench.losses import Classes
+from adbench.losses import Classes, wide
 from adbench.models import Network
 from adbench.ranks import ALONE, Ranks
 
@@ -295,7 +295,7 @@ class Step:
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Note a number; the epoch's mean of it goes into the run's log under `name`."""
-        self.logged.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float64).detach().mean())
+        self.logged.setdefault(name, []).append(wide(value, self.x.device).detach().mean())
 
 
 class Method(BaseModel):

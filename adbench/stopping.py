@@ -44,8 +44,8 @@ def held() -> Iterator[None]:
         yield
     finally:
         _held -= 1
-    if not _held:
-        follow()
+        if not _held:  # also where what it interrupts has failed
+            follow()
 
 
 def _on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -57,7 +57,10 @@ def _on_signal(_number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Within, SIGTERM becomes Stopped. Outside a process's main thread, which alone hears signals, it does nothing."""
+    """Within, SIGTERM becomes Stopped, also where it makes something fail with another error.
+
+    Outside a process's main thread, which alone hears signals, it does nothing.
+    """
     global _asked
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,6 +69,9 @@ def heeded() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _on_signal)
     try:
         yield
+    except Exception:
+        follow()
+        raise
     finally:
         _asked = False
         # None: a handler that was not set from Python, and cannot be put back from it.

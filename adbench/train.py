@@ -14,7 +14,6 @@ import dataclasses
 import json
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adbench import checkpoint, document, files, state, stopping
+from adbench import checkpoint, document, files, machine, state, stopping
 from adbench.attacks.linf import Start, ascend
 from adbench.config import Train
 from adbench.data import Dataset, Split
@@ -154,7 +153,7 @@ class Trainer:
         self.config, self.seed, self.folder, self.device = config, seed, folder, device
         self.identity = identity
         self.optimiser = torch.optim.SGD(
-            self.student.parameters(),
+            _decaying(self.student, config),
             config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
@@ -164,7 +163,8 @@ class Trainer:
         self.micro_batch = config.micro_batch
         self.epoch = 0
         self.iteration = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # in all, and without the validation
+        self.trained = 0.0
         self.peak = 0
         self.best: tuple[float, float, int] = (-1.0, 0.0, 0)  # score, robust accuracy, epoch
         self.best_weights: dict[str, Tensor] = {}
@@ -211,7 +211,7 @@ class Trainer:
             best_epoch=self.best[2],
             best_val_robust=self.best[1],
             seconds=self.seconds,
-            images_per_second=self.epoch * len(self.labels) / max(self.seconds, 1e-9),
+            images_per_second=self.epoch * len(self.labels) / max(self.trained, 1e-9),
             peak_memory_bytes=self.peak,
             precision=self.engine.precision,
             micro_batch=self.micro_batch,
@@ -243,9 +243,10 @@ class Trainer:
             "epoch": self.epoch + 1,
             "lr": self.lr,
             "loss": torch.stack(now.losses).mean().item(),
-            **self._means(now.logged),
+            **self._finite(self._means(now.logged)),
         }
         trained = time.perf_counter() - begun
+        self.trained += trained
         self.epoch += 1
         drops = self.config.drops().count(self.epoch)
         if drops:
@@ -289,6 +290,14 @@ class Trainer:
         pairs = {name: [found[name] for found in all_ranks if name in found] for name in names}
         return {name: math.fsum(s for s, _ in found) / sum(n for _, n in found) for name, found in pairs.items()}
 
+    def _finite(self, means: dict[str, float]) -> dict[str, float | None]:
+        """The numbers as JSON can hold them: none for one that is not finite, which the summary's notes tell."""
+        for name, value in means.items():
+            said = f"'{name}', which the method logs, is not finite in some epochs: null in {LOG}"
+            if not math.isfinite(value) and said not in self.notes:
+                self.notes.append(said)
+        return {name: value if math.isfinite(value) else None for name, value in means.items()}
+
     @property
     def lr(self) -> float:
         rate: float = self.optimiser.param_groups[0]["lr"]
@@ -324,15 +333,11 @@ class Trainer:
 
     def iterate(self, index: Tensor, crops: Tensor, noise: torch.Generator, logged: dict[str, list[Tensor]]) -> Tensor:
         """One optimiser step on one batch, in micro-batches that fit the memory; returns the batch's mean loss."""
-        while True:
-            begun = noise.get_state()
-            try:
-                parts = self._gradients(index, crops, noise)
-                break
-            except torch.OutOfMemoryError as error:
-                # The batch is taken again with the same noise. Batch-norm statistics may have moved once more.
-                self._halve(len(index), error)
-                noise.set_state(begun)
+        begun = noise.get_state()
+        while (parts := self._tried(index, crops, noise)) is None:
+            # The batch is taken again with the same noise. Batch-norm statistics may have moved once more.
+            self._halve(len(index))
+            noise.set_state(begun)
         loss = self._update(parts)
         for part in parts:
             # So that the mean over the ranks is the batch's, also where their parts differ by an image.
@@ -341,22 +346,31 @@ class Trainer:
                 logged.setdefault(name, []).extend(weight * value for value in values)
         return loss
 
-    def _halve(self, batch: int, error: Exception) -> None:
+    def _tried(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> list[Taken] | None:
+        """`_gradients`, or None where the memory is too small: all that the failed pass held is free by then."""
+        try:
+            return self._gradients(index, crops, noise)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _halve(self, batch: int) -> None:
         """Smaller micro-batches from now on. Raises UserError where there are none."""
         if self.ranks.size > 1:  # the others may be waiting in the middle of a pass by now
             remedy = "set train.micro_batch, or " if self.method.divisible else ""
             raise UserError(
                 f"method '{self.method.label}': out of memory with a batch of {batch} on {self.ranks.size} devices; "
                 f"{remedy}have torchrun start more"
-            ) from error
+            )
         size = min(self.micro_batch or batch, batch) // 2
         if size < 2 or not self.method.divisible:
             why = "one image at a time" if size < 2 else "and the method needs its batches whole"
             raise UserError(
                 f"method '{self.method.label}': out of memory with a batch of {batch} ({why}); lower train.batch_size"
-            ) from error
+            )
         self.micro_batch = size
         self.optimiser.zero_grad(set_to_none=True)
+        for teacher in self.teachers.values():
+            teacher.forget()
         torch.cuda.empty_cache()
         logger.warning("out of memory: micro-batches of %d from epoch %d on", size, self.epoch + 1)
 
@@ -423,7 +437,7 @@ class Trainer:
     def _run_by(self, engine: Engine) -> None:
         """Run all networks by `engine`; a training that goes on keeps the one it began with."""
         self.engine = engine
-        self.student.to(memory_format=engine.layout())
+        self.student.to(memory_format=engine.layout(self.device))
         for net in (self.net, *self.teachers.values()):
             net.run_by(engine)
 
@@ -449,7 +463,7 @@ class Trainer:
         if score is not None and score > self.best[0]:
             self.best = (score, entry["val_robust"], self.epoch)
             self.best_weights = _copy(self.student.state_dict())
-        lines = [*_log_lines(self.folder / LOG)[: self.epoch - 1], json.dumps(entry)]
+        lines = [*_log_lines(self.folder / LOG)[: self.epoch - 1], json.dumps(entry, allow_nan=False)]
         files.write_text(self.folder / LOG, "\n".join(lines) + "\n")
         self._keep(None)
 
@@ -460,6 +474,7 @@ class Trainer:
             "epoch": self.epoch,
             "iteration": self.iteration,
             "seconds": self.seconds,
+            "trained": self.trained,
             "peak": self.peak,
             "best": list(self.best),
             "micro_batch": self.micro_batch,
@@ -487,7 +502,7 @@ class Trainer:
             self.optimiser.load_state_dict(kept["optimiser"])
             self.method.load_state_dict(kept["method"])
             self.epoch, self.iteration = kept["epoch"], kept["iteration"]
-            self.peak, self.notes = kept["peak"], kept["notes"]
+            self.peak, self.notes, self.trained = kept["peak"], kept["notes"], kept["trained"]
             self.seconds, self.best = kept["seconds"], (kept["best"][0], kept["best"][1], kept["best"][2])
             self.best_weights = _copy(kept["best_weights"] or kept["student"])
             if kept["under_way"]:
@@ -529,6 +544,17 @@ def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> tu
     return right / len(val), robust / len(val)
 
 
+def _decaying(network: Network, config: Train) -> list[dict[str, Any]]:
+    """The network's parameters in groups, by whether they decay (`train.decay`)."""
+    parameters = list(network.parameters())
+    if config.decay == "all":
+        return [{"params": parameters}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, and not changed by further training."""
     return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
@@ -559,8 +585,4 @@ def peak_memory(device: torch.device) -> int:
     """Largest memory since `reset_peak_memory`, in bytes: of tensors on a CUDA device, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return machine.peak_memory()

@@ -12,8 +12,8 @@ class AdaAD(Method):
     loss:    alpha KL(S(x'), T(x')) + (1 - alpha) KL(S(x), T(x)),   alpha = 1
 
     differs: the authors' code averages the KL over classes on CIFAR-10 but sums it on CIFAR-100 (both kept), runs
-    the clean batch through the student at alpha = 1 too (kept: batch-norm statistics), and its script's default
-    eps is 16/255, step 4/255 (its README's main command has 8/255, 2/255).
+    the clean batch through the student before x', at alpha = 1 too (kept: batch-norm statistics), and its script's
+    default eps is 16/255, step 4/255 (its README's main command has 8/255, 2/255).
     """
 
     label = "AdaAD"
@@ -29,12 +29,13 @@ class AdaAD(Method):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         target = step.teacher(x_adv)
         reduction = reduction_for(self.kl_reduction, target, many=Classes.SUM)
-        robust = self.alpha * step.term("kl_adversarial", kl(step.student(x_adv), target, reduction))
+        # The clean batch first: batch-norm's running statistics weigh the later pass more.
         if self.alpha == 1:
             step.student.observe(step.x)
-            return robust
-        clean = kl(step.student(step.x), step.teacher(step.x), reduction)
-        return robust + (1 - self.alpha) * step.term("kl_clean", clean)
+            return step.term("kl_adversarial", kl(step.student(x_adv), target, reduction))
+        clean = step.term("kl_clean", kl(step.student(step.x), step.teacher(step.x), reduction))
+        robust = step.term("kl_adversarial", kl(step.student(x_adv), target, reduction))
+        return self.alpha * robust + (1 - self.alpha) * clean
 
     def passes(self, steps: int) -> Passes:
         clean_loss = self.alpha < 1

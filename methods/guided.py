@@ -17,12 +17,14 @@ class Guided(Method):
 
     attack:  max  KL(S(x'), T(x')) [+ L_align(x')],   gradient through student and teacher
     loss:    alpha guidance(x') + (1 - alpha) guidance(x)
+
+    In training mode the student sees x' first and then x (no code was published; AdaAD's has x first).
     """
 
     needs = frozenset({Need.TEACHER})
     alpha: float = hyper(1.0, ge=0, le=1, doc="weight of the adversarial terms (paper, Sec. 4.2)")
     inner_kl: Literal["ts", "st"] = hyper("ts", doc="KL(T || S) or KL(S || T) in the attack (open; Table 1's)")
-    always_clean_forward: bool = hyper(True, doc="at alpha = 1, show the clean batch to batch-norm (as AdaAD)")
+    always_clean_forward: bool = hyper(True, doc="at alpha = 1, show the clean batch to batch-norm, after x' (open)")
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (open; AdaAD's)")
     attack_bn: Mode = ATTACK_BN
 

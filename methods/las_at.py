@@ -6,7 +6,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
 from adbench.attacks.linf import Start, climb, start_point
-from adbench.losses import cross_entropy
+from adbench.losses import cross_entropy, wide
 from adbench.method import Method, Net, Passes, Step, hyper
 from adbench.models import build, canonical
 
@@ -166,8 +166,8 @@ class LASAT(Method):
         examples = self._strongest(step, trained)
         trained.module.eval()
         with torch.no_grad():
-            robust = step.mean((trained(examples).argmax(1) == step.y).double())
-            clean = step.mean((trained(step.x).argmax(1) == step.y).double())
+            robust = step.mean(wide(trained(examples).argmax(1) == step.y, step.x.device))
+            clean = step.mean(wide(trained(step.x).argmax(1) == step.y, step.x.device))
         parts = {"caused": caused, "robust": self.robust_reward * robust, "clean": self.clean_reward * clean}
         for name, part in parts.items():
             step.log(f"reward_{name}", part)
@@ -180,7 +180,10 @@ class LASAT(Method):
         for _ in range(RESTARTS):
             x_adv = start_point(step.x, Start.UNIFORM, step.threat.eps, step.generator)
             for _ in range(step.threat.steps):
-                x_adv = self._one_step(step, net, x_adv)
+                x_adv, right = self._one_step(step, net, x_adv)
+                # The authors' code ends here too: in training mode every further pass would move the statistics.
+                if not step.mean(wide(right, step.x.device)):
+                    break
             with torch.no_grad():
                 loss = cross_entropy(net(x_adv), step.y)
             better = loss >= highest
@@ -188,8 +191,8 @@ class LASAT(Method):
             highest = torch.where(better, loss, highest)
         return best
 
-    def _one_step(self, step: Step, net: Net, x_adv: Tensor) -> Tensor:
-        """One ascent step of the images that `net` still classifies correctly; the others stay."""
+    def _one_step(self, step: Step, net: Net, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """One ascent step of the images that `net` still classifies correctly (B,), and which these are."""
         right = torch.zeros_like(step.y, dtype=torch.bool)
 
         def objective(x: Tensor) -> Tensor:
@@ -198,7 +201,7 @@ class LASAT(Method):
             return cross_entropy(logits, step.y)
 
         moved = climb(step.x, objective, x_adv, eps=step.threat.eps, step=step.threat.step, steps=1)
-        return torch.where(right[:, None, None, None], moved, x_adv)
+        return torch.where(right[:, None, None, None], moved, x_adv), right
 
     def passes(self, steps: int) -> Passes:
         counts = self.steps_choices or tuple(range(3, 15))

@@ -5,7 +5,7 @@ from pydantic import PrivateAttr
 from torch import Tensor
 
 from adbench.attacks.linf import Start
-from adbench.losses import Classes, cross_entropy, kl
+from adbench.losses import Classes, cross_entropy, kl, wide
 from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
 
 FLOOR = 1e-5  # the authors' guard inside the teacher's logarithm
@@ -43,7 +43,7 @@ class MTARD(Method):
     _rho: float = PrivateAttr(0.025)
 
     def setup(self, step: Step) -> None:
-        self._w_n = torch.tensor(self.weight_natural, dtype=torch.float64, device=step.x.device)
+        self._w_n = wide(self.weight_natural, step.x.device)
         self._rho, self._first = self.weight_lr, None
 
     def attack(self, step: Step) -> Tensor:
@@ -55,7 +55,7 @@ class MTARD(Method):
         robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
         natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
         if self.dynamic:
-            self._rebalance(torch.stack([step.mean(robust), step.mean(natural)]).double())
+            self._rebalance(wide(torch.stack([step.mean(robust), step.mean(natural)]), step.x.device))
         step.log("weight_natural", self._w_n)
         return (1 - self._w_n).to(robust) * robust + self._w_n.to(natural) * natural
 

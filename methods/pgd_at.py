@@ -11,8 +11,9 @@ class PGDAT(Method):
     attack:  max  CE(S(x'), y)
     loss:    CE(S(x'), y)
 
-    differs: the authors' TensorFlow code crafts x' in batch-norm training mode with weight decay 2e-4; Pang et al.
-    (ICLR 2021) recommend evaluation mode and 5e-4, as the common recipe here does.
+    differs: the authors' TensorFlow code crafts x' in batch-norm training mode with weight decay 2e-4 of kernels alone;
+    Pang et al. (ICLR 2021) recommend evaluation mode and 5e-4, as the common recipe here does. Their code and that of
+    Rice et al. (ICML 2020) also run the clean batch in training mode, for printed figures; that is not repeated.
     """
 
     label = "PGD-AT"

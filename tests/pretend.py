@@ -32,6 +32,15 @@ INDEXED = {_aten.index, _aten.index_put_, _aten.index_put, _aten._index_put_impl
 """Take indices from the processor for a tensor on the GPU."""
 WAITS = {_aten._local_scalar_dense, _aten.nonzero, _aten.equal, _aten.masked_select, _aten.unique_dim, _aten._unique2}
 """Give the processor a number, or a shape that depends on values."""
+NUMBERS = {
+    _aten.index_put_,
+    _aten.index_put,
+    _aten._index_put_impl_,
+    _aten.fill_,
+    _aten.masked_fill_,
+    _aten.masked_fill,
+}
+"""Take a number (0-dim) from the processor, as pointwise operations do; all others refuse it."""
 
 
 PROPERTIES: dict[Any, Callable[[torch.device], Any]] = {
@@ -101,7 +110,8 @@ class _Operations(TorchDispatchMode):
         if packet in INDEXED:
             operands = [args[0], *(leaf for leaf in tree_iter((args[2:], kwargs)) if isinstance(leaf, Tensor))]
         there = any(places.of(operand) == GPU for operand in operands)
-        here = [operand for operand in operands if operand.dim() > 0 and places.of(operand) == HERE]
+        numbers = torch.Tag.pointwise in func.tags or packet in NUMBERS
+        here = [o for o in operands if places.of(o) == HERE and not (numbers and o.dim() == 0)]
         if there and here and packet not in MOVES:
             raise RuntimeError(f"{func}: expected all tensors on the GPU, found {tuple(here[0].shape)} on the CPU")
         target = self.target if self.target is not None and (not operands or packet in MOVES) else None
@@ -170,7 +180,7 @@ class _Calls(TorchFunctionMode):
             result = func(*args, **kwargs)
         finally:
             self.operations.target = before
-        if func is torch.tensor:
+        if func is torch.tensor or (func is torch.as_tensor and not isinstance(args[0], Tensor)):
             places.put(result, target or HERE)
         for generator in (leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, _Generator)):
             if generator.device != places.of(result):

@@ -6,6 +6,8 @@ import copy
 import platform
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from adbench.errors import UserError
 from adbench.finite import Watch
 from adbench.losses import kl
 from adbench.matrix import Cell, configured, expand
-from adbench.method import Net, Teacher
+from adbench.method import Need, Net, Teacher
 from adbench.models import build
 
 FAST = Engine("float32", lean=True)
@@ -124,6 +126,48 @@ class Branching(nn.Module):
             return self.head(x.new_zeros(len(x), 4))
         maps = self.conv(x)
         return self.head((maps + self.norm(maps)).mean(dim=(2, 3)))
+
+
+class Tied(nn.Module):
+    """Tensors under several names, as third parties' networks have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
+        self.second.weight = self.first.weight  # tied weights, each before a batch-norm of its own
+        self.norms[1].running_mean = self.norms[0].running_mean  # a tied buffer
+        self.again = self.third  # a module under two names
+        self.shift = torch.tensor([0.1, 0.2, 0.3])[:, None, None]  # a tensor that is nobody's buffer
+        self.scaled = nn.Conv2d(3, 4, 3)
+        self.scaled.register_forward_hook(lambda *call: 2 * call[2])  # what a hook makes of an output
+        self.last = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[0](self.first(x - self.shift)) + self.norms[1](self.second(x))
+        x = self.norms[2](self.again(x)) + nn.functional.conv2d(x, self.third.weight, padding=1)
+        return self.last(self.scaled(x * torch.tensor(2.0))).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_tensors_under_several_names_stay_what_they_are_in_the_lean_form(folded: bool) -> None:
+    torch.manual_seed(0)
+    network = Tied()
+    lean = None
+    for _ in range(2):
+        network.train()
+        network(torch.rand(8, 3, 6, 6))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.5)
+        network.eval()
+        if lean is None:
+            lean = Lean(network, replace(FAST, folded=folded))
+        else:
+            lean.follow()
+        x = torch.rand(5, 3, 6, 6)
+        torch.testing.assert_close(lean(x), network(x), rtol=1e-4, atol=1e-5)
+    assert network.first.weight is network.second.weight
 
 
 @pytest.mark.parametrize("values", [True, False])
@@ -256,6 +300,26 @@ def test_the_fast_form_trains_as_float32_does(tmp_path: Path, name: str) -> None
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
+def test_a_training_pass_on_a_cpu_is_as_exact_as_float32_allows(tmp_path: Path) -> None:
+    """Against float64. Where maps are channels last, torch's batch-norm loses two digits there in training mode."""
+    it = fast(tmp_path)
+    it.prepare()
+    torch.manual_seed(0)
+    x = torch.rand(256, 1, 32, 32)
+
+    def error(network: Any) -> float:
+        """The largest of the running statistics, each relative to the largest of its buffer."""
+        wide = copy.deepcopy(network).double()
+        network.train()(x)
+        wide.train()(x.double())
+        pairs = zip(network.named_buffers(), wide.buffers(), strict=True)
+        return max(float((b - w).abs().max() / w.abs().max()) for (name, b), w in pairs if "running" in name)
+
+    assert it.engine.lean
+    assert error(copy.deepcopy(it.student).to(memory_format=torch.channels_last)) > 1e-6, "what would be noticed"
+    assert error(it.student) < 3e-7
+
+
 def test_training_in_half_precision_says_so_and_goes_on_in_it(tmp_path: Path) -> None:
     hashes = []
     for killed in (False, True):
@@ -322,6 +386,29 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(
     ]
 
 
+def test_what_a_pass_without_enough_memory_held_is_free_before_memory_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its examples, its graph and its teacher's outputs: else the device stays as full as it was."""
+    it = trainer(tmp_path, configured("rslad", {}), images=64, epochs=1)
+    it.teachers = {Need.TEACHER: Teacher(build("cnn-4", classes=10, channels=1))}
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[list[bool]] = []
+    loss = type(it.method).loss
+
+    def limited(method: Any, step: Any, x_adv: Tensor) -> Tensor:
+        graph = loss(method, step, x_adv)
+        if len(x_adv) > 16:
+            held.extend(weakref.ref(tensor) for tensor in (x_adv, graph, step.teacher(step.x)))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return graph
+
+    monkeypatch.setattr(type(it.method), "loss", limited)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append([ref() is not None for ref in held]))
+    run(it)
+    assert alive == [[False] * 3]
+
+
 def test_out_of_memory_ends_where_batches_cannot_be_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, most, why in (("las-at", 8, "needs its batches whole"), ("pgd-at", 1, "one image at a time")):
         with monkeypatch.context() as patched:
@@ -364,7 +451,12 @@ def cell(**train: Any) -> Cell:
 
 def test_settings_that_came_later_leave_a_cell_what_it_was_and_make_another_where_they_are_set() -> None:
     plain = cell()
-    assert plain.training["train"].keys() == Train.model_fields.keys() - {"precision", "compile", "micro_batch"}
+    assert plain.training["train"].keys() == Train.model_fields.keys() - {
+        "precision",
+        "compile",
+        "micro_batch",
+        "decay",
+    }
     assert cell(precision="auto").train_id == plain.train_id
     assert len({c.train_id for c in (plain, cell(precision="float32"), cell(precision="bfloat16"))}) == 3
 

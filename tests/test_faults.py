@@ -121,6 +121,38 @@ def test_sigterm_during_evaluation_keeps_what_is_finished(tmp_path: Path) -> Non
     assert found["outcomes"] == expected["outcomes"]
 
 
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_sigterm_ends_the_run_also_where_the_cell_fails_meanwhile(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for the cell's failure, no further cell begins, and the exit code says what happened."""
+
+    def terminated(*_: Any, **__: Any) -> Any:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise RuntimeError("what the interruption has broken")
+
+    if phase == "train":
+        monkeypatch.setattr(train.Trainer, "iterate", terminated)
+    else:
+        monkeypatch.setattr("adbench.cell.evaluate", terminated)
+    result = run("--methods", "pgd-at,trades", "--results", tmp_path)
+    assert result.exit_code == stopping.EXIT_CODE == 143
+    assert not list(tmp_path.rglob("record.json")), "neither cell has failed"
+    assert len(list(tmp_path.rglob("cell.json"))) == 1, "the second did not begin"
+
+
+def test_sigterm_that_leads_to_another_refusal_is_still_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        with stopping.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise UserError("a sentence")
+
+    monkeypatch.setattr("adbench.listing.sections", refused)
+    assert cli("list").exit_code == 143
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_run_that_is_terminated_exits_with_143_and_goes_on(jobs: str, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import pretend
 import pytest
 import torch
-from test_train import run, teacher_for, trainer
+from test_train import Watching, run, teacher_for, trainer
 
+from adbench import stopping
 from adbench.data import Split, load
 from adbench.evaluate import Evaluator, evaluate
 from adbench.matrix import configured
@@ -27,6 +30,11 @@ def test_the_pretended_gpu_keeps_its_tensors_apart_and_counts_what_waits_for_it(
         assert (there.device.type, (there + 1).device.type, here.device.type) == ("cuda", "cuda", "cpu")
         with pytest.raises(RuntimeError, match="expected all tensors on the GPU"):
             there + here
+        number = torch.tensor(2.0)
+        assert (there * number).device.type == "cuda", "a pointwise operation takes a number from the processor"
+        for together in (torch.stack, torch.cat):
+            with pytest.raises(RuntimeError, match="expected all tensors on the GPU"):
+                together([there.sum(), number] if together is torch.stack else [there, number.expand(1)])
         with pytest.raises(RuntimeError, match="expected a generator for cuda:0"):
             torch.rand(3, generator=torch.Generator(), device="cuda")
         with pytest.raises(TypeError, match="numpy"):
@@ -49,8 +57,9 @@ def test_training_stays_on_the_gpu_and_does_not_wait_for_it_within_an_epoch(tmp_
             waits.append(places.waits.total())
 
         it.run(lambda _: None, on_batch)
-        # LAS-AT asks once an attack how many steps the longest strategy has: every batch, and where its policy learns.
-        allowed = {"las-at": [2, 1]}.get(name, [0, 0])
+        # LAS-AT asks once an attack how many steps the longest strategy has: every batch, and where its policy learns;
+        # and there after a step on the copy whether it is right about any image (here of neither restart it is).
+        allowed = {"las-at": [4, 1]}.get(name, [0, 0])
         assert [after - before for before, after in pairwise(waits)] == allowed
         assert {p.device.type for p in it.student.parameters()} == {"cuda"}
 
@@ -67,6 +76,18 @@ def test_a_training_goes_on_on_the_gpu_from_its_state(tmp_path: Path) -> None:
         assert [entry["epoch"] for entry in entries] == [2]
         for one, other in zip(whole.student.parameters(), again.student.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+def test_a_training_that_is_terminated_in_mid_epoch_goes_on_on_the_gpu_though_its_method_logs_a_number(
+    tmp_path: Path,
+) -> None:
+    entries = []
+    with pretend.gpu():
+        it = trainer(tmp_path, Watching(), device="cuda", epochs=1)
+        with stopping.heeded(), pytest.raises(stopping.Stopped):
+            it.run(lambda _: None, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        trainer(tmp_path, Watching(), device="cuda", epochs=1).run(entries.append, lambda *_: None)
+    assert [entry["half"] for entry in entries] == [0.5]
 
 
 def test_attacks_run_on_the_gpu_and_find_what_they_find_here() -> None:

@@ -122,8 +122,8 @@ def test_another_version_of_the_fast_search_is_another_judgement_of_the_same_wei
 
 OTHERWISE: dict[str, dict[str, Any]] = {
     "train": {
-        "epochs": 3, "batch_size": 7, "lr": 0.3, "momentum": 0.1, "weight_decay": 0.3, "milestones": [0.1],
-        "lr_factor": 0.9, "precision": "bfloat16", "compile": True, "micro_batch": 16,
+        "epochs": 3, "batch_size": 7, "lr": 0.3, "momentum": 0.1, "weight_decay": 0.3, "decay": "kernels",
+        "milestones": [0.1], "lr_factor": 0.9, "precision": "bfloat16", "compile": True, "micro_batch": 16,
         "grad_clip": 1.0, "attack_steps": 3, "attack_eps": "1/255", "attack_step": "1/510",
         "val_every": 3, "val_steps": 3,
     },

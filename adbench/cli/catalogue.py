@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from adbench.cli.options import data_dir_option, device_option, make_writable, place_of, plugin_option, results_option
+from adbench.cli.options import (
+    data_dir_option,
+    device_option,
+    make_writable,
+    plugin_option,
+    ready,
+    results_option,
+    threads_option,
+)
 from adbench.errors import UserError
 
 
@@ -40,12 +48,13 @@ def list_(what: str | None) -> None:
 @click.option("--verify", is_flag=True, help="Measure the teacher's clean and PGD-20 accuracy against its claim.")
 @click.option("--dataset", metavar="NAME", help="Dataset to verify on. [default: the teacher's own]")
 @click.option("--images", type=click.IntRange(min=1), help="Verify on the first N test images. [default: all]")
+@threads_option()
 @device_option
 @data_dir_option
 @results_option
 def teachers(
-    name: str | None, verify: bool, dataset: str | None, images: int | None, device: str | None,
-    data_dir: Path, results: Path,
+    name: str | None, verify: bool, dataset: str | None, images: int | None, threads: int | None,
+    device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """List the teachers, show one, or verify one against what it claims.
 
@@ -67,7 +76,7 @@ def teachers(
     if verify:
         from adbench.claims import verify_teacher
 
-        place = place_of(results, data_dir, device)
+        place = ready(results, data_dir, device, threads)
         make_writable(results)
         lines, agrees = verify_teacher(name, dataset, images, place)
         for line in lines:
@@ -77,7 +86,8 @@ def teachers(
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-def golden(file: Path) -> None:
+@threads_option("1")
+def golden(file: Path, threads: int | None) -> None:
     """Replay reference values of the authors' own code through the methods' losses and attacks.
 
     One line an entry with its largest absolute and relative error; exit code 1 if any differs. Losses and gradients
@@ -87,8 +97,11 @@ def golden(file: Path) -> None:
     Example:
       adbench golden golden.json
     """
+    import torch
+
     from adbench import golden as reference
 
+    torch.set_num_threads(threads or 1)  # on so small networks, a second thread only waits
     content = reference.read(file)
     passed = total = 0
     for result in reference.replay(content):
@@ -124,7 +137,8 @@ def _method(text: str) -> str:
 
 @click.command()
 @click.argument("methods", nargs=-1, required=True, metavar="METHOD|FILE.py|all ...")
-def validate(methods: tuple[str, ...]) -> None:
+@threads_option("1")
+def validate(methods: tuple[str, ...], threads: int | None) -> None:
     """Check methods against the plugin contract on a tiny problem, in seconds each.
 
     A line for each promise, and what was seen where it is broken; exit code 1 then. "all" stands for all registered.
@@ -139,7 +153,7 @@ def validate(methods: tuple[str, ...]) -> None:
     from adbench.contract import validate as verdicts
     from adbench.registry import METHODS
 
-    torch.set_num_threads(1)  # on so small a problem, a second thread only waits
+    torch.set_num_threads(threads or 1)  # on so small a problem, a second thread only waits
     broken = 0
     for method in methods:
         for name in METHODS.names() if method == "all" else [_method(method)]:

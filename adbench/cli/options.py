@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adbench import machine
 from adbench.errors import LeftOut, Nothing, UserError
 from adbench.seeding import LARGEST
 
@@ -105,8 +106,20 @@ data_dir_option = click.option(
     "layout, or cifar10.npz / cifar100.npz. Also read from ADBENCH_DATA.",
 )  # fmt: skip
 device_option = click.option(
-    "--device", default=None, metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."
+    "--device",
+    default=None,
+    metavar="DEVICE",
+    help="cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one.",
 )
+
+
+def threads_option(otherwise: str = "the cores") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option of every command that computes; otherwise: how many threads where nobody asks for a number."""
+    return click.option(
+        "--threads", type=click.IntRange(1, machine.MOST_THREADS), metavar="N",
+        callback=lambda _, __, value: machine.threads() if value is None else value,
+        help=f"Processor threads. [default: OMP_NUM_THREADS, else {otherwise}]",
+    )  # fmt: skip
 
 
 keep_option = click.option(
@@ -136,7 +149,7 @@ def finished_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--images", type=click.IntRange(min=1), metavar="N",
                          help="First N test images. [default: 1000, or all if there are fewer]"),
             click.option("--skip-missing", is_flag=True, help="Leave out networks whose weights are not there."),
-            device_option, data_dir_option, results_option,
+            threads_option(), device_option, data_dir_option, results_option,
         )
     ):  # fmt: skip
         command = option(command)
@@ -172,11 +185,12 @@ def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
     name = ranks.local(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         # Torch knows devices, as "meta", on which nothing can be computed.
-        found = torch.zeros(1, device=name).device.type in ("cpu", "cuda")
+        found = torch.zeros(1, device=name).device.type in ("cpu", "cuda", "mps")
     except (RuntimeError, AssertionError):
         found = False
     if not found:
-        raise UserError(f"device '{name}' cannot be used here; choose cpu, cuda or cuda:N")
+        mps = ", or mps" if torch.backends.mps.is_available() else ""
+        raise UserError(f"device '{name}' cannot be used here; choose cpu, cuda or cuda:N{mps}")
     return Place(results, data_dir.expanduser(), name)
 
 
@@ -189,11 +203,11 @@ def make_writable(results: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
-def ready(results: Path, data_dir: Path, device: str | None) -> Place:
+def ready(results: Path, data_dir: Path, device: str | None, threads: int | None) -> Place:
     """The place of a command that computes on finished networks in this process, with torch prepared for it."""
     from adbench import runner
     from adbench.engines.worker import prepare_torch
 
     place = place_of(results, data_dir, device)
-    prepare_torch(place, runner.threads_per_job(1))
+    prepare_torch(place, threads or runner.threads_per_job(1))
     return place

@@ -16,6 +16,7 @@ from adbench.cli.options import (
     names,
     ready,
     results_option,
+    threads_option,
 )
 
 FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
@@ -160,7 +161,7 @@ def compare(first: str, second: str, results: Path) -> None:
 @finished_options
 def cross(
     attack: str, dataset: str | None, methods: tuple[str, ...], students: tuple[str, ...], seed: int | str | None,
-    images: int | None, skip_missing: bool, device: str | None, data_dir: Path, results: Path,
+    images: int | None, skip_missing: bool, threads: int | None, device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Attack every finished network with the adversarial examples of every other one.
 
@@ -177,7 +178,7 @@ def cross(
 
     with leaving_out() as left_out:
         groups = select(results, Wanted(dataset, methods, students, seed), left_out)
-        place = ready(results, data_dir, device)
+        place = ready(results, data_dir, device, threads)
         for line in crossing.lines(groups, place, attack=attack, images=images, skip_missing=skip_missing):
             click.echo(line)
 
@@ -186,7 +187,7 @@ def cross(
 @finished_options
 def cam(
     dataset: str | None, methods: tuple[str, ...], students: tuple[str, ...], seed: int | str | None,
-    images: int | None, skip_missing: bool, device: str | None, data_dir: Path, results: Path,
+    images: int | None, skip_missing: bool, threads: int | None, device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Compare where students look with where their teacher looks: class activation maps on the same images.
 
@@ -203,7 +204,7 @@ def cam(
 
     with leaving_out() as left_out:
         groups = select(results, Wanted(dataset, methods, students, seed), left_out)
-        place = ready(results, data_dir, device)
+        place = ready(results, data_dir, device, threads)
         for line in attribution.lines(groups, place, images=images, skip_missing=skip_missing):
             click.echo(line)
 
@@ -216,9 +217,13 @@ def cam(
     help="The network's weights. [default: where the record has them]",
 )
 @click.option("--again", type=click.IntRange(min=1), metavar="N", help="Attack N test images anew, chosen by chance.")
+@threads_option()
 @device_option
 @data_dir_option
-def verify(record_path: Path, checkpoint: Path | None, again: int | None, device: str | None, data_dir: Path) -> None:
+def verify(
+    record_path: Path, checkpoint: Path | None, again: int | None, threads: int | None, device: str | None,
+    data_dir: Path,
+) -> None:  # fmt: skip
     """Recompute a record's figures from its checkpoint, the test images and the stored adversarial examples.
 
     For records made with --keep-adversarial. One line a figure; exit code 1 if any does not follow. Stored examples
@@ -231,7 +236,7 @@ def verify(record_path: Path, checkpoint: Path | None, again: int | None, device
     from adbench import record
     from adbench import verify as verification
 
-    place = ready(record_path.parent, data_dir, device)
+    place = ready(record_path.parent, data_dir, device, threads)
     path = record_path / record.FILE if record_path.is_dir() else record_path
     findings = []
     for finding in verification.verify(

@@ -23,6 +23,7 @@ from adbench.cli.options import (
     place_of,
     results_option,
     seconds_of,
+    threads_option,
 )
 from adbench.errors import UserError
 
@@ -44,12 +45,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Cells at a time, each in a process of its own. [default: 1; with Ray, as many as fit]",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processor threads of each cell. [default: the cores divided by the jobs; with Ray 1]",
-)
+@threads_option("the cores divided by the jobs; with Ray 1")
 @click.option(
     "--timeout",
     callback=seconds_of,
@@ -212,10 +208,13 @@ def _summarise(console: Console, plan: Plan, results: Path, table: Callable[[lis
 @click.command()
 @matrix_options
 @click.option("--format", "form", type=click.Choice(["table", "csv"]), default="table", show_default=True)
+@threads_option()
 @device_option
 @data_dir_option
 @results_option
-def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: Path) -> None:
+def cost(
+    asked: Asked, form: str, threads: int | None, device: str | None, data_dir: Path, results: Path
+) -> None:  # fmt: skip
     """What a matrix costs on this device, from its beginning to its end: a row for the seeds of each network.
 
     Passes and multiply-adds are those of one training image in one epoch, counted; the floor is their time at the
@@ -233,7 +232,7 @@ def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: P
     place = place_of(results, data_dir, device)
     plan = _plan(asked.experiment(), place)
     plan = replace(plan, states={cell.id: "new" if cell.method else "evaluate" for cell in plan.matrix.cells})
-    costs = _costs(plan, place, Local())
+    costs = _costs(plan, place, Local(threads=threads))
     if form == "csv":
         click.echo(cost_csv(plan, costs), nl=False)
         return
@@ -256,6 +255,7 @@ def cost(asked: Asked, form: str, device: str | None, data_dir: Path, results: P
 @click.option("--masking", type=click.IntRange(min=1), metavar="N", help="Test for gradient masking on N images.")
 @click.option("--mean", callback=numbers, metavar="M,M,M", help="Normalisation that the checkpoint was trained with.")
 @click.option("--std", callback=numbers, metavar="S,S,S", help="The same: standard deviation by channel.")
+@threads_option()
 @device_option
 @data_dir_option
 @results_option
@@ -263,7 +263,7 @@ def eval_(
     checkpoint: Path, arch: str, dataset: str, attacks: tuple[str, ...], images: int | None, aa_images: int | None,
     eps: str | None, step: str | None, fast_aa: bool, keep_adversarial: bool, masking: int | None,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    device: str | None, data_dir: Path, results: Path,
+    threads: int | None, device: str | None, data_dir: Path, results: Path,
 ) -> None:  # fmt: skip
     """Evaluate any checkpoint of a supported architecture and record it.
 
@@ -289,7 +289,7 @@ def eval_(
     check(cell, place)
     make_writable(results)
     with Display(console(), 1) as display:
-        runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(), display)
+        runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(threads=threads), display)
     path = cell.record_path(results)
     found = record.read(path)
     for name, metric in found["metrics"].items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import platform
 import signal
 import socket
 import sys
@@ -24,8 +25,9 @@ from typing import Any
 from adbench import REVISION, __version__, files, locks, stopping
 from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
-from adbench.engines.worker import begin, cores, work
+from adbench.engines.worker import begin, work
 from adbench.errors import UserError
+from adbench.machine import cores
 from adbench.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
@@ -297,7 +299,7 @@ def _cell(mailbox: Any, number: int, cell: Cell, errand: Errand) -> dict[str, An
     """One cell as a task; returns the last word, and reports the others on the way."""
     # A node that joined later was not asked at the start.
     if complaint := _elsewhere(errand):
-        return {"what": "refused", "why": f"node {os.uname().nodename} of the Ray cluster: {complaint}"}
+        return {"what": "refused", "why": f"node {platform.node()} of the Ray cluster: {complaint}"}
     last: list[dict[str, Any]] = []
 
     def say(event: dict[str, Any]) -> None:

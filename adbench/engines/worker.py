@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,8 +50,3 @@ def work(cell: Cell, place: Place, say: Say, every: float = 0.2) -> None:
         say({"what": "refused", "why": str(error)})
         return
     say({"what": "record", "record": record} if record else {"what": "busy"})
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
+
+from adbench import machine
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +31,7 @@ def mapped(
     has threads, which a fork would leave behind with the locks that they hold, or has begun with something else.
     """
     global _job
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    cores = machine.cores() if sys.platform == "linux" else 1  # elsewhere a fork is not safe, or there is none
     threads = threading.active_count() > 1 or "torch" in sys.modules
     if cores < 2 or len(items) < FEWEST or _job is not None or threads:
         yield lambda: [function(item) for item in items]

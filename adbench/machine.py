@@ -1,0 +1,51 @@
+"""What only some operating systems tell of a machine: its processor cores, and how much memory a process took."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+from adbench.errors import UserError
+
+
+def cores() -> int:
+    """Processor cores that this process may use; all there are where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads() -> int | None:
+    """The number of threads that OMP_NUM_THREADS asks for, or None; of a list ("4,2": levels of nesting) the first.
+
+    torchrun sets it by itself, so that of its processes nothing was asked. Raises UserError where it is no number.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return None
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if not asked:
+        return None
+    if not asked.isdecimal() or not 1 <= (number := int(asked)) <= MOST_THREADS:
+        raise UserError(
+            f"OMP_NUM_THREADS is '{asked}', which is no number from 1 to {MOST_THREADS}; correct or unset it"
+        )
+    return number
+
+
+MOST_THREADS = 1024
+"""Threads that can be asked for: torch takes any number, and the system ends the process that starts too many."""
+
+
+def peak_memory() -> int:
+    """The largest memory this process took, in bytes; 0 where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
