@@ -77,13 +77,13 @@ def edited(training: Mapping[str, Any], file_sha256: str | None = None, plugins:
     What is not installed here is not spoken of. file_sha256: of the method's file, in a record. plugins: method files
     that were added then, by name.
     """
-    method, dataset = training.get("method"), training["data"]
+    method, dataset = training.get("method"), training.get("data") or {}
     parts: list[tuple[Registry, str | None, str | None]] = [
         (METHODS, method, training.get("source") or file_sha256),
-        (MODELS, training["architecture"], training.get("network")),
-        (DATASETS, dataset["name"], dataset.get("source")),
+        (MODELS, training.get("architecture"), training.get("network")),
+        (DATASETS, dataset.get("name"), dataset.get("source")),
     ]
-    bytes_ = training["revision"] < TREES_SINCE
+    bytes_ = training.get("revision", 1) < TREES_SINCE
     return [
         f"{registry.kind} '{name}'"
         for registry, name, then in parts

@@ -77,7 +77,8 @@ class Cell:
     @cached_property
     def training(self) -> dict[str, Any]:
         """All that decides the weights, JSON-able."""
-        name = self.dataset if self.dataset in DATASETS else Path(self.dataset).name
+        # A user's own data are their content, wherever they lie.
+        name = self.dataset if self.dataset in DATASETS else ""
         base: dict[str, Any] = {
             "revision": REVISION,
             "architecture": self.architecture,

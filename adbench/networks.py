@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench import checkpoint, robustbench
-from adbench.data import Dataset, Threat, load, parse_fraction
+from adbench.data import Dataset, Threat, is_path, load, parse_fraction
 from adbench.errors import UserError
 from adbench.models import Network, build
 from adbench.record import Record
@@ -24,7 +24,7 @@ def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> D
     training, judged = record["config"]["training"], record["config"]["evaluation"]
     data = training["data"]
     dataset = load(
-        record["dataset"],
+        _place(record, data_dir),
         data_dir,
         train_images=data["train_images"],
         val_images=data["val_images"],
@@ -37,6 +37,23 @@ def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> D
         )
     threat = training["threat"]
     return replace(dataset, threat=Threat(eps=parse_fraction(threat["eps"]), step=parse_fraction(threat["step"])))
+
+
+def _place(record: Record, data_dir: Path) -> str:
+    """The record's dataset, one's own by a path under which it is here.
+
+    That is the recorded one; from one of the folders around the record, where it is relative; or in `data_dir`.
+    """
+    name: str = record["dataset"]
+    if not is_path(name) or Path(name).exists():
+        return name
+    for path in (*(folder / name for folder in record.path.absolute().parents), data_dir / Path(name).name):
+        if path.exists():
+            return str(path)
+    raise UserError(
+        f"dataset '{name}' of '{record.path}' does not exist here; give the folder that '{Path(name).name}' lies in "
+        f"with --data-dir"
+    )
 
 
 def network_of(

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adbench import document, files
+from adbench.data.identity import is_path
 from adbench.errors import UserError
 from adbench.files import below, sha256
 
@@ -217,13 +219,28 @@ def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> 
     """
     if not results.is_dir():
         raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
+    found = []
     for path in below(results, FILE):
         try:
-            yield read(path)
+            found.append(read(path))
         except UserError as error:
             if left_out is None:
                 raise
             left_out(str(error))
+    yield from _one_name(found)
+
+
+def _one_name(records: list[Record]) -> Iterator[Record]:
+    """Records, those of one's own data that lie at several paths under the shortest: the data are their content."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record["data"] and is_path(record["dataset"]):
+            names[record["data"]["fingerprint"]].add(record["dataset"])
+    for record in records:
+        known = names.get((record["data"] or {}).get("fingerprint", ""), set())
+        if len(known) > 1 and record["dataset"] in known:
+            record = Record(record.path, {**record.data, "dataset": min(known, key=lambda name: (len(name), name))})
+        yield record
 
 
 def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:

@@ -71,7 +71,8 @@ def add(
     """
     label = label if label is not None else LABELS.get(method or "", method or "network")
     weights = weights if weights is not None else label
-    training = {"train": {"epochs": epochs, "seed": seed, "teacher": teacher}, **(settings or {})}
+    own = {} if seed is None else {"seed": seed}
+    training = {"train": {"epochs": epochs}, **own, "teacher": teacher, **(settings or {})}
     config = {"training": training, "evaluation": {"images": None, "proxies": {}, **(evaluation or {})}}
     identity = content_id([kind, dataset, label, teacher, student, weights, config])[:16]
     path = results / dataset / f"{identity}-{seed}" / record.FILE

@@ -206,10 +206,10 @@ def shown(view: View, kind: str) -> list[tuple[Analysis, list[str]]]:
     """
     written = analysis.latest(analysis.read_all(view.results, kind, view.left_out))
     # Records need not be grouped where there is nothing to find in them.
-    by_setting = {(g.dataset, g.fingerprint, g.setting): g for g in (groups(view.records) if written else ())}
+    by_setting = {(g.fingerprint, g.setting): g for g in (groups(view.records) if written else ())}
     found = []
     for one in written:
-        group = by_setting.get((one["dataset"], one["data"]["fingerprint"], Setting(**one["setting"])))
+        group = by_setting.get((one["data"]["fingerprint"], Setting(**one["setting"])))
         there = {network.weights: network for network in (group.networks if group else ())}
         if all(network["weights_sha256"] in there for network in one["networks"]):
             found.append((one, names([there[network["weights_sha256"]] for network in one["networks"]])))

@@ -38,10 +38,10 @@ STUDENTS = {"rn18": "resnet18", "mn-v2": "mobilenetv2"}
 ATTACKS = {"clean": "Clean", "fgsm": "FGSM", "pgd20": "PGD-20", "cw": "C&W∞", "aa": "AA"}
 """Metric keys of the white-box evaluation in the paper's order, and their headings."""
 
-# Where a cell stands in a table: two cells that differ in these alone ran with the same settings.
-_PLACE = frozenset({"seed", "teacher", "natural", "architecture", "normalisation", "keep_adversarial"})
 # What makes no other experiment: which of its seeds this is, and whether its examples were stored.
-_REPEATED = frozenset({"seed", "keep_adversarial"})
+_REPEATED = frozenset({"training.seed", "evaluation.keep_adversarial"})
+# Where a cell stands in a table: two cells that differ in these alone ran with the same settings.
+_PLACE = _REPEATED | {f"training.{key}" for key in ("teacher", "natural", "architecture", "normalisation")}
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ def _differences(variants: dict[str, Record]) -> dict[str, str]:
     flat = {key: dict(_leaves(_stripped(record["config"], _PLACE))) for key, record in variants.items()}
     paths = {path: None for leaves in flat.values() for path in leaves}
     apart = [path for path in paths if len({repr(leaves.get(path)) for leaves in flat.values()}) > 1]
-    names = [path.rpartition(".")[2] for path in apart]
+    # The seed of the attacks is not the one that a table has its seeds by.
+    names = ["eval.seed" if path == ".evaluation.seed" else path.rpartition(".")[2] for path in apart]
     if not 0 < len(apart) <= MOST_NAMED or len(set(names)) < len(names):
         return {}
     if any(re.fullmatch("[0-9a-f]{16,}", str(leaves.get(path))) for path in apart for leaves in flat.values()):
@@ -234,11 +235,12 @@ def _spelt(value: Any) -> str:
 
 
 def _settings(record: Record, ignored: frozenset[str] = _REPEATED) -> str:
-    """A digest of the record's configuration without the keys `ignored`, wherever they stand in it."""
+    """A digest of the record's configuration without what lies at the paths `ignored` ("training.seed")."""
     return content_id(_stripped(record["config"], ignored))
 
 
-def _stripped(value: Any, ignored: frozenset[str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _stripped(item, ignored) for key, item in value.items() if key not in ignored}
-    return [_stripped(item, ignored) for item in value] if isinstance(value, list) else value
+def _stripped(value: Any, ignored: frozenset[str], path: str = "") -> Any:
+    if not isinstance(value, dict):
+        return value
+    inside = {f"{path}.{key}".lstrip("."): key for key in value}
+    return {key: _stripped(value[key], ignored, at) for at, key in inside.items() if at not in ignored}

@@ -1,0 +1,129 @@
+"""Which records are one experiment's, and which are not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from synthetic import add
+from tiny import cli, records, run
+
+from adbench import record
+from adbench.differences import edited
+from adbench.files import content_id
+from adbench.registry import METHODS
+from adbench.report.runs import collect
+from adbench.verify import verify
+
+RECORDED = Path(__file__).resolve().parents[1] / "results" / "smaraad"
+SCORES = {"clean": 0.8, "pgd20": 0.5}
+
+
+def test_records_judged_with_other_noise_are_another_row_and_none_is_dropped(tmp_path: Path) -> None:
+    for seed in (0, 7):
+        add(tmp_path, metrics=SCORES, evaluation={"seed": seed})
+    add(tmp_path, metrics=SCORES, seed=1, evaluation={"seed": 7})
+    runs = {run.label: [r["seed"] for r in run.done] for run in collect(record.read_all(tmp_path), "student")}
+    assert runs == {"RSLAD (eval.seed 0)": [0], "RSLAD (eval.seed 7)": [0, 1]}
+
+
+@pytest.mark.parametrize("name", ["seed", "teacher", "architecture", "normalisation", "keep_adversarial"])
+def test_a_hyperparameter_counts_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    for value in (1, 2):
+        add(tmp_path, metrics=SCORES, settings={"hyper": {name: value}})
+    assert len(collect(record.read_all(tmp_path), "student")) == 2
+
+
+def test_seeds_teachers_and_stored_examples_make_no_other_settings(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        add(tmp_path, metrics=SCORES, seed=seed, evaluation={"keep_adversarial": bool(seed)})
+    (found,) = collect(record.read_all(tmp_path), "student")
+    assert len(found.done) == 2
+
+
+# One's own data
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_one_dataset_at_two_paths_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (200, 8, 8), dtype=np.uint8), np.arange(200) % 4
+    np.savez("d.npz", x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1])
+    os.link("d.npz", "copy.npz")
+    for path, method in (("./d.npz", "natural"), (tmp_path / "d.npz", "pgd-at"), ("copy.npz", "trades")):
+        result = run("--dataset", path, "--methods", method, data__val_images="20")
+        assert result.exit_code == 0, result.output
+    assert (
+        "0 of 1 cells" in run("--dataset", "./d.npz", "--methods", "pgd-at", "--dry-run", data__val_images="20").output
+    )
+    assert {r["dataset"] for r in record.read_all(Path("results"))} == {"./d.npz"}
+    assert len({r["config"]["training"]["data"]["content"] for r in records(Path("results")).values()}) == 1
+    result = cli("compare", "natural", "pgd-at")
+    assert result.exit_code == 0, result.output
+    assert cli("report", "--format", "markdown", "--out", "page").exit_code == 0
+    assert Path("page/report.md").read_text(encoding="utf-8").count("### White") == 1
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_data_are_found_from_elsewhere_and_where_a_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (200, 8, 8), dtype=np.uint8), np.arange(200) % 4
+    np.savez("d.npz", x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1])
+    result = run("--dataset", "./d.npz", "--methods", "natural", data__val_images="20", eval__keep_adversarial="true")
+    assert result.exit_code == 0, result.output
+    (path,) = (home / "results").rglob("record.json")
+    monkeypatch.chdir(tmp_path)
+    assert cli("verify", path).exit_code == 0
+    (tmp_path / "moved").mkdir()
+    Path("home/d.npz").rename("moved/d.npz")
+    result = cli("verify", path)
+    assert result.exit_code != 0
+    assert "--data-dir" in result.output
+    assert cli("verify", path, "--data-dir", "moved").exit_code == 0
+    np.savez("moved/d.npz", x_train=images[::-1], y_train=labels, x_test=images, y_test=labels)
+    assert cli("verify", path, "--data-dir", "moved").exit_code != 0, "other data of that name"
+
+
+# Records of revision 1
+
+
+def old(method: str = "kd") -> record.Record:
+    found = record.read(sorted((RECORDED / "digits" / method).rglob("record.json"))[0])
+    assert found["config"]["training"]["revision"] == 1
+    return found
+
+
+def test_a_record_from_before_is_read_reported_merged_and_held_to_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = old()
+    cell = found.path.parents[1].relative_to(RECORDED)
+    shutil.copytree(RECORDED / cell, tmp_path / "results" / cell)
+    assert "KD" in cli("results").output
+    assert cli("report").exit_code == 0
+    assert "1 taken" in cli("merge", "results", "--into", "merged").output
+    (copied,) = Path("merged").rglob("record.json")
+    assert record.read(copied).data == found.data
+    judged = verify(copied, data_dir=Path("data"), device=torch.device("cpu"))
+    findings = {finding.what: finding for finding in judged}
+    assert findings["configuration"].holds
+    assert findings["training log"].holds
+
+
+def test_code_is_compared_in_the_way_of_the_record() -> None:
+    training = old()["config"]["training"]
+    assert edited(training, METHODS.source_hash("kd")) == []
+    assert edited(training, "0" * 64) == ["method 'kd'"]
+    today = {**training, "revision": 2, "source": METHODS.code("kd").sha256}
+    assert edited(today, "0" * 64) == []  # a word in the file
+    assert edited({**today, "source": content_id("other")}) == ["method 'kd'"]
+    assert edited({**today, "method": "somebody's"}) == []
