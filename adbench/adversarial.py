@@ -21,6 +21,7 @@ from torch import Tensor
 
 from adbench.data.batches import to_float
 from adbench.errors import UserError
+from adbench.verdict import Verdict
 
 FOLDER = "adversarial"
 
@@ -40,7 +41,8 @@ def verdicts(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     true = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
     span = logits.amax(1) - logits.amin(1)
-    return logits.argmax(1) == y, (true - others).abs() <= UNDECIDED * span
+    found = Verdict.of(logits, y)
+    return found.right, ((true - others).abs() <= UNDECIDED * span) & ~found.unfinite
 
 
 def pack(images: Tensor, x_adv: Tensor, right: Tensor, eps: Fraction, judge: Verdicts) -> dict[str, NDArray[Any]]:

@@ -136,9 +136,8 @@ def check(cell: Cell, place: Place) -> None:
     for name in (*attacks, *transferred):
         if name not in autoattack.VERSIONS:
             gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
-    for name in set(attacks) & set(autoattack.VERSIONS):
-        if dataset.classes < autoattack.least_classes(name):
-            raise UserError(autoattack.too_few_classes(name, f"'{cell.dataset}' has {dataset.classes}"))
+    if set(attacks) & set(autoattack.VERSIONS):
+        autoattack.check_classes(dataset.classes, f"'{cell.dataset}' has {dataset.classes}")
     if cell.method is None:
         weights_of(cell, place, dataset, "best")
 

@@ -93,8 +93,8 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str, opti
 
     Only counts of batches that BN keeps and keys that are `optional` may be absent; keys that the network declares as
     ignored, counters and metrics may be there in addition. source: where the state comes from, for the error.
-    Raises UserError that names the keys that do not fit, the tensors that are not plain numbers, or the normalisation
-    that the network lacks.
+    Raises UserError that names the keys that do not fit, the tensors that are not plain numbers or not finite, or the
+    normalisation that the network lacks.
     """
     expected = network.state_dict()
     ignored: tuple[str, ...] = getattr(network, "ignored_keys", ())
@@ -122,6 +122,7 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str, opti
         raise UserError(f"{source}: {listed}; save them dense and as floating-point numbers")
     _check_normalisation(network, {key: state[key] for key in normalisation}, normalisation, source)
     network.load_state_dict(taken, strict=False)
+    _check_finite(network, source)
 
 
 class _Found:
@@ -245,6 +246,18 @@ def _hint(network: nn.Module, shapes: dict[str, tuple[tuple[int, ...], tuple[int
         if key in head_keys and shapes.keys() <= head_keys and found[1:] == want[1:]:
             return f"; is it a {found[0]}-class model?"
     return ""
+
+
+def _check_finite(network: nn.Module, source: str) -> None:
+    """Such a network was trained until it diverged, or overflowed in half precision: its logits say nothing."""
+    state = network.state_dict()
+    wrong = [key for key, value in state.items() if not value.isfinite().all()]
+    if wrong:
+        named = f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}"
+        raise UserError(
+            f"weights '{source}' hold values that are not finite ({named}; {len(wrong)} of {len(state)} tensors); "
+            f"give weights from before the training diverged, or save them in float32"
+        )
 
 
 def _check_normalisation(network: nn.Module, found: dict[str, Tensor], roles: dict[str, str], source: str) -> None:

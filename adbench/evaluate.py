@@ -1,7 +1,7 @@
 """From a network to per-image outcomes under named attacks, and from outcomes to figures.
 
 It does not know how the network was trained. An image that is misclassified as it is counts as broken under every
-attack (the image itself lies in the ball) and is not attacked.
+attack (the image itself lies in the ball) and is not attacked. What is misclassified `verdict` says.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import __version__
+from adbench import __version__, verdict
 from adbench.attacks import autoattack
-from adbench.attacks.linf import Start
+from adbench.attacks.linf import NOT_FOLLOWED, Start
 from adbench.attacks.named import GradientAttack, gradient_attack
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
 from adbench.models import Network
 from adbench.stats import wilson
+from adbench.verdict import Verdict
 
 
 @dataclass
@@ -94,12 +95,15 @@ class Evaluator:
         self.threat, self.seed, self.batch_size = threat, seed, batch_size
         self.start, self.search, self.shard_size, self.keep = start, search, shard, keep
         begun = time.perf_counter()
-        self.predicted = self.predict(self.x)
-        self.right = self.predicted == self.y
+        logits = self.logits(self.x)
+        self.predicted = verdict.predicted(logits, self.y)
+        found = Verdict.of(logits, self.y)
+        self.right = found.right
         self.clean = Outcome(
             self.right.cpu(),
             {"name": "clean", "implementation": f"adbench {__version__}"},
             time.perf_counter() - begun,
+            found.flags(),
         )
 
     def under(self, name: str, images: int | Tensor) -> Outcome:
@@ -120,15 +124,21 @@ class Evaluator:
         index = torch.arange(images) if isinstance(images, int) else images
         index = index.to(self.x.device)
         right = self.right[index]
+        unfinite, tied, nowhere = (torch.zeros_like(right) for _ in range(3))
         kept = self.x[index] if self.keep else None
         for restart in range(attack.restarts):
             for part in torch.split(right.nonzero().squeeze(1), self.batch_size):
                 places = index[part]
-                x_adv = attack(source, self.x[places], self.y[places], places, self.seed, restart)
-                right[part] = self.predict(x_adv) == self.y[places]
+                stuck = torch.zeros_like(right[part])
+                x_adv = attack(source, self.x[places], self.y[places], places, self.seed, restart, stuck)
+                nowhere[part] |= stuck
+                found = self.verdict(x_adv, self.y[places])
+                right[part], unfinite[part], tied[part] = found.right, found.unfinite, found.tied
                 if kept is not None:
                     kept[part] = x_adv
-        return Outcome(right.cpu(), definition, time.perf_counter() - begun, x_adv=kept)
+        flags = Verdict(right, unfinite, tied).flags()
+        flags += [f"{int(nowhere.sum())} images with {NOT_FOLLOWED}"] if nowhere.any() else []
+        return Outcome(right.cpu(), definition, time.perf_counter() - begun, flags, kept)
 
     def shard(self, name: str, index: Tensor, search: str | None = None) -> Outcome:
         """The outcome under AutoAttack `name` on the test images at `index` (n,), one shard, by the search asked for.
@@ -168,9 +178,9 @@ class Evaluator:
         """Logits (B, classes) of images x (B, C, H, W), a batch at a time."""
         return torch.cat([self.network(part) for part in torch.split(x, self.batch_size)])
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Predicted labels (B,) of images x (B, C, H, W)."""
-        return self.logits(x).argmax(dim=1)
+    def verdict(self, x: Tensor, y: Tensor) -> Verdict:
+        """Whether the network is right on images x (B, C, H, W) with labels y (B,)."""
+        return Verdict.of(self.logits(x), y)
 
 
 def evaluate(
@@ -258,6 +268,6 @@ def _by_shards(
         right,
         shards[0].definition,
         sum(shard.seconds for shard in shards),
-        list(dict.fromkeys(flag for shard in shards for flag in shard.flags)),
+        verdict.summed(flag for shard in shards for flag in shard.flags),
         kept,
     )

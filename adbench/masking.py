@@ -24,6 +24,7 @@ from adbench.evaluate import Evaluator, Outcome
 from adbench.losses import cross_entropy
 from adbench.masking_rules import VERDICTS, counted, differing, leading, telling, warned
 from adbench.seeding import derive
+from adbench.verdict import COUNTED
 
 STEPS, FURTHER, QUERIES, REPEATS = 100, 4, 500, 10
 LARGE = Fraction(1, 2)
@@ -122,7 +123,7 @@ class _Examination:
                 index = self.standing[part]
                 if len(index):
                     x_adv = attack(through or e.network, e.x[index], e.y[index], index, e.seed, restart)
-                    right[part] = e.predict(x_adv) == e.y[index]
+                    right[part] = e.verdict(x_adv, e.y[index]).right
         return int((~right).sum())
 
     def _without_gradient(self) -> int:
@@ -176,7 +177,8 @@ class _Examination:
         outcomes = [outcome for name, outcome in self.outcomes.items() if name in VERSIONS]
         if not outcomes:
             return []
-        flags = [flag for found in outcomes for flag in found.flags if telling(flag, self._shard(found))]
+        own = [(flag, found) for found in outcomes for flag in found.flags if not flag.startswith(COUNTED)]
+        flags = [flag for flag, found in own if telling(flag, self._shard(found))]
         return [warned(flags, max(len(found.right) for found in outcomes))]
 
     def _shard(self, outcome: Outcome) -> int:

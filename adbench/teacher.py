@@ -20,7 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from adbench.config import Section, Train, read_toml, validated
 from adbench.download import Wanted, google_drive
@@ -95,8 +95,8 @@ class TeacherSpec(Section):
     natural: str | None = Field(
         None, description="its naturally trained partner; none means one of its architecture, trained here"
     )
-    mean: tuple[float, ...] | None = Field(None, description="normalisation inside the network, by channel")
-    std: tuple[float, ...] | None = None
+    mean: tuple[FiniteFloat, ...] | None = Field(None, description="normalisation inside the network, by channel")
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = None
     expected: Expected = Expected()
 
     def identity(self) -> dict[str, Any]:

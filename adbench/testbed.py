@@ -26,6 +26,7 @@ from adbench.matrix import dataset_folder
 from adbench.models import Network
 from adbench.networks import dataset_of, network_of
 from adbench.report.finished import Finished, Group, names
+from adbench.verdict import right
 
 IMAGES = 1000
 """Test images where the user asks for no other number and there are so many."""
@@ -98,8 +99,7 @@ class Testbed:
     @torch.no_grad()
     def right(self, network: Network, x: Tensor) -> Tensor:
         """Whether `network`, on the device, is right on each of the images x (n, C, H, W): (n,) booleans."""
-        predicted = torch.cat([network(part).argmax(dim=1) for part in torch.split(x, BATCH)])
-        return predicted == self.y
+        return right(torch.cat([network(part) for part in torch.split(x, BATCH)]), self.y)
 
     @contextmanager
     def holding(self, network: Network) -> Iterator[Network]:

@@ -36,6 +36,7 @@ from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.models import Network
 from adbench.ranks import ALONE, Ranks
 from adbench.seeding import derive, generator
+from adbench.verdict import right
 
 LAST, BEST, LOG, SUMMARY, FAILURE = (
     "last.safetensors",
@@ -569,7 +570,7 @@ def _parts(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _correct(network: nn.Module, x: Tensor, y: Tensor) -> int:
-    return int((network(x).argmax(dim=1) == y).sum())
+    return int(right(network(x), y).sum())
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -26,14 +26,20 @@ from torch import Tensor, nn
 from adbench import FAST_SEARCH
 from adbench.attacks import targets
 from adbench.attacks.hyperplane import nearest_in_box
-from adbench.attacks.linf import ascend, attacking
+from adbench.attacks.linf import NOT_FOLLOWED, ascend, attacking, usable
 from adbench.data.threat import as_text
 from adbench.engine import Engine, Lean
 from adbench.errors import UserError
 from adbench.losses import margin
+from adbench.verdict import Verdict
 
 VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 """Names of the attack, and what its authors call these versions."""
+
+LOGGER = "auto-attack"
+"""The package's."""
+
+OTHERS = "--attacks fgsm,pgd20,cw of adbench eval, or --set eval.attacks=fgsm,pgd20,cw of adbench run"
 
 SEARCHES = {
     "exact": "authors' package, float32",
@@ -51,6 +57,9 @@ AGAIN = Engine("float32", lean=True)
 TOGETHER = 128
 """Pairs of an image and a target class that a fast search attacks at a time, at most, but for one target of each image;
 as many as it has images, where that is more."""
+
+SLACK = 1e-6
+"""By which rounding may leave x' outside the ball."""
 
 # pyautoattack keeps counters and log handlers at module level: one evaluation at a time in a process.
 LOCK = threading.Lock()
@@ -72,7 +81,7 @@ def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, s
     return {
         "name": name,
         "implementation": f"pyautoattack {version('pyautoattack')}",
-        "version": VERSIONS[name],
+        "version": version_for(name, classes),
         "eps": as_text(eps),
         "target_classes": min(9, classes - 1),
         "batch_size": shard,
@@ -81,17 +90,23 @@ def definition(name: str, eps: Fraction, classes: int, seed: int, search: str, s
     }
 
 
-def least_classes(name: str) -> int:
-    """The number of classes from which on a version is defined: its losses need so many logits."""
-    return 3 if name == "aa-rand" else 4
+def version_for(name: str, classes: int) -> str:
+    """Which version runs, for the record: with 2 or 3 classes one of adbench's definition, since the package has none.
+
+    The DLR loss (Eq. 6) divides a difference of logits by another, of the largest and the third; the targeted one
+    (Eq. 7) also needs the fourth. Where there are too few, the loss is the difference alone.
+    """
+    needs = {"DLR": name in ("aa-plus", "aa-rand") and classes < 3, "targeted DLR": name != "aa-rand" and classes < 4}
+    undivided = [loss for loss, few in needs.items() if few]
+    if not undivided:
+        return VERSIONS[name]
+    return f"{VERSIONS[name]}, {classes} classes: {' and '.join(undivided)} as a difference of logits"
 
 
-def too_few_classes(name: str, found: str) -> str:
-    """What to say where there are fewer."""
-    return (
-        f"AutoAttack {VERSIONS[name]} needs at least {least_classes(name)} classes, {found}; "
-        'set eval.attacks to others, as in eval.attacks = ["fgsm", "pgd20", "cw"]'
-    )
+def check_classes(classes: int, found: str) -> None:
+    """Raise UserError where there is no other class to attack towards; `found` says what has so few."""
+    if classes < 2:
+        raise UserError(f"AutoAttack needs at least 2 classes, {found}; leave it out, as in {OTHERS}")
 
 
 class _Flags(logging.Handler):
@@ -103,13 +118,14 @@ class _Flags(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage().split(" See ")[0]
-        if message not in self.messages:
+        # What DLR cannot do with few classes is not done (`version_for`).
+        if message not in self.messages and "classes it is not possible" not in message:
             self.messages.append(message)
 
 
 @contextmanager
 def _captured() -> Iterator[_Flags]:
-    logger = logging.getLogger("auto-attack")
+    logger = logging.getLogger(LOGGER)
     handler, propagated = _Flags(), logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
@@ -164,8 +180,8 @@ def attack(
     These are the survivors that a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of
     the boundary; those within CLOSEST start STARTS times. APGD is targeted there at as many classes, from the likeliest
     at x on, as include the one that each image came closest to, and one more. Images that bfloat16 misclassifies as
-    they are, which its attacks would pass over, a fast search leaves to float32. Raises UserError with fewer classes
-    than the version is defined for.
+    they are, which its attacks would pass over, a fast search leaves to float32. Raises UserError with less than two
+    classes.
     """
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
@@ -173,12 +189,14 @@ def attack(
     run = {"exact": _exactly, "fast": _fast, "again": _once_more}[search]
     with LOCK, attacking(network), _captured() as flags:
         found = run(network, x, y, eps, seed, name)
-        broken, doubtful = falls(network, x, found, y, eps), none
+        (broken, verdict), doubtful = _judged(network, x, found, y, eps), none
+        verdict = Verdict(~broken, verdict.unfinite & broken, verdict.tied & broken)
         if search == "fast":
             left = (~broken).nonzero().squeeze(1)
             close, _ = probe(searching(network, "again"), x[left], y[left], eps)
             doubtful = none.index_put((left,), close <= CLOSE)
-    return Found(torch.where(broken[:, None, None, None], found, x), broken, doubtful, list(flags.messages))
+    flags_of_all = [*flags.messages, *verdict.flags()]
+    return Found(torch.where(broken[:, None, None, None], found, x), broken, doubtful, flags_of_all)
 
 
 def _exactly(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
@@ -257,17 +275,21 @@ def _run(
 
     with torch.no_grad():
         classes = network(x[:1]).shape[1]
-    if classes < least_classes(name):
-        raise UserError(too_few_classes(name, f"this network has {classes}"))
+    check_classes(classes, f"this network has {classes}")
     # The counters behind the "dynamic defense" warning are never reset by the package itself.
     for counter in checks.funcs:
         checks.funcs[counter] = 0
+    watched = _Watched(searched.eval(), x, eps)
     attack = pyautoattack.AutoAttack(
-        searched.eval(), norm="Linf", eps=float(eps), version=VERSIONS[name], seed=seed, device=x.device
+        watched, norm="Linf", eps=float(eps), version=VERSIONS[name], seed=seed, device=x.device
     )
     attack.get_logits = _AsWritten(network)  # by which the package decides what each of its attacks has broken
     attack.apgd_targeted.n_target_classes = min(9, classes - 1)
     attack.fab.n_target_classes = min(9, classes - 1)
+    if classes < 4:
+        attack.apgd_targeted.dlr_loss_targeted = partial(_toward, attack.apgd_targeted)
+    if classes < 3:
+        attack.apgd.dlr_loss = margin
     if apgd_targets is not None:
         attack.apgd_targeted.n_target_classes = min(apgd_targets, attack.apgd_targeted.n_target_classes)
         attack.attacks_to_run = [each for each in attack.attacks_to_run if each.startswith("apgd")]
@@ -283,16 +305,55 @@ def _run(
             x_adv: Tensor = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
         finally:
             sys.settrace(tracing)
+    if watched.stuck:
+        logging.getLogger(LOGGER).warning(f"there are images with {NOT_FOLLOWED}")
+    if watched.met.any():
+        instead = watched.met & ~falls(network, x, x_adv, y, eps)
+        x_adv[instead] = watched.witnesses[instead]
     return x_adv
 
 
-@torch.no_grad()
+def _toward(attack: Any, logits: Tensor, y: Tensor) -> Tensor:
+    """How far the target class of a targeted attack is above the label, (M,) for logits (M, classes)."""
+    return (logits.gather(1, attack.y_target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+class _Watched(nn.Module):
+    """The network that an attack sees, and where it met logits that are not finite.
+
+    The package takes no notice of these: its search goes on, or ends with an x' that is none. met: (N,) booleans, the
+    images in whose ball that happened; witnesses: (N, C, H, W), the first such x' of each. stuck: whether any gradient
+    was NaN. Logits and gradients that are finite stay as they are.
+    """
+
+    def __init__(self, network: nn.Module, x: Tensor, eps: Fraction) -> None:
+        super().__init__()
+        self.network, self.x, self.eps = network, x, float(eps)
+        self.met, self.witnesses = torch.zeros(len(x), dtype=torch.bool, device=x.device), x.clone()
+        self.stuck = torch.zeros((), dtype=torch.bool, device=x.device)
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.network(usable(z, lambda nowhere: self.stuck.logical_or_(nowhere.any())))
+        if not (finite := logits.detach().isfinite().all(1)).all():
+            for candidate in z.detach()[~finite]:
+                left = (~self.met).nonzero().squeeze(1)
+                within = (self.x[left] - candidate).abs().flatten(1).amax(1) <= self.eps + SLACK
+                self.met[left[within]], self.witnesses[left[within]] = True, candidate
+        return logits
+
+
 def falls(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fraction) -> Tensor:
-    """Where x' lies in the ball and in [0, 1] and float32 misclassifies it."""
-    predicted: Tensor = network(x_adv.contiguous()).argmax(1)
-    inside = (x_adv - x).abs().flatten(1).amax(1) <= float(eps) + 1e-6
+    """Where x' lies in the ball and in [0, 1] and float32 does not have it right."""
+    return _judged(network, x, x_adv, y, eps)[0]
+
+
+@torch.no_grad()
+def _judged(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fraction) -> tuple[Tensor, Verdict]:
+    """What `falls` says, and the verdicts behind it."""
+    verdict = Verdict.of(network(x_adv.contiguous()), y)
+    inside = (x_adv - x).abs().flatten(1).amax(1) <= float(eps) + SLACK
     inside &= (x_adv.flatten(1).amin(1) >= 0) & (x_adv.flatten(1).amax(1) <= 1)
-    return inside & (predicted != y)
+    return inside & ~verdict.right, verdict
 
 
 def probe(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction) -> tuple[Tensor, Tensor]:

@@ -112,6 +112,25 @@ def climb(
     return x_adv.detach().clamp(low, high).clamp(0, 1)
 
 
+NOT_FOLLOWED = "a gradient that is no number, which the attack does not follow"
+"""What a flag says of images on which `usable` changed something."""
+
+
+def usable(x: Tensor, told: Callable[[Tensor], object]) -> Tensor:
+    """Images x (B, C, H, W), whose gradient is 0 where it would be NaN: an attack stays in place, and x' in the ball.
+
+    told: called with (B,) booleans in each pass back, where that happens.
+    """
+
+    def held(gradient: Tensor) -> Tensor:
+        told(gradient.isnan().flatten(1).any(1))
+        return gradient.nan_to_num(nan=0.0)
+
+    if x.requires_grad:
+        x.register_hook(held)
+    return x
+
+
 @contextmanager
 def attacking(network: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Hold a network still while it is attacked: evaluation mode (or training mode, if asked) and frozen parameters.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adbench import __version__
-from adbench.attacks.linf import Start, ascend, attacking
+from adbench.attacks.linf import Start, ascend, attacking, usable
 from adbench.data.threat import as_text, parse_fraction
 from adbench.errors import UserError, unknown
 from adbench.losses import cross_entropy, margin
@@ -49,12 +49,16 @@ class GradientAttack:
             "seed": seed,
         }
 
-    def __call__(self, network: nn.Module, x: Tensor, y: Tensor, index: Tensor, seed: int, restart: int = 0) -> Tensor:
+    def __call__(
+        self, network: nn.Module, x: Tensor, y: Tensor, index: Tensor, seed: int, restart: int = 0,
+        nowhere: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """x' (B, C, H, W) of one restart against `network` in evaluation mode, for images x in [0, 1], labels y (B,).
 
         index: (B,) places in the test set. An image's start depends on (seed, attack, index, restart) alone, so
         its verdict does not depend on the batch that it is in. Attacks that differ in their restarts alone begin
-        with the same starts, those that differ in their radius with the same starts on its scale.
+        with the same starts, those that differ in their radius with the same starts on its scale. nowhere: (B,)
+        booleans, set where a gradient was NaN and so was not followed.
         """
         objective: Callable[[Tensor, Tensor], Tensor] = margin if self.loss == "margin" else cross_entropy
         start: Start | Tensor = self.start
@@ -62,10 +66,11 @@ class GradientAttack:
             stream = re.split("[x@]", self.name)[0]
             draw = noise(x, index, seed, stream, restart, self.start is Start.GAUSS)
             start = x + 0.001 * draw if self.start is Start.GAUSS else (x + float(self.eps) * draw).clamp(0, 1)
+        unfollowed = torch.zeros_like(y, dtype=torch.bool) if nowhere is None else nowhere
         with attacking(network):
             return ascend(
                 x,
-                lambda z: objective(network(z), y),
+                lambda z: objective(network(usable(z, unfollowed.logical_or_)), y),
                 eps=float(self.eps),
                 step=float(self.step),
                 steps=self.steps,

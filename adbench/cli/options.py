@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -58,9 +59,12 @@ def numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[f
     if value is None:
         return None
     try:
-        return tuple(float(part) for part in value.split(","))
+        found = tuple(float(part) for part in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"'{value}' is not a list of numbers like 0.49,0.48,0.45") from error
+    if not all(map(math.isfinite, found)):
+        raise click.BadParameter(f"'{value}' holds a number that is not finite")
+    return found
 
 
 def seconds_of(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
