@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adbench import adversarial, train, verdict
 from adbench.attacks.linf import NOT_FOLLOWED
-from adbench.checkpoint import load_into, read_state_dict
+from adbench.checkpoint import load
 from adbench.data import Split, Threat
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, evaluate
@@ -192,7 +192,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(kind: str, tmp_path: Pa
     path = tmp_path / "diverged.pt"
     name = diverged(path, kind)
     with pytest.raises(UserError) as refused:
-        load_into(build("cnn-4", classes=10, channels=1), read_state_dict(path), str(path))
+        load(build("cnn-4", classes=10, channels=1), path)
     assert str(path) in str(refused.value)
     assert name in str(refused.value)
     assert "not finite" in str(refused.value)

@@ -127,7 +127,7 @@ def usable(x: Tensor, told: Callable[[Tensor], object]) -> Tensor:
         return gradient.nan_to_num(nan=0.0)
 
     if x.requires_grad:
-        x.register_hook(held)
+        x.register_hook(held)  # type: ignore[no-untyped-call]
     return x
 
 
