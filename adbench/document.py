@@ -1,4 +1,4 @@
-"""JSON files with a published schema beside this module: records, and what `adbench cross` and `cam` leave.
+"""JSON files with a published schema beside this module: records, plans, and what `adbench cross` and `cam` leave.
 
 Each carries the SHA-256 of its content, so that a file which a disk or a transfer changed is not believed. That proves
 nothing about who wrote it: whoever can write the file can write its digest.
@@ -38,7 +38,7 @@ class Document:
 
 @cache
 def schema(kind: str) -> dict[str, Any]:
-    """The published JSON schema (draft 2020-12) of "record", "cross" or "cam"."""
+    """The published JSON schema (draft 2020-12) of "record", "cross", "cam", "plan" or "log"."""
     text = (resources.files("adbench") / f"{kind}.schema.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -58,14 +58,19 @@ def beside(path: Path, name: str) -> Path:
 
 def write(path: Path, data: dict[str, Any]) -> None:
     """Write a document, or any table of JSON, with its digest, atomically."""
-    # As it will be read: keys that are numbers become text, tuples lists.
+    files.write_json(path, sealed(data))
+
+
+def sealed(data: dict[str, Any]) -> dict[str, Any]:
+    """A table of JSON as it will be read, with its digest."""
+    # Keys that are numbers become text, tuples lists.
     plain = json.loads(json.dumps({key: value for key, value in data.items() if key != DIGEST}, allow_nan=False))
-    files.write_json(path, {**plain, DIGEST: files.content_id(plain)})
+    return {**plain, DIGEST: files.content_id(plain)}
 
 
-def parsed(content: bytes) -> Any:
-    """JSON, held to what JSON is. Raises ValueError, also for numbers that are not finite and for deep nesting."""
-    return from_json(content, allow_inf_nan=False)
+def parsed(content: bytes | str, *, finite: bool = True) -> Any:
+    """JSON, held to what JSON is. finite: no NaN or Infinity. Raises ValueError, also for deep nesting."""
+    return from_json(content, allow_inf_nan=not finite)
 
 
 def opened(path: Path) -> Any:

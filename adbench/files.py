@@ -3,41 +3,78 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
 
+_UMASK = os.umask(0o77)
+os.umask(_UMASK)
+
+TEMPORARY = ".*.????????.tmp"
+YOUNG = 60.0
+"""Seconds for which a temporary file is its writer's, whether that holds it yet or not."""
+
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it there.
+    """Let `write` fill a temporary file beside `path`, then rename it there, with the permissions of the umask.
 
-    A process killed at any moment leaves the old file or the new one, never a part.
-    Raises UserError where the folder cannot be written or the disk is full.
+    A process killed at any moment leaves the old file or the new one, never a part; what it leaves of the temporary
+    file, whoever next writes `path` removes. Raises UserError where the folder cannot be written or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
         temporary = Path(name)
         try:
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
+            with os.fdopen(handle, "rb"):
+                _claim(handle)
+                write(temporary)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+        remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"))
     except OSError as error:
         remedy = "" if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM) else "free the disk or "
         raise UserError(f"cannot write '{path}': {error.strerror or error}; {remedy}choose another folder") from error
+
+
+def _claim(handle: int) -> bool:
+    """Hold an open file until it is closed, or this process ends; whether nobody else holds it."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a system or file system without such locks
+        return True
+    return True
+
+
+def remove_abandoned(temporaries: Iterable[Path]) -> None:
+    """Remove temporary files whose writer was killed: those that no process holds, and that are not quite new."""
+    for path in temporaries:
+        with suppress(OSError):
+            if path.is_symlink() or time.time() - path.stat().st_mtime < YOUNG:
+                continue
+            with path.open("rb") as file:
+                abandoned = _claim(file.fileno())
+            if abandoned:
+                path.unlink()
 
 
 def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
@@ -120,19 +157,98 @@ SEPARATE = ".separate"
 """A folder with a file of this name holds results of its own: who reads the folder around it passes it over."""
 
 
+LeftOut = Callable[[Path, str], object]
+"""Hears of what is passed over: where, and why in a sentence."""
+
+
 def below(results: Path, name: str) -> list[Path]:
-    """The files `name` in and below a results folder, sorted, but for those of folders marked SEPARATE below it."""
-    return sorted(Path(folder, name) for folder, files in _walk(results) if name in files)
+    """The files `name` in the folders that `walk` visits, sorted. Raises UserError as it does."""
+    return sorted(folder / name for folder, names in walk(results) if name in names)
 
 
-def folders(results: Path) -> list[Path]:
-    """A results folder and those below it, sorted, but for those marked SEPARATE below it."""
-    return sorted(Path(folder) for folder, _ in _walk(results))
+def walk(results: Path, *, linked: bool = True, left_out: LeftOut | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """A results folder and those below it with the names of their files, but for those marked SEPARATE below it.
+
+    linked: follow links, each folder once, however many lead there, and none back up; else they are left out. Raises
+    UserError for a folder that cannot be listed or a link that leads nowhere: what is in them would be missing, and
+    nobody would know. left_out: hears of these instead, and of links that are not followed.
+    """
+
+    def passed_over(path: Path, why: str) -> None:
+        if left_out is None:
+            raise UserError(why)
+        left_out(path, why)
+
+    visited: set[str] = set()
+    real: list[tuple[Path, str]] = [(results, os.path.realpath(results))]
+    links: list[tuple[Path, str]] = []
+    while real or links:
+        folder, place = real.pop() if real else links.pop(0)
+        if place in visited:
+            continue
+        visited.add(place)
+        try:
+            inside = entries(folder)
+        except UserError as error:
+            passed_over(folder, str(error))
+            continue
+        if folder != results and any(entry.name == SEPARATE for entry in inside):
+            continue
+        names = []
+        for entry in inside:
+            path = folder / entry.name
+            if entry.is_symlink() and not linked:
+                if not entry.name.startswith("."):
+                    passed_over(path, f"'{path}' is a link, which is not followed; left out")
+            elif entry.is_dir(follow_symlinks=False):
+                real.append((path, f"{place.rstrip(os.sep)}{os.sep}{entry.name}"))
+            elif not entry.is_symlink():
+                if linked or entry.is_file(follow_symlinks=False):
+                    names.append(entry.name)
+                else:
+                    passed_over(path, f"'{path}' is no regular file; left out")
+            elif _leads_nowhere(path):
+                # Of a file that is gone, whoever needs it says so.
+                if not path.suffix and not entry.name.startswith("."):
+                    passed_over(path, f"the link '{path}' leads nowhere; bring back what it leads to, or remove it")
+            elif path.is_dir():
+                if not f"{place}{os.sep}".startswith(f"{os.path.realpath(path).rstrip(os.sep)}{os.sep}"):
+                    links.append((path, os.path.realpath(path)))
+            else:
+                names.append(entry.name)
+        yield folder, names
 
 
-def _walk(results: Path) -> Iterator[tuple[str, list[str]]]:
-    for folder, inner, files in os.walk(results):
-        if SEPARATE in files and Path(folder) != results:
-            inner.clear()
-        else:
-            yield folder, files
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name; nothing where it is not there (any more).
+
+    Raises UserError where it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(
+            f"folder '{folder}' cannot be listed ({error.strerror or error}), so what is in it is not known; "
+            f"make it readable"
+        ) from error
+
+
+def _leads_nowhere(link: Path) -> bool:
+    try:
+        link.stat()
+    except OSError:
+        return True
+    return False
+
+
+def there(path: Path) -> bool:
+    """Whether there is a file. Raises UserError where its folder does not tell."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(
+            f"whether '{path}' is there is not known ({error.strerror or error}); make its folder readable"
+        ) from error

@@ -13,15 +13,17 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import filter as matching
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from adbench import files, locks, record
+from adbench import analysis, files, locks, plans, record
 from adbench.errors import UserError
 from adbench.matrix import safe
 from adbench.plans import FOLDER as PLANS
 from adbench.record import Record
-from adbench.status import CONFIGURATION, SUMMARY, UNDER_WAY
+from adbench.status import CONFIGURATION, LOG, SUMMARY, UNDER_WAY
 
 WEIGHTS = ("last.safetensors", "best.safetensors")
 ANALYSES = ("cross.json", "cam.json")
@@ -39,7 +41,8 @@ class Outcome:
 def merge(folders: Iterable[Path], into: Path) -> Iterator[Outcome]:
     """Join results folders into `into`; what became of each cell, and a line for each folder.
 
-    Raises UserError for a folder that is not there, or that is the other.
+    Links in a folder that is merged are not followed. Raises UserError, before anything is written, for a folder that
+    is not there, that is the other, or that holds it.
     """
     sources = list(folders)
     for source in sources:
@@ -47,6 +50,8 @@ def merge(folders: Iterable[Path], into: Path) -> Iterator[Outcome]:
             raise UserError(f"results folder '{source}' does not exist; give folders that `adbench run` wrote")
         if source.resolve() == into.resolve():
             raise UserError(f"'{source}' is the folder to merge into; leave it out")
+        if source.resolve() in into.resolve().parents:
+            raise UserError(f"'{into}' lies in '{source}', which is to be merged; merge into a folder outside of it")
     for source in sources:
         counts: Counter[str] = Counter()
         for outcome in _folder(source, into):
@@ -54,26 +59,105 @@ def merge(folders: Iterable[Path], into: Path) -> Iterator[Outcome]:
             yield outcome
         told = ", ".join(f"{number} {what}" for what, number in counts.items())
         yield Outcome("", f"{source}: {told or 'nothing to take'}")
+    files.remove_abandoned(
+        folder / name
+        for folder, names in files.walk(into, left_out=_unheard)
+        for name in names
+        if fnmatch(name, files.TEMPORARY)
+    )
+
+
+def _unheard(_: Path, __: str) -> None:
+    """For folders that were walked before, and of which was said what is left out."""
 
 
 def _folder(source: Path, into: Path) -> Iterator[Outcome]:
-    judged = {folder.parent for folder in files.folders(source) if folder.name.startswith("eval-")}
-    for cell in sorted(judged | {path.parent for path in files.below(source, CONFIGURATION)}):
-        yield from _cell(source, cell, into)
-    for name in ANALYSES:
-        for path in files.below(source, name):
-            if not (into / path.relative_to(source)).exists():
-                _take(path.parent, into / path.parent.relative_to(source), last=(name,))
-                yield Outcome("analyses taken")
-    for plan in sorted((source / PLANS).glob("*.json")):
-        if not (into / PLANS / plan.name).exists():
-            files.write_bytes(into / PLANS / plan.name, plan.read_bytes())
+    left_out: dict[Path, str] = {}
+    tree = dict(files.walk(source, linked=False, left_out=left_out.__setitem__))
+    for said in left_out.values():
+        yield Outcome("left out", said, wrong=True)
+    judged = {folder.parent for folder in tree if folder.name.startswith("eval-")}
+    cells = judged | {folder for folder, names in tree.items() if CONFIGURATION in names}
+    incomplete = _incomplete(left_out)
+    for cell in sorted(cells - incomplete):
+        try:
+            yield from _cell(source, cell, into, incomplete)
+        except OSError as error:
+            name = error.filename or cell
+            yield Outcome("left out", f"'{name}' cannot be read ({error.strerror}); left out", wrong=True)
+    for folder, names in sorted(tree.items()):
+        for name in ANALYSES:
+            if name in names and not (into / (inside := folder.relative_to(source)) / name).exists():
+                yield _analysis(folder / name, into / inside, into)
+    for name in matching(sorted(tree.get(source / PLANS, ())), "*.json"):
+        yield from _plan(source / PLANS / name, into)
 
 
-def _cell(source: Path, cell: Path, into: Path) -> Iterator[Outcome]:
+def _incomplete(left_out: Iterable[Path]) -> set[Path]:
+    """Evaluations of which a part was left out, and cells whose training was: half of one is nothing to take."""
+    found = set()
+    for path in left_out:
+        judged = next((folder for folder in (path, *path.parents) if folder.name.startswith("eval-")), None)
+        if judged:
+            found.add(judged)
+        elif path.name in (*WEIGHTS, *UNDER_WAY, LOG, SUMMARY, CONFIGURATION):
+            found.add(path.parent)
+    return found
+
+
+def _analysis(path: Path, target: Path, into: Path) -> Outcome:
+    try:
+        analysis.read(path)
+    except UserError as error:
+        return Outcome("damaged", f"{error}; left out", wrong=True)
+    if link := _link(target, into):
+        return _behind(link)
+    _take(path.parent, target, last=(path.name,))
+    return Outcome("analyses taken")
+
+
+def _plan(path: Path, into: Path) -> Iterator[Outcome]:
+    target = into / PLANS / path.name
+    if target.exists():
+        return
+    try:
+        plans.read(path)
+    except UserError as error:
+        yield Outcome("damaged", f"{error}; left out", wrong=True)
+        return
+    if target.parent.is_symlink():
+        yield _behind(target.parent)
+        return
+    files.write_bytes(target, files.content(path))
+
+
+def _link(target: Path, into: Path) -> Path | None:
+    """A link to a folder through which writing below `target` would go.
+
+    One in place of a dataset's whole folder is followed: where large results lie is their owner's wish.
+    """
+    above = [target, *target.parents]
+    inside: list[Path] = []
+    for _ in files.walk(target, linked=False, left_out=lambda path, _: inside.append(path)):
+        pass
+    found = [*above[: max(0, above.index(into) - 1)], *inside]
+    return next((path for path in found if path.is_symlink() and path.is_dir()), None)
+
+
+def _behind(link: Path) -> Outcome:
+    return Outcome("left out", f"'{link}' is a link, through which nothing is written; left out", wrong=True)
+
+
+def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterator[Outcome]:
     """One network: its training, and each way in which it was judged."""
     inside = cell.relative_to(source)
     target = into / inside
+    if target.exists() and target.samefile(cell):  # by way of a link
+        yield Outcome("already there")
+        return
+    if link := _link(target, into):
+        yield _behind(link)
+        return
     with locks.attempt(target) as held:
         if not held or locks.holder(cell):
             yield Outcome("in use", f"{inside}: a run works on it; merge again when it is done", wrong=True)
@@ -86,8 +170,14 @@ def _cell(source: Path, cell: Path, into: Path) -> Iterator[Outcome]:
             )
             return
         _training(cell, target)
-        for judged in sorted(cell.glob("eval-*")):
-            yield _evaluation(source, judged, into)
+        for judged in _evaluations(cell):
+            if judged not in incomplete:
+                yield _evaluation(source, judged, into)
+
+
+def _evaluations(cell: Path) -> list[Path]:
+    tree = files.walk(cell, linked=False, left_out=_unheard)
+    return sorted(folder for folder, _ in tree if folder.parent == cell and folder.name.startswith("eval-"))
 
 
 def _training(cell: Path, target: Path) -> None:
@@ -106,7 +196,11 @@ def _evaluation(source: Path, judged: Path, into: Path) -> Outcome:
     inside = judged.relative_to(source)
     target = into / inside
     theirs, ours = judged / record.FILE, target / record.FILE
-    if said := record.damage(theirs):
+    try:
+        said = record.damage(theirs)
+    except UserError as error:  # of another version
+        said = str(error)
+    if said:
         return Outcome("damaged", f"{said}; left out", wrong=True)
     if not theirs.is_file():
         if not target.is_dir():
@@ -156,13 +250,14 @@ def _keep(source: Path, cell: Path, into: Path) -> Path:
     origin = safe("-".join(source.resolve().parts[-2:]))
     number = 1
     while True:
-        root = into.with_name(f"{into.name}.conflicts") / (origin if number == 1 else f"{origin}-{number}")
+        beside = into if into.name not in ("", "..") else into.resolve()
+        root = beside.with_name(f"{beside.name}.conflicts") / (origin if number == 1 else f"{origin}-{number}")
         target = root / cell.relative_to(source)
         if all(not _differ(path, target / path.relative_to(cell)) for path in _regular(cell)):
             break
         number += 1  # something else of the same name is kept there already
     _take(cell, target, last=(*UNDER_WAY, SUMMARY))
-    for judged in sorted(cell.glob("eval-*")):
+    for judged in _evaluations(cell):
         _take(judged, target / judged.name, last=(record.FILE,))
     return root
 
@@ -183,9 +278,8 @@ def _copy(path: Path, temporary: Path) -> None:
 
 def _regular(folder: Path) -> Iterator[Path]:
     """The files below a folder that are a cell's: no links, which may lead anywhere, no locks, nothing half written."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
-            yield path
+    for inner, names in sorted(files.walk(folder, linked=False, left_out=_unheard)):
+        yield from (inner / name for name in names if not name.startswith("."))
 
 
 def _differ(path: Path, other: Path, *, missing: bool = False) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adbench import REVISION, __version__, files
+from adbench import REVISION, __version__, document, files
 from adbench.errors import UserError
 from adbench.provenance import now
 from adbench.registry import METHODS
@@ -54,7 +54,7 @@ def write(
             for cell in matrix.cells
         ],
     }
-    files.write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
+    files.write_text(path, json.dumps(document.sealed(content), separators=(",", ":")) + "\n")
     return path
 
 
@@ -131,17 +131,21 @@ class Planned:
 
 
 def read(path: Path) -> Planned:
-    """One plan. Raises UserError for a file that is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema_version"] != SCHEMA_VERSION:
-            raise UserError(f"'{path}' has schema version {data['schema_version']!r}; expected {SCHEMA_VERSION}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"'{path}' is not a readable plan ({error}); delete it, a run writes it again") from error
-    return Planned(path, data)
+    """One plan. Raises UserError for a file that is none, and names the field that is not as its schema has it."""
+    remedy = "delete it, a run writes it again"
+    found = Planned(path, document.content(path, "plan", remedy))
+    before: set[str] = set()
+    for cell in found.cells:
+        if not before.issuperset(cell["needs"]):
+            raise UserError(
+                f"'{path}' is no whole plan: {cell['says']} needs a cell that does not stand before; {remedy}"
+            )
+        before.add(cell["id"])
+    return found
 
 
 def read_all(results: Path) -> list[Planned]:
     """The plans of a results folder, the latest first."""
-    found = [read(path) for path in sorted((results / FOLDER).glob("*.json"))]
+    folder = results / FOLDER
+    found = [read(folder / entry.name) for entry in files.entries(folder) if entry.name.endswith(".json")]
     return sorted(found, key=lambda plan: (plan["written"], plan["id"]), reverse=True)

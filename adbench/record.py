@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,16 +128,19 @@ class Record(document.Document):
         training = self.data["training"]
         # The record comes from anywhere; its log is one of these two files and no other.
         file = self.path.parent / training["log"] if training and training["log"] in LOGS else None
-        if file is None or not file.is_file():
+        if file is None or not files.there(file):
             return []
-        content = file.read_bytes()
         try:
+            content = files.content(file)
             if training.get("log_sha256") not in (None, hashlib.sha256(content).hexdigest()):
                 raise ValueError("it has another SHA-256 than its record states")
             lines = (line for line in content.decode("utf-8").splitlines() if line.strip())
-            found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+            # What a method logs may be infinite.
+            found: list[dict[str, Any]] = document.parsed(f"[{','.join(lines)}]", finite=False)
+            if said := document.complaint("log", found):
+                raise ValueError(f"line {said}")
             return found
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"'{file}' is damaged ({error}); delete it to go on without its curve") from error
 
 
@@ -184,31 +186,38 @@ def _contradiction(data: dict[str, Any]) -> str | None:
 
 def finished(path: Path) -> Record | None:
     """The record of a finished cell, unless it or its outcomes are damaged; None where the cell is to be run."""
-    found = None if damage(path) else read(path) if path.is_file() else None
-    return found if found and found.done else None
+    found, said = examined(path)
+    return found if found and found.done and not said else None
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with the record at `path` or its outcomes, in a sentence; None where all is well or nothing there.
 
-    Reads every byte of both. Raises UserError for a record that another version of adbench wrote.
+    Reads every byte of both. Raises UserError for a record that another version of adbench wrote, and where the folder
+    does not tell whether there is one.
     """
-    if not path.is_file():
-        return None
+    return examined(path)[1]
+
+
+def examined(path: Path) -> tuple[Record | None, str | None]:
+    """The record at `path`, if it is there and can be read, and what `damage` says of it."""
+    if not files.there(path):
+        return None, None
+    found = None
     try:
         found = read(path)
         file = path.parent / OUTCOMES
         if found.done and found["outcomes"] is None:
-            return f"'{path}' is done without outcomes"
+            return found, f"'{path}' is done without outcomes"
         if found.done and sha256(file) != found["outcomes"]["sha256"]:
-            return f"'{file}' has another SHA-256 than its record states"
+            return found, f"'{file}' has another SHA-256 than its record states"
     except document.OtherVersion:
         raise
     except UserError as error:
-        return str(error)
+        return None, str(error)
     except OSError as error:
-        return f"'{error.filename}' cannot be read ({error.strerror})"
-    return None
+        return found, f"'{error.filename}' cannot be read ({error.strerror})"
+    return found, None
 
 
 def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> Iterator[Record]:

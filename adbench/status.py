@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,14 +9,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adbench import REVISION, locks, record
+from adbench import REVISION, document, files, locks, record
 from adbench.differences import differences, edited
 from adbench.errors import UserError
 from adbench.plans import Planned, expected
+from adbench.record import Record
 
-STATES = ("done", "running", "failed", "stale", "interrupted", "trained", "waiting", "new")
-"""stale: there is a result, but with other settings, or with a source that has changed since. interrupted: training
-was begun, and nobody is at it. trained: only the evaluation is missing. waiting: for a teacher."""
+STATES = ("done", "running", "failed", "damaged", "stale", "interrupted", "trained", "waiting", "new")
+"""damaged: there is a result, but not the one that was written; a run judges it again. stale: there is a result, but
+with other settings, or with a source that has changed since. interrupted: training was begun, and nobody is at it.
+trained: only the evaluation is missing. waiting: for a teacher."""
 
 # Of the files that adbench.train writes, whose module imports torch.
 LOG, SUMMARY, UNDER_WAY, CONFIGURATION = "log.jsonl", "training.json", ("resume.pt", "resume-2.pt"), "cell.json"
@@ -75,8 +76,8 @@ class Matrix:
 
     def _standing(self, cell: dict[str, Any], others: dict[str, Standing]) -> Standing:
         path = self.results / cell["record"]
-        found = _read(path)
-        if found and found["status"] == "done":
+        found, damage = _examined(path)
+        if found and found.done and not damage:
             return Standing(
                 cell, "done", took=(found["timing"].get("train", 0.0), found["timing"].get("evaluate", 0.0))
             )
@@ -89,6 +90,8 @@ class Matrix:
         todo = (0.0 if trained else training * (1 - min(1.0, epochs / cell["epochs"])), evaluation)
         if owner := locks.holder(folder):
             return Standing(cell, "running", f"{'evaluation' if trained else progress}, {owner}", todo)
+        if damage:
+            return Standing(cell, "damaged", damage, todo)
         if found:
             return Standing(cell, "failed", f"{found['error']['phase']}: {found['error']['message']}", todo)
         if (folder / SUMMARY).is_file():
@@ -123,8 +126,8 @@ class Matrix:
         own = self.folder(cell)
         if own.parent not in self._folders:
             named = self._folders[own.parent] = {}
-            for other in sorted(own.parent.iterdir()) if own.parent.is_dir() else ():
-                named.setdefault(other.name.rpartition("-")[0], []).append(other)
+            for other in files.entries(own.parent):
+                named.setdefault(other.name.rpartition("-")[0], []).append(own.parent / other.name)
         alike = self._folders[own.parent].get(own.name.rpartition("-")[0], [])
         return [one for one in alike if one != own and ((one / CONFIGURATION).is_file() or list(_records(one)))]
 
@@ -192,8 +195,8 @@ def why(matrix: Matrix, one: Standing) -> Iterator[str]:
     path, folder = matrix.results / cell["record"], matrix.folder(cell)
     yield f"{cell['says']}: {one.state}" + (f", {one.why}" if one.why else "")
     yield f"  id {cell['id']}, weights {cell['train_id']}, evaluation {cell['eval_id']}"
-    found = _read(path)
-    yield f"  {path}{'' if found else ' is not there'}"
+    found, damage = _examined(path)
+    yield f"  {path}{'' if found or damage else ' is not there'}"
     if found:
         origin = found["provenance"]
         yield f"  {found['status']} {origin['finished']} by adbench {origin['adbench']} on {origin['device']}"
@@ -222,9 +225,11 @@ def why(matrix: Matrix, one: Standing) -> Iterator[str]:
 
 def _candidates(matrix: Matrix, cell: dict[str, Any]) -> Iterator[tuple[Path, list[str]]]:
     """Other folders of the method (or of teachers) on this dataset, with what sets each apart."""
-    base = matrix.results / Path(cell["record"]).parts[0] / Path(cell["record"]).parts[1]
-    own = matrix.folder(cell)
-    for folder in sorted(base.glob("/".join(["*"] * (len(Path(cell["record"]).parts) - 4)))):
+    parts = Path(cell["record"]).parts
+    own, folders = matrix.folder(cell), [matrix.results / parts[0] / parts[1]]
+    for _ in parts[4:]:
+        folders = [folder / entry.name for folder in folders for entry in files.entries(folder)]
+    for folder in folders:
         if folder == own:
             continue
         for path in [*_records(folder)][:1] or [folder / CONFIGURATION]:
@@ -234,13 +239,26 @@ def _candidates(matrix: Matrix, cell: dict[str, Any]) -> Iterator[tuple[Path, li
 
 def _apart(matrix: Matrix, cell: dict[str, Any], path: Path) -> list[str]:
     """What sets a planned cell apart from a record, or from the configuration of a training."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    there, judged = (found["config"]["training"], found["config"]["evaluation"]) if "config" in found else (found, None)
+    judged = None
+    if path.name == record.FILE:
+        there, judged = record.read(path)["config"]["training"], record.read(path)["config"]["evaluation"]
+    else:
+        there = _configuration(path)
     lines = differences(there, cell["training"], lambda identity: _network(matrix, identity))
     if judged is not None:
         evaluation = matrix.plan["evaluations"][cell["eval_id"]]
         lines += differences(judged, evaluation, lambda identity: _network(matrix, identity), "eval.")
     return lines
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    try:
+        found = document.parsed(files.content(path))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no settings")
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' is damaged ({error}); delete it, a run writes it again") from error
+    return found
 
 
 def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
@@ -249,24 +267,29 @@ def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
         if cell["train_id"] == train_id:
             training: dict[str, Any] = cell["training"]
             return training
-    for folder in matrix.results.glob(f"*/teachers/*-{train_id[:8]}"):
-        for path in _records(folder):
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]["training"]
-            return found
+    for dataset in files.entries(matrix.results):
+        teachers = matrix.results / dataset.name / "teachers"
+        for folder in files.entries(teachers):
+            if folder.name.endswith(f"-{train_id[:8]}"):
+                for path in _records(teachers / folder.name):
+                    found: dict[str, Any] = record.read(path)["config"]["training"]
+                    return found
     return None
 
 
 def _records(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob(f"eval-*/{record.FILE}"))
+    for entry in files.entries(folder):
+        path = folder / entry.name / record.FILE
+        if entry.name.startswith("eval-") and path.is_file():
+            yield path
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """What a record says, or None. Without a look at its schema: there may be thousands, and a run looks."""
+def _examined(path: Path) -> tuple[Record | None, str | None]:
+    """The record, if it can be read, and what is wrong with it or its outcomes, if anything is."""
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        return found if found["status"] in ("done", "failed") else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return record.examined(path)
+    except document.OtherVersion as error:
+        return None, str(error)
 
 
 def _epochs(log: Path) -> int:
