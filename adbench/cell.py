@@ -33,7 +33,7 @@ from adbench.provenance import now, provenance
 from adbench.ranks import ALONE, Ranks
 from adbench.registry import METHODS
 from adbench.seeding import derive
-from adbench.teacher import Download, LocalFile, RobustBench, file_of
+from adbench.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -127,8 +127,11 @@ def teacher_network(cell: Cell, place: Place, dataset: Dataset) -> Network:
     return weights_of(cell, place, dataset, "best").to(place.torch_device)
 
 
-def check(cell: Cell, place: Place) -> None:
-    """Raise UserError for a cell that cannot work: data, attacks, a file that is not the network it should be."""
+def check(cell: Cell, place: Place, fetch: bool = True) -> None:
+    """Raise UserError for a cell that cannot work: data, attacks, a file that is not the network it should be.
+
+    fetch: weights that are not here are downloaded to be looked at; else they are taken to be right.
+    """
     dataset = cell_dataset(cell, place)
     attacks, transferred = cell.evaluation.attacks, cell.evaluation.transfer_attacks
     if set(transferred) & set(autoattack.VERSIONS):
@@ -138,8 +141,18 @@ def check(cell: Cell, place: Place) -> None:
             gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
     if set(attacks) & set(autoattack.VERSIONS):
         autoattack.check_classes(dataset.classes, f"'{cell.dataset}' has {dataset.classes}")
-    if cell.method is None:
+    if cell.method is None and (fetch or _is_here(cell, place)):
         weights_of(cell, place, dataset, "best")
+
+
+def _is_here(cell: Cell, place: Place) -> bool:
+    """Whether the weights of a cell that is not trained here lie in a file."""
+    source = cell.spec.source if cell.spec else None
+    if cell.spec and isinstance(source, Download):
+        return file_of(cell.spec, cell.dataset, place.data_dir).is_file()
+    if isinstance(source, RobustBench):
+        return robustbench_file(place.data_dir, cell.dataset, source.id).is_file()
+    return True
 
 
 @dataclass

@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from adbench import runner, teacher
-from adbench.cell import Place, cell_dataset, check, lookup, weights_of
+from adbench import record, runner, teacher
+from adbench.cell import Place, check, lookup
 from adbench.config import DEFAULT_PRESETS, experiment, merged, read_preset
 from adbench.errors import UserError
-from adbench.evaluate import Evaluator
 from adbench.matrix import Matrix, teacher_cell
+from adbench.runner import OnEvent
 from adbench.stats import wilson
 
+CLAIMS = ("clean", "pgd20", "aa")
 
-def verify_teacher(name: str, dataset: str | None, images: int | None, place: Place) -> tuple[list[str], bool]:
-    """Measure clean and PGD-20 accuracy of a teacher against its claims.
 
-    Returns lines to print and whether every claim lies within its tolerance of the measured value (on a part of
-    the test set: within the 95% interval over test images too). Raises UserError when there is nothing to verify.
+def verify_teacher(
+    name: str, dataset: str | None, images: int | None, place: Place, where: runner.Local, on_event: OnEvent
+) -> tuple[list[str], bool]:
+    """Measure every accuracy that a teacher claims: clean, under PGD-20 and under AutoAttack.
+
+    Returns lines to print, of which the last says what was compared, and whether each of these claims lies within its
+    tolerance of the measured value (on a part of the test set: within the 95% interval over test images too). The
+    teacher is judged as a cell of its own, so that what is measured is recorded, and measured once; `where` is how it
+    is run, and on_event hears of that. Raises UserError when there is nothing to verify, and where the teacher cannot
+    be judged.
     """
     spec = teacher.find(name, dataset)
-    where = dataset or spec.dataset
-    if where is None:
+    data = dataset or spec.dataset
+    if data is None:
         raise UserError(f"teacher '{spec.name}' is for any dataset; say which with --dataset")
-    claims = {"clean": spec.expected.clean, "pgd20": spec.expected.pgd20}
-    if all(claim is None for claim in claims.values()):
-        raise UserError(f"teacher '{spec.name}' claims no clean or pgd20 accuracy; add [expected] to its file")
-    preset = read_preset(DEFAULT_PRESETS.get(where, "paper"))
-    settings = merged(preset, {"eval": {"images": images, "attacks": ["pgd20"], "proxies": []}})
-    cell = teacher_cell(experiment(settings), where, spec, lookup(place.data_dir))
+    claims = {metric: claim for metric in CLAIMS if (claim := getattr(spec.expected, metric)) is not None}
+    if not claims:
+        raise UserError(f"teacher '{spec.name}' claims no {', '.join(CLAIMS)} accuracy; add [expected] to its file")
+    preset = read_preset(DEFAULT_PRESETS.get(data, "paper"))
+    attacks = [metric for metric in claims if metric != "clean"]
+    judging = {"images": images, "aa_images": None, "attacks": attacks, "proxies": [], "masking": 0}
+    cell = teacher_cell(experiment(merged(preset, {"eval": judging})), data, spec, lookup(place.data_dir))
     check(cell, place)
-    if cell.method is not None:
-        done = runner.run(runner.plan(Matrix((cell,), ()), place.results), place, runner.Local(), lambda *_: None)
-        failure = done[cell.id]["error"] if cell.id in done else None
-        if failure:
-            raise UserError(f"teacher '{spec.name}' failed in {failure['phase']}: {failure['message']}")
-    data = cell_dataset(cell, place)
-    evaluator = Evaluator(
-        weights_of(cell, place, data, "best"), data.test, data.threat,
-        seed=cell.evaluation.seed, batch_size=cell.evaluation.batch_size, device=place.torch_device,
-    )  # fmt: skip
-    measured = {"clean": evaluator.clean, "pgd20": evaluator.under("pgd20", len(data.test))}
+    runner.run(runner.plan(Matrix((cell,), ()), place.results), place, where, on_event)
+    found = record.read(cell.record_path(place.results))
+    if not found.done:
+        raise UserError(f"teacher '{spec.name}' failed in {found['error']['phase']}: {found['error']['message']}")
     lines, agrees = [], True
     for metric, claim in claims.items():
-        if claim is None:
-            continue
-        correct, n = int(measured[metric].right.sum()), len(data.test)
+        correct, n = found["metrics"][metric]["correct"], found["metrics"][metric]["n"]
         low, high = wilson(correct, n)
         near = abs(correct / n - claim) <= spec.expected.tolerance or (images is not None and low <= claim <= high)
         agrees &= near
@@ -51,4 +50,6 @@ def verify_teacher(name: str, dataset: str | None, images: int | None, place: Pl
             f"  {metric:6} {100 * correct / n:6.2f}%  claimed {100 * claim:.2f}%  "
             f"n = {n}  {'agrees' if near else 'DIFFERS'}"
         )
+    rest = [metric for metric in CLAIMS if metric not in claims]
+    lines.append(f"compared: {', '.join(claims)}" + (f"; not claimed: {', '.join(rest)}" if rest else ""))
     return lines, agrees

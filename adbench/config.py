@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from adbench.data.threat import as_text, meant, meant_attack
 from adbench.errors import UserError, is_text, unknown
+from adbench.files import user_text
 from adbench.seeding import LARGEST
 
 M = TypeVar("M", bound=BaseModel)
@@ -188,11 +189,10 @@ def read_preset(name: str) -> dict[str, Any]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A user's TOML file. Raises UserError when it is missing or not TOML."""
+    text = user_text(path, "configuration")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"configuration '{path}' does not exist") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"configuration '{path}' is not valid TOML: {error}") from error
 
 

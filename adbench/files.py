@@ -125,6 +125,33 @@ def content(path: Path) -> bytes:
         return file.read()
 
 
+def expanded(path: Path) -> Path:
+    """`path` with the home folder for a leading `~` or `~name`. Raises UserError where there is no such home."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"'{path}': no home folder is known for '{path.parts[0]}'; write the path in full") from error
+
+
+def user_text(path: Path, kind: str) -> str:
+    """The text of a user's file in UTF-8, with or without a byte-order mark. Raises UserError that names `kind`."""
+    path = expanded(path)
+    if reason := no_file(path):
+        raise UserError(f"{kind} '{path}' {reason}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{kind} '{path}' cannot be read: {error.strerror or error}") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
+        raise UserError(f"{kind} '{path}' is in UTF-16 or UTF-32; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{kind} '{path}' is not in UTF-8 ({error.reason} at byte {error.start}); save it so"
+        ) from error
+
+
 def no_file(path: Path) -> str | None:
     """Why there is no file to read at `path`, as "does not exist" or "is a folder"; None where there is one.
 

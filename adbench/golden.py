@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from adbench import files
 from adbench.attacks import linf
 from adbench.attacks.linf import Objective
 from adbench.data import parse_fraction
@@ -67,8 +68,8 @@ def _node(value: Any, path: str) -> Any:
 def read(path: Path) -> Node:
     """The reference file. Raises UserError unless it is JSON with a table at the top."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(files.user_text(path, "reference"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"reference '{path}' cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"reference '{path}' is not a JSON object with sections such as 'outer' and 'attacks'")

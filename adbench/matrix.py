@@ -357,7 +357,11 @@ class _Teachers:
     def asked(self, guided: bool) -> Sequence[TeacherSpec | None]:
         """The experiment's teachers for this dataset, or the dataset's own where none is named but one is needed."""
         if self.experiment.teachers:
-            return self._fitting(self.experiment.teachers) if guided else [None]
+            if guided:
+                return self._fitting(self.experiment.teachers)
+            for name in self.experiment.teachers:
+                teachers.find(name, self.dataset)  # raises for one that there is not
+            return [None]
         if not guided:
             return [None]
         if self.dataset not in DEFAULT_TEACHERS:

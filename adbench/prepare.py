@@ -71,6 +71,7 @@ def prepare(
 
     if source is not None and not source.is_dir():
         raise UserError(f"--from: '{source}' is no folder")
+    files.expanded(place.data_dir)  # raises where there is none
     look = lookup(place.data_dir)
     ready = []
     for name in experiment.datasets:

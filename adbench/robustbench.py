@@ -48,7 +48,7 @@ def load(model_id: str, dataset: str, *, cache_dir: Path, threat: str = "Linf") 
         raise UserError(
             f"the RobustBench model '{model_id}' is an ensemble or has no single file; choose another teacher"
         )
-    path = cache_dir / dataset / threat / f"{model_id}.pt"
+    path = files.expanded(cache_dir) / dataset / threat / f"{model_id}.pt"
     if not path.exists():
         _fetch(download, address, path, model_id)
     try:

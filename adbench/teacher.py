@@ -25,7 +25,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from adbench.config import Section, Train, read_toml, validated
 from adbench.download import Wanted, google_drive
 from adbench.errors import UserError, unknown
-from adbench.files import content_id, no_file, sha256
+from adbench.files import content_id, expanded, no_file, sha256
 from adbench.models.names import canonical
 
 
@@ -141,7 +141,7 @@ def find(text: str, dataset: str | None = None) -> TeacherSpec:
         source = {"kind": "robustbench", "id": model}
         return validated(TeacherSpec, {"name": model, "architecture": model, "source": source}, text)
     if text.endswith(".toml"):
-        path = Path(text)
+        path = expanded(Path(text))
         return _settle(path.stem, read_toml(path), path)
     if "@" in text:
         architecture, _, file = text.partition("@")
@@ -157,6 +157,7 @@ def find(text: str, dataset: str | None = None) -> TeacherSpec:
 
 def split_key(path: Path) -> tuple[Path, str | None]:
     """A checkpoint given as FILE or FILE#KEY; what exists as a whole is meant as a whole."""
+    path = expanded(path)
     file, hash_sign, key = str(path).rpartition("#")
     return (Path(file), key) if hash_sign and file and not path.exists() else (path, None)
 
@@ -174,7 +175,7 @@ def robustbench_file(data_dir: Path, dataset: str, model: str) -> Path:
     """Where RobustBench's own package puts a model, and adbench too."""
     # Both may come from a record, and that from anywhere.
     parts = (re.sub(r"[^A-Za-z0-9._+-]", "_", part).lstrip(".") or "_" for part in (dataset, f"{model}.pt"))
-    return (data_dir / ROBUSTBENCH).joinpath(next(parts), "Linf", next(parts))
+    return (expanded(data_dir) / ROBUSTBENCH).joinpath(next(parts), "Linf", next(parts))
 
 
 def file_of(spec: TeacherSpec, dataset: str, data_dir: Path) -> Path:
@@ -184,7 +185,7 @@ def file_of(spec: TeacherSpec, dataset: str, data_dir: Path) -> Path:
     if source.id:
         return robustbench_file(data_dir, dataset, source.id)
     address = content_id([source.urls, source.gdrive])[:8]
-    return data_dir / "teachers" / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', spec.name).lstrip('.')}-{address}.pt"
+    return expanded(data_dir) / "teachers" / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', spec.name).lstrip('.')}-{address}.pt"
 
 
 def wanted(spec: TeacherSpec) -> Wanted:
@@ -199,10 +200,10 @@ def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSp
     spec = validated(TeacherSpec, {"name": name, **settings}, f"teacher '{name}'")
     changes: dict[str, Any] = {"architecture": canonical(spec.architecture)}
     if file and spec.natural and spec.natural.endswith(".toml"):
-        changes["natural"] = str(file.parent / spec.natural)
+        changes["natural"] = str(file.parent / expanded(Path(spec.natural)))
     if isinstance(spec.source, LocalFile):
         base = file.parent if file else Path()
-        path = (base / spec.source.path).expanduser()
+        path = base / expanded(spec.source.path)
         if reason := no_file(path):
             raise UserError(f"teacher '{name}': checkpoint '{path}' {reason}")
         found = sha256(path)

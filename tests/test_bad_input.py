@@ -49,6 +49,7 @@ def sentence(result: Result) -> str:
     [
         # Names, each with the nearest one that exists
         ("run --methods rslda", "unknown method 'rslda'; did you mean 'rslad'?"),
+        ("run --methods natural --teacher digits-robst", "unknown teacher 'digits-robst'; did you mean"),
         ("run --teacher digits-robst", "unknown teacher 'digits-robst'; did you mean 'digits-robust'?"),
         ("run --student cnn-l6", "unknown model 'cnn-l6'; did you mean 'cnn-16'?"),
         ("run --dataset digitz", "unknown dataset 'digitz'; did you mean 'digits'?"),
@@ -107,7 +108,7 @@ def sentence(result: Result) -> str:
         ("run --device meta", "device 'meta' cannot be used here"),
         # Files that are not there
         ("run --config nope.toml", "configuration 'nope.toml' does not exist"),
-        ("run --config .", "configuration '.' is not valid TOML"),
+        ("run --config .", "configuration '.' is a folder"),
         ("run --teacher nope.toml", "'nope.toml' does not exist"),
         ("run --teacher cnn-4@nope.pt", "checkpoint 'nope.pt' does not exist"),
         ("eval nope.pt --arch cnn-4", "checkpoint 'nope.pt' does not exist"),

@@ -13,10 +13,11 @@ import click
 import jsonschema
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, records, run
 
-from adbench import record
+from adbench import cell, record
 from adbench.cell import lookup
 from adbench.cli import main
 from adbench.config import experiment, merged, parse_setting, read_preset
@@ -303,6 +304,28 @@ def test_a_teacher_is_verified_against_its_claim(finished: Path) -> None:
     assert wrong.exit_code == 1
     assert "DIFFERS" in wrong.output
     assert "pgd20" in wrong.output
+
+
+def test_every_claim_of_a_teacher_is_compared_and_measured_once(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights(finished, "rslad")
+    (tmp_path / "mine.toml").write_text(
+        f'architecture = "cnn-4"\ndataset = "digits"\n[source]\nkind = "file"\npath = "{path}"\n'
+        f"[expected]\nclean = 0.1\naa = 1.0\ntolerance = 0.9\n",
+        encoding="utf-8",
+    )
+    words = ["teachers", tmp_path / "mine.toml", "--verify", "--images", "8", "--results", tmp_path / "results"]
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    first = cli(*words)
+    assert not torch.backends.cudnn.allow_tf32
+    (found,) = records(tmp_path / "results").values()
+    assert found["metrics"].keys() == {"clean", "aa"}
+    correct = found["metrics"]["aa"]["correct"]
+    assert f"aa     {100 * correct / 8:6.2f}%  claimed 100.00%" in first.output
+    assert "compared: clean, aa; not claimed: pgd20" in first.output
+    monkeypatch.setattr(cell, "_evaluate", None)  # a second evaluation would fail
+    assert f"aa     {100 * correct / 8:6.2f}%" in cli(*words).output
 
 
 def test_results_are_exported_in_every_format(finished: Path) -> None:

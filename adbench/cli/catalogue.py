@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from adbench.cli.options import (
+    FilePath,
     data_dir_option,
     device_option,
     make_writable,
+    place_of,
     plugin_option,
-    ready,
     results_option,
     threads_option,
 )
@@ -45,7 +46,7 @@ def list_(what: str | None) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--verify", is_flag=True, help="Measure the teacher's clean and PGD-20 accuracy against its claim.")
+@click.option("--verify", is_flag=True, help="Measure each accuracy that the teacher claims.")
 @click.option("--dataset", metavar="NAME", help="Dataset to verify on. [default: the teacher's own]")
 @click.option("--images", type=click.IntRange(min=1), help="Verify on the first N test images. [default: all]")
 @threads_option()
@@ -75,17 +76,20 @@ def teachers(
     click.echo(listing.describe_teacher(name, dataset))
     if verify:
         from adbench.claims import verify_teacher
+        from adbench.display import Display, console
+        from adbench.runner import Local
 
-        place = ready(results, data_dir, device, threads)
+        place = place_of(results, data_dir, device)
         make_writable(results)
-        lines, agrees = verify_teacher(name, dataset, images, place)
+        with Display(console(), 1) as display:
+            lines, agrees = verify_teacher(name, dataset, images, place, Local(threads=threads), display)
         for line in lines:
             click.echo(line)
         sys.exit(0 if agrees else 1)
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=FilePath(dir_okay=False))
 @threads_option("1")
 def golden(file: Path, threads: int | None) -> None:
     """Replay reference values of the authors' own code through the methods' losses and attacks.
@@ -174,7 +178,7 @@ def validate(methods: tuple[str, ...], threads: int | None) -> None:
 @click.argument("name")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     default=Path(),
     show_default=True,
     help="Folder to write the file to.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench.cli.options import fast_aa_option, keep_option, names, plugin_option, precision_option, seeds_of
+from adbench.cli.options import FilePath, fast_aa_option, keep_option, names, plugin_option, precision_option, seeds_of
 
 if TYPE_CHECKING:
     from adbench.config import Experiment
@@ -84,7 +84,7 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--preset", "presets", multiple=True, callback=names, metavar="NAMES",
                          help="Recipe: adbench list presets; of several, later ones win. [default: digits for "
                          "digits, else paper]"),
-            click.option("--config", type=click.Path(path_type=Path), metavar="FILE.toml",
+            click.option("--config", type=FilePath(), metavar="FILE.toml",
                          help="Settings; they win over the preset."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                          help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import click
 
 from adbench import machine
 from adbench.errors import LeftOut, Nothing, UserError
+from adbench.files import expanded
 from adbench.seeding import LARGEST
 
 if TYPE_CHECKING:
@@ -24,8 +25,27 @@ MOST_SEEDS = 1000
 
 
 def names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    """Repeated options and comma lists alike, in order, once each."""
-    return tuple(dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip()))
+    """Repeated options and comma lists alike, in order, once each; a path with commas that exists is one name."""
+    return tuple(dict.fromkeys(name for value in values for name in listed(value)))
+
+
+def listed(value: str) -> list[str]:
+    """The names in a comma list."""
+    parts, found = value.split(","), []
+    while parts:
+        count = next((n for n in range(len(parts), 1, -1) if _exists(",".join(parts[:n]))), 1)
+        found.append(",".join(parts[:count]).strip())
+        parts = parts[count:]
+    return [name for name in found if name]
+
+
+def _exists(name: str) -> bool:
+    """Whether a dataset, a teacher's file or the checkpoint of ARCHITECTURE@FILE is there."""
+    from adbench.teacher import split_key
+
+    with suppress(UserError, OSError, ValueError):
+        return any(split_key(Path(path.strip()))[0].exists() for path in (name, name.partition("@")[2]) if path.strip())
+    return False
 
 
 def seeds_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -87,25 +107,44 @@ def _plugins(_: click.Context, __: click.Parameter, paths: Sequence[Path]) -> tu
     return tuple(METHODS.add_file(path) for path in paths)
 
 
-plugin_option = click.option(
-    "--plugin", "plugins", type=click.Path(path_type=Path), multiple=True, callback=_plugins, expose_value=False,
-    is_eager=True, metavar="FILE.py", help="Add the method that this Python file defines, under the file's name.",
-)  # fmt: skip
+class FilePath(click.Path):
+    """A file or folder as a `Path`; `~` at its beginning is the home folder."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(path_type=Path, **more)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        path = Path(value)
+        try:
+            path = expanded(path)
+        except UserError:
+            if value != DATA_DIR:  # a default: what needs it says so
+                raise
+        return super().convert(path, parameter, context)
 
 
-class Folder(click.Path):
+class Folder(FilePath):
     """A folder, there or not. An empty name, as of a shell variable that is not set, is not the working directory."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False)
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         return super().convert(value, parameter, context) if value != "" else self.fail("no folder is named", parameter)
 
 
+plugin_option = click.option(
+    "--plugin", "plugins", type=FilePath(), multiple=True, callback=_plugins, expose_value=False,
+    is_eager=True, metavar="FILE.py", help="Add the method that this Python file defines, under the file's name.",
+)  # fmt: skip
+
+
 results_option = click.option(
-    "--results", type=Folder(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
+    "--results", type=Folder(), default=Path("results"), show_default=True,
     help="Folder of the records.",
 )  # fmt: skip
 data_dir_option = click.option(
-    "--data-dir", type=Folder(path_type=Path, file_okay=False), default=DATA_DIR, show_default=True,
+    "--data-dir", type=Folder(), default=DATA_DIR, show_default=True,
     envvar="ADBENCH_DATA", help="Folder of the datasets (downloaded there if they are not): the torchvision "
     "layout, or cifar10.npz / cifar100.npz. Also read from ADBENCH_DATA.",
 )  # fmt: skip
@@ -195,7 +234,7 @@ def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
     if not found:
         mps = ", or mps" if torch.backends.mps.is_available() else ""
         raise UserError(f"device '{name}' cannot be used here; choose cpu, cuda or cuda:N{mps}")
-    return Place(results, data_dir.expanduser(), name)
+    return Place(results, data_dir, name)
 
 
 def make_writable(results: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from adbench.cli.options import (
+    FilePath,
     data_dir_option,
     device_option,
     finished_options,
@@ -37,7 +38,7 @@ def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @results_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     default=Path("reports"),
     show_default=True,
     help="Folder to write to.",
@@ -114,7 +115,7 @@ def report(
     show_default=True,
     type=click.Choice(["table", "csv", "json", "parquet", "latex", "markdown"]),
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write there instead of printing.")
+@click.option("--out", type=FilePath(dir_okay=False), help="Write there instead of printing.")
 def results_(
     results: Path, dataset: str | None, method: str | None, teacher: str | None, student: str | None,
     kind: str | None, status: str | None, form: str, out: Path | None,
@@ -210,10 +211,10 @@ def cam(
 
 
 @click.command()
-@click.argument("record_path", metavar="RECORD", type=click.Path(path_type=Path))
+@click.argument("record_path", metavar="RECORD", type=FilePath())
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="The network's weights. [default: where the record has them]",
 )
 @click.option("--again", type=click.IntRange(min=1), metavar="N", help="Attack N test images anew, chosen by chance.")

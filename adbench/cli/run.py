@@ -13,6 +13,7 @@ import click
 
 from adbench.cli.matrix import Asked, matrix_options
 from adbench.cli.options import (
+    FilePath,
     data_dir_option,
     device_option,
     fast_aa_option,
@@ -147,7 +148,7 @@ def _carry_out(
 
         plan = _plan(experiment, place)
         for cell in plan.matrix.cells:
-            check(cell, place)
+            check(cell, place, fetch=not dry_run)
         if not dry_run:
             make_writable(results)
         costs = _costs(plan, place, where)
@@ -242,7 +243,7 @@ def cost(
 
 
 @click.command("eval")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=FilePath())
 @click.option("--arch", required=True, metavar="NAME", help="Architecture of the checkpoint.")
 @click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="Dataset, by name or path.")
 @click.option("--attacks", multiple=True, callback=names, metavar="NAMES", help="[default: fgsm,pgd20,cw,aa]")

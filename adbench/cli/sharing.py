@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from adbench.cli.matrix import Asked, matrix_options
-from adbench.cli.options import data_dir_option
+from adbench.cli.options import FilePath, data_dir_option
 
 
 @click.command()
@@ -17,7 +17,7 @@ from adbench.cli.options import data_dir_option
 @click.option(
     "--from",
     "source",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     metavar="DIR",
     help="Take files from this folder first: another machine's data folder, or downloads under their own names.",
 )
@@ -58,7 +58,7 @@ def prepare(asked: Asked, source: Path | None, data_dir: Path) -> None:
 
             return hear
 
-        place = Place(Path(), data_dir.expanduser(), "cpu")  # it has no results to speak of
+        place = Place(Path(), data_dir, "cpu")  # it has no results to speak of
         for item in preparing.prepare(asked.experiment(), place, source, listener):
             failed += item.error
             said = " ".join(item.says.split())
@@ -69,16 +69,14 @@ def prepare(asked: Asked, source: Path | None, data_dir: Path) -> None:
 
 
 @click.command()
-@click.argument("record_path", metavar="RECORD", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR", help="Folder to write to."
-)
+@click.argument("record_path", metavar="RECORD", type=FilePath())
+@click.option("--out", type=FilePath(file_okay=False), required=True, metavar="DIR", help="Folder to write to.")
 @click.option(
     "--name", metavar="NAME", help="Name of the files, as in Zi2021Revisiting. [default: of method and student]"
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="The network's weights. [default: where the record has them]",
 )
 @data_dir_option
@@ -95,5 +93,5 @@ def export(record_path: Path, out: Path, name: str | None, checkpoint: Path | No
     from adbench import record, share
 
     path = record_path / record.FILE if record_path.is_dir() else record_path
-    for line in share.export(record.read(path), out, data_dir.expanduser(), name=name, file=checkpoint):
+    for line in share.export(record.read(path), out, data_dir, name=name, file=checkpoint):
         click.echo(line)

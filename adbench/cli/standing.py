@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adbench.cli.matrix import Asked, matrix_options
-from adbench.cli.options import results_option
+from adbench.cli.options import FilePath, results_option
 from adbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,9 +121,9 @@ def _table(matrix: Matrix) -> Iterator[str]:
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=FilePath())
 @click.option(
-    "--into", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="RESULTS",
+    "--into", type=FilePath(file_okay=False), required=True, metavar="RESULTS",
     help="The results folder that gets everything; made if it is not there.",
 )  # fmt: skip
 def merge(folders: tuple[Path, ...], into: Path) -> None:

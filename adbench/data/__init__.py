@@ -18,6 +18,7 @@ from adbench.data.identity import is_path
 from adbench.data.own import read_own
 from adbench.data.threat import Threat, as_text, parse_fraction
 from adbench.errors import UserError, unknown, warn
+from adbench.files import expanded
 from adbench.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def load(
 
 def _read(name: str, data_dir: Path) -> Arrays:
     if is_path(name):
-        return read_own(Path(name))
+        return read_own(expanded(Path(name)))
     if name not in DATASETS:
         hint = "adbench list datasets; a path has a '/' or ends in .npz"
         raise unknown("dataset", name, DATASETS.names(), where=hint)

@@ -12,6 +12,7 @@ from adbench.data import cifar
 from adbench.data.arrays import Arrays, stratified_order
 from adbench.data.own import read_npz
 from adbench.data.threat import Threat
+from adbench.files import expanded
 
 CIFAR_THREAT = Threat(eps=Fraction(8, 255), step=Fraction(2, 255))
 
@@ -81,6 +82,7 @@ def cifar100(data_dir: Path) -> Arrays:
 
 
 def _cifar(data_dir: Path, name: str, torchvision_class: Any, class_names: tuple[str, ...]) -> Arrays:
+    data_dir = expanded(data_dir)
     npz = data_dir / f"{name}.npz"
     parts = read_npz(npz) if npz.is_file() else cifar.read(name, data_dir, torchvision_class)
     # Rice et al. 2020 hold out 1,000 training images to choose the checkpoint; so does adbench.
