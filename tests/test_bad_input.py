@@ -310,8 +310,8 @@ def test_a_mistake_in_a_teacher_file_is_named(old: str, new: str, said: str) -> 
 
 def _npz(path: Path, classes: int) -> Path:
     labels = np.arange(24) % classes
-    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8)
-    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    images = np.random.default_rng(0).integers(0, 256, (2, 24, 8, 8), dtype=np.uint8)
+    np.savez(path, x_train=images[0], y_train=labels, x_test=images[1], y_test=labels)
     return path
 
 
