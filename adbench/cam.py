@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, document, files, locks
+from adbench import analysis, document, files, locks, terminal
 from adbench.analysis import Analysis
 from adbench.cell import Place
-from adbench.compare import columns
 from adbench.errors import UserError
 from adbench.losses import CamNorm, alignment, cam, normalise_map
 from adbench.models import Network
@@ -197,5 +196,5 @@ def table(one: Analysis) -> Iterator[str]:
         )
         for network, found in zip(one["networks"][1:], one["agreement"], strict=True)
     ]
-    yield from columns([head, *rows])
+    yield from terminal.table([head, *rows])
     yield f"  in {one.path}"

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from adbench import terminal
 from adbench.errors import UserError, unknown
 from adbench.files import below
 from adbench.record import FILE, Record, read, read_all
 from adbench.report.paired import Pair, Seeds, methods, networks
+from adbench.report.paired import unlike as not_alike
 from adbench.report.runs import Run, collect, heading
+from adbench.report.teachers import named_apart
+from adbench.setting import Setting
 
 
-def lines(first: str, second: str, results: Path, left_out: Callable[[str], object] | None = None) -> Iterator[str]:
+def lines(
+    first: str, second: str, results: Path, left_out: Callable[[str], object] | None = None, *, anyway: bool = False
+) -> Iterator[str]:
     """What the command prints: two records (given as paths), or two methods wherever both ran.
+
+    anyway: compare networks also where they were not judged alike, with both settings on top.
 
     left_out: hears of damaged records, and of seeds whose outcomes are damaged; without it, either is a UserError.
 
@@ -23,17 +32,28 @@ def lines(first: str, second: str, results: Path, left_out: Callable[[str], obje
     """
     if _is_path(first) or _is_path(second):
         one, other = _record(Path(first)), _record(Path(second))
-        yield from _pair_table(networks(one, other), one["label"], other["label"])
+        pairs = networks(one, other, anyway=anyway)
+        yield from _settings(one["label"], other["label"], Setting.of(one), Setting.of(other))
+        yield from _pair_table(pairs, one["label"], other["label"])
         return
-    runs = collect(read_all(results, left_out), "student")
+    runs = collect(named_apart(list(read_all(results, left_out))), "student")
     ours, theirs = (_named(name, runs, results) for name in (first, second))
     places = [(a, b) for a in ours for b in theirs if _same_place(a, b)]
     if not places:
         raise UserError(f"'{first}' and '{second}' have no data set, student and teacher in common in '{results}'")
+    unlike = [(a, b) for a, b in places if a.setting.apart(b.setting)]
+    if len(unlike) == len(places) and not anyway:
+        a, b = unlike[0]
+        raise not_alike(a.label, b.label, a.setting, b.setting)
     for a, b in places:
-        over_seeds, pairs = methods(_judged(a, left_out), _judged(b, left_out))
+        if (a, b) in unlike and not anyway:
+            said = f"not judged alike, not compared ({a.setting.against(b.setting)})"
+            yield from terminal.wrapped(f"{a.label} against {b.label}: {said}")
+            continue
+        over_seeds, pairs = methods(_judged(a, left_out), _judged(b, left_out), anyway=anyway)
         where = f"{a.dataset}, {a.student}" + (f" taught by {a.teacher or b.teacher}" if a.teacher or b.teacher else "")
-        yield f"{where}: {a.label} against {b.label}"
+        yield from terminal.wrapped(f"{where}: {a.label} against {b.label}")
+        yield from _settings(a.label, b.label, a.setting, b.setting)
         if not pairs:
             yield "  no seed in common"
             continue
@@ -42,8 +62,20 @@ def lines(first: str, second: str, results: Path, left_out: Callable[[str], obje
         yield from _pair_table(pairs, a.label, b.label)
 
 
+def _settings(first: str, second: str, one: Setting, other: Setting) -> Iterator[str]:
+    """How both were judged: in one line, or in one each and a warning."""
+    keys = one.apart(other)
+    if not keys:
+        yield from terminal.wrapped(f"both: {Setting.merged([one, other]).describe()}", "  ")
+        return
+    yield "  not judged alike: what follows is not of the networks alone"
+    yield from terminal.wrapped(f"{first}: {one.describe(keys)}", "  ")
+    yield from terminal.wrapped(f"{second}: {other.describe(keys)}", "  ")
+
+
 def _is_path(text: str) -> bool:
-    return "/" in text or text.endswith(".json") or Path(text).exists()
+    """Whether a record is meant by its path; a bare name is a method's, whatever lies beside you (./name is a path)."""
+    return os.sep in text or "/" in text or text.endswith(".json")
 
 
 def _record(path: Path) -> Record:
@@ -88,33 +120,33 @@ def _seed_table(rows: Sequence[Seeds], first: str, second: str) -> Iterator[str]
     head = ("attack", "seeds", first, second, "difference", "95% interval over seeds")
     body = [
         (heading(r.attack), str(r.seeds), _percent(r.first), _percent(r.second), f"{100 * r.difference:+.2f}",
-         "-" if math.isnan(r.half) else f"{100 * (r.difference - r.half):+.2f} to {100 * (r.difference + r.half):+.2f}")
+         _spread(r))
         for r in rows
     ]  # fmt: skip
-    yield from columns([head, *body])
+    yield from terminal.table([head, *body])
+
+
+def _spread(row: Seeds) -> str:
+    """The 95% interval of the mean difference; of two seeds, which give none worth printing, their range."""
+    if row.seeds < 2:
+        return "-"
+    two = row.seeds == 2
+    low, high = (min(row.each), max(row.each)) if two else (row.difference - row.half, row.difference + row.half)
+    return f"{100 * low:+.2f} to {100 * high:+.2f}" + (" (range)" if two else "")
 
 
 def _pair_table(rows: Sequence[Pair], first: str, second: str) -> Iterator[str]:
     if not rows:
         raise UserError("the two records have no attack in common")
-    head = ("attack", "seed", "images", first, second, "only first right", "only second right", "McNemar p")
+    head = ("attack", "seed", "images", first, second, "first only", "second only", "McNemar p")
     body = [
         (heading(r.attack), "-" if r.seed is None else str(r.seed), str(r.n), _percent(r.first), _percent(r.second),
-         str(r.only_first), str(r.only_second), f"{r.p_value:.3g}")
+         *("-" if count is None else str(count) for count in (r.only_first, r.only_second)),
+         "-" if math.isnan(r.p_value) else f"{r.p_value:.3g}")
         for r in rows
     ]  # fmt: skip
-    yield from columns([head, *body])
+    yield from terminal.table([head, *body])
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
-
-
-def columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows as lines of a table on a terminal: the first column flush left, the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  " + "  ".join(cells).rstrip()

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, document, locks
+from adbench import analysis, document, locks, terminal
 from adbench.analysis import Analysis
 from adbench.cell import Place
-from adbench.compare import columns
 from adbench.errors import UserError
 from adbench.models import Network
 from adbench.provenance import now, provenance
@@ -148,7 +147,7 @@ def table(one: Analysis) -> Iterator[str]:
 
     names = [f"{number}  {network['name']}" for number, network in enumerate(one["networks"], 1)]
     yield "  accuracy (%) of each network, by column, on images made on each network, by row"
-    yield from columns(
+    yield from terminal.table(
         [
             ("made on", *(str(number + 1) for number in range(len(names)))),
             row("-  (clean images)", [network["clean"] for network in one["networks"]]),

@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench import files, record
+from adbench import files, record, terminal
 from adbench.errors import Nothing, UserError
+from adbench.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_NAMES = ("label", "dataset", "student", "teacher", "seed", "seeds", "status", "eps", "step", "n", "search")
+_WHICH = ("label", "dataset", "student", "teacher", "seed", "seeds")
+_SPOKEN = {"search": "AutoAttack's search:"}
+_SHARED = ("dataset", "student", "teacher", "status", "search")
+"""Columns that a terminal has no room for where all rows say the same: it is said once, above."""
+
 
 def export(
-    results: Path, wanted: dict[str, str], form: str, out: Path | None, left_out: Callable[[str], object] | None = None
-) -> None:
-    """Print the records that match every `wanted` column, or write them to `out`.
+    results: Path, wanted: dict[str, str], form: str, out: Path | None,
+    left_out: Callable[[str], object] | None = None, spread: str | None = None,
+) -> None:  # fmt: skip
+    """Print the records that have every value of `wanted`, or write them to `out`.
 
-    form: table, csv, json, parquet (binary, so only to a file), latex or markdown. left_out: as of
-    `record.read_all`. Raises UserError when nothing matches.
+    form: table, csv, json, parquet (binary, so only to a file), latex or markdown. left_out: as of `record.read_all`.
+    spread: a row for all seeds of a network, with their mean and what `Estimate.spread` calls so. Raises UserError when
+    nothing matches.
     """
-    table = record.load(results, left_out)
-    if len(table):
-        # Networks from elsewhere have no seed; the others' are whole numbers all the same.
-        table["seed"] = table["seed"].astype("Int64")
-    for column, value in wanted.items():
-        table = table[table[column] == value] if len(table) else table
+    from adbench.report.teachers import named_apart
+
+    everything = list(record.read_all(results, left_out))
+    records = [
+        named
+        for plain, named in zip(everything, named_apart(everything), strict=True)
+        if all(value in (plain[key], named[key]) for key, value in wanted.items())
+    ]
+    if form in ("table", "latex", "markdown"):
+        records.sort(key=_order)
+    table = _over_seeds(records, spread) if spread else record.frame(records)
     if table.empty:
         asked = ", ".join(f"{k} = {v}" for k, v in wanted.items()) or "any"
         raise Nothing(f"no record in '{results}' matches ({asked})")
+    if "seed" in table:
+        # Networks from elsewhere have no seed; the others' are whole numbers all the same.
+        table["seed"] = table["seed"].astype("Int64")
     if form == "parquet":
         if out is None:
             raise UserError("parquet is a binary format; name a file with --out")
@@ -45,32 +62,124 @@ def export(
         files.write_text(out, text if text.endswith("\n") else text + "\n")
 
 
+def _order(one: Record) -> tuple[Any, ...]:
+    """As the report's tables have them: students by method in the paper's order, then teachers, then others."""
+    from adbench.report.runs import METHODS, natural
+
+    kinds, known = ("student", "teacher", "checkpoint"), list(METHODS)
+    method = known.index(one["method"]) if one["method"] in known else len(known)
+    seed = -1 if one["seed"] is None else one["seed"]
+    return (
+        natural(one["dataset"]), kinds.index(one["kind"]), natural(one["student"]), method, natural(one["label"]),
+        natural(one["teacher"] or ""), seed,
+    )  # fmt: skip
+
+
+def _over_seeds(records: Sequence[Record], spread: str) -> pd.DataFrame:
+    """A row for the finished seeds of each network that were judged alike: `record.frame`'s columns of what they share,
+    the number of seeds, and for every metric m the mean `m`, `m.spread` (fractions) and `m.spread_is`."""
+    from adbench.report.runs import collect
+
+    runs = [run for kind in ("student", "teacher", "checkpoint") for run in collect(records, kind) if run.done]
+    table = record.frame([run.done[0] for run in runs])
+    if table.empty:
+        return table
+    table["label"] = [run.label for run in runs]
+    table = table.drop(columns=["seed", "id", "train_seconds", "evaluate_seconds", "path", "error"])
+    table.insert(list(table.columns).index("eps"), "seeds", [len(run.done) for run in runs])
+    for metric in [c.removesuffix(".n") for c in table.columns if c.endswith(".n")]:
+        estimates = [run.estimate(metric) for run in runs]
+        spreads = [e.spread(spread) if e else None for e in estimates]
+        table[metric] = [e.mean / 100 if e else None for e in estimates]
+        place = list(table.columns).index(metric) + 1
+        table.insert(place, f"{metric}.spread_is", [s.name or None if s else None for s in spreads])
+        table.insert(place, f"{metric}.spread", [s.value / 100 if s else None for s in spreads])
+    return table
+
+
 def _text(table: pd.DataFrame, form: str) -> str:
-    if form == "csv":
-        buffer = io.StringIO()
-        table.to_csv(buffer, index=False)
-        return buffer.getvalue().rstrip("\n")
+    from adbench.report import render
+
     if form == "json":
         return str(table.to_json(orient="records", indent=1))
-    shown = _for_reading(table)
+    if form == "csv":
+        shown = table.map(lambda value: render.plain(value) if isinstance(value, str) else value)
+        shown.columns = [render.plain(name) for name in shown.columns]
+        buffer = io.StringIO()
+        shown.to_csv(buffer, index=False)
+        return buffer.getvalue().rstrip("\n")
+    shown, note = _for_reading(table)
+    rows = [[str(name) for name in shown.columns], *shown.to_numpy().tolist()]
     if form == "latex":
-        return str(shown.style.hide(axis="index").format(escape="latex", na_rep="--").to_latex(hrules=True))
+        return _latex(rows, note)
     if form == "markdown":
-        return _markdown(shown)
-    return str(shown.to_string(index=False, na_rep="-"))
+        lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        body = "\n".join(f"| {' | '.join(render.md(v) if i != 1 else v for v in row)} |" for i, row in enumerate(lines))
+        return f"{body}\n\n{render.md(note)}" if note else body
+    return _terminal(rows, note)
 
 
-def _for_reading(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns a person compares: names, and accuracies in percent."""
-    names = ["dataset", "label", "student", "teacher", "seed", "status"]
+def _terminal(rows: Sequence[Sequence[str]], note: str) -> str:
+    """The table for a terminal: what all rows share on a line above, the rest in columns."""
+    head, *body = rows
+    shared = [i for i, name in enumerate(head) if name in _SHARED and len({row[i] for row in body}) == 1]
+    kept = [i for i in range(len(head)) if i not in shared]
+    said = [(head[i], body[0][i]) for i in shared if (head[i], body[0][i]) != ("status", "done")]
+    lines = list(terminal.wrapped(", ".join(f"{_SPOKEN.get(name, name)} {value}" for name, value in said)))
+    table = [[row[i] for i in kept] for row in rows]
+    left = sum(head[i] in _WHICH for i in kept)
+    transferred = [" from " in name for name in table[0]]
+    groups = [i for i, name in enumerate(table[0]) if name == "clean" or (transferred[i] and not transferred[i - 1])]
+    lines += terminal.table(table, left=left, indent=0, groups=groups)
+    return "\n".join([*lines, note] if note else lines)
+
+
+def _latex(rows: Sequence[Sequence[str]], note: str) -> str:
+    from adbench.report import render
+
+    head, *body = ([render.tex(text) for text in row] for row in rows)
+    numbers = sum(name not in _NAMES for name in rows[0])
+    lines = [rf"\begin{{tabular}}{{{'l' * (len(head) - numbers)}{'r' * numbers}}}", r"\toprule"]
+    lines += [" & ".join(head) + r" \\", r"\midrule", *(" & ".join(row) + r" \\" for row in body)]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, rf"\par {render.tex(note)}"] if note else lines)
+
+
+def _for_reading(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The columns a person compares: names, how each was judged, accuracies in percent; and what the spread is."""
     metrics = [c.removesuffix(".n") for c in table.columns if c.endswith(".n")]
-    chosen = table[names].astype(object)
+    searches = [c for c in table.columns if c.endswith(".search")]
+    table = table.assign(n=[_images(row, metrics) for row in table.to_dict("records")])
+    if searches:
+        table["search"] = table[searches].bfill(axis=1).iloc[:, 0]
+    chosen = table[[name for name in _NAMES if name in table]].astype(object)
     shown = chosen.where(chosen.notna(), "-").astype(str)
     for metric in metrics:
-        shown[metric] = [f"{100 * v:.2f}" if v == v else "-" for v in table[metric]]
-    return shown
+        spreads = table.get(f"{metric}.spread", [None] * len(table))
+        name = (
+            metric
+            if not metric.startswith("transfer:")
+            else " from ".join(metric.split(":", 1)[1].rsplit(":", 1)[::-1])
+        )
+        shown[name] = [_percent(v, s) for v, s in zip(table[metric], spreads, strict=True)]
+    kinds = {kind for metric in metrics for kind in table.get(f"{metric}.spread_is", ()) if kind}
+    told = {
+        "95% interval": "half-width of the 95% Student-t interval over seeds",
+        "std": "standard deviation over seeds",
+    }
+    note = "; of two seeds ".join(told[kind] for kind in sorted(kinds))
+    return shown, f"\N{PLUS-MINUS SIGN}: {note}" if note else ""
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(str(v).replace("|", r"\|") for v in row) + " |" for row in rows)
+def _percent(value: float | None, spread: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    text = f"{100 * value:.2f}"
+    return text if spread is None or spread != spread else f"{text} \N{PLUS-MINUS SIGN} {100 * spread:.2f}"
+
+
+def _images(row: dict[Any, Any], metrics: Sequence[str]) -> str:
+    """How many test images, of each metric where they differ: "360", "360 (AA 100)"."""
+    from adbench.setting import images
+
+    return images({m: int(row[f"{m}.n"]) for m in metrics if row[f"{m}.n"] == row[f"{m}.n"] and row[f"{m}.n"]}) or "-"

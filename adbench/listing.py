@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from adbench import teacher
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from adbench import teacher, terminal
 from adbench.config import presets
 from adbench.registry import DATASETS, METHODS, MODELS, Registry
 from adbench.teacher import Download, LocalFile, TeacherSpec, Trained
@@ -28,13 +31,31 @@ def sections() -> dict[str, list[tuple[str, str]]]:
     ]
     return {
         "methods": [(name, _with_source(METHODS, name)) for name in METHODS],
-        "teachers": [(spec.name, spec.summary) for spec in _teachers()],
+        "teachers": [
+            (spec.name, f"{spec.dataset or 'any dataset'}; {spec.summary or _source(spec)}") for spec in _teachers()
+        ],
         "students": [(name, _with_source(MODELS, name)) for name in MODELS] + families,
         "datasets": [(name, _with_source(DATASETS, name)) for name in DATASETS]
         + [("PATH", "your own: a .npz with x_train, y_train, x_test, y_test, or a folder train/CLASS/*.png, test/...")],
         "attacks": ATTACKS,
         "presets": list(presets().items()),
     }
+
+
+WIDEST = 28
+"""Characters of a name that its summary stands beside; a longer name stands on a line of its own."""
+
+
+def listed(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Names and what is said of each, as lines that fit the terminal."""
+    wide = min(WIDEST, max(len(name) for name, _ in rows))
+    for name, summary in rows:
+        beside = len(name) <= wide
+        lines = textwrap.wrap(terminal.plain(summary), max(20, terminal.width() - wide - 4))
+        if not beside:
+            yield f"  {terminal.plain(name)}"
+        for number, line in enumerate(lines or [""]):
+            yield f"  {terminal.plain(name) if beside and number == 0 else '':{wide}}  {line}".rstrip()
 
 
 def _with_source(registry: Registry, name: str) -> str:
@@ -61,13 +82,23 @@ def _claims(spec: TeacherSpec) -> str:
     return ", ".join(f"{name} {100 * value:.2f}%" for name, value in claims.items()) or "no claim"
 
 
-def teacher_rows() -> list[tuple[str, ...]]:
-    """One row a built-in teacher: name, dataset, architecture, source, claim; padded to columns."""
-    specs = _teachers()
-    rows = [("name", "dataset", "architecture", "weights", "claims")]
-    rows += [(s.name, s.dataset or "any", s.architecture, _source(s), _claims(s)) for s in specs]
+def teacher_lines() -> Iterator[str]:
+    """A heading and the built-in teachers: name, dataset, architecture, claim, and the weights' source.
+
+    Names of public models are long: where a line does not hold it all, the other columns stand below the name.
+    """
+    rows = [("name", "dataset", "architecture", "claims", "weights")]
+    rows += [(s.name, s.dataset or "any", s.architecture, _claims(s), _source(s)) for s in _teachers()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [tuple(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    name, *others = widths
+    whole = sum(widths) + 2 * len(others) <= terminal.width()
+    for row in rows:
+        rest = "  ".join(text.ljust(wide) for text, wide in zip(row[1:], others, strict=True)).rstrip()
+        if whole:
+            yield f"{row[0]:{name}}  {rest}"
+        else:
+            yield row[0]
+            yield from terminal.wrapped(", ".join(row[1:]), "    ")
 
 
 def describe_teacher(name: str, dataset: str | None = None) -> str:

@@ -255,10 +255,13 @@ def _one_name(records: list[Record]) -> Iterator[Record]:
 def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:
     """Records as a table, one row each, ready for pandas.
 
-    Columns: kind, status, dataset, method, label, teacher, student, seed, id, train_seconds, evaluate_seconds,
-    parameters, path, error; and for every metric m the accuracy `m` (fraction in [0, 1]) and `m.n`.
+    Columns: kind, status, dataset, method, label, teacher, student, seed, eps, step (of PGD and C&W), n (test images),
+    id, train_seconds, evaluate_seconds, parameters, path, error; for every metric m the accuracy `m` (fraction in
+    [0, 1]) and `m.n`; and for AutoAttack how it searched, `m.search`.
     """
     import pandas as pd
+
+    from adbench.setting import Setting, search
 
     rows = []
     for record in records:
@@ -266,6 +269,9 @@ def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:
         row = {key: data[key] for key in ("kind", "status", "dataset", "method", "label", "teacher", "student")}
         row |= {
             "seed": data["seed"],
+            "eps": (setting := Setting.of(record)).items.get("eps"),
+            "step": setting.items.get("step"),
+            "n": max((metric["n"] for metric in data["metrics"].values()), default=None),
             "id": data["id"],
             "train_seconds": data["timing"].get("train"),
             "evaluate_seconds": data["timing"].get("evaluate"),
@@ -276,6 +282,8 @@ def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:
         for name, metric in data["metrics"].items():
             row[name] = metric["value"]
             row[f"{name}.n"] = metric["n"]
+            if "version" in metric["attack"]:
+                row[f"{name}.search"] = search(metric["attack"])
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -30,7 +30,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "fgsm": {"eps": "8/255", "step": "8/255", "steps": 1, "loss": "ce", "start": "none", "restarts": 1},
     "pgd20": {"eps": "8/255", "step": "2/255", "steps": 20, "loss": "ce", "start": "uniform", "restarts": 1},
     "cw": {"eps": "8/255", "step": "2/255", "steps": 20, "loss": "margin", "start": "uniform", "restarts": 1},
-    "aa": {"eps": "8/255", "version": "standard"},
+    "aa": {"eps": "8/255", "version": "standard", "search": "authors' package, float32"},
 }
 
 

@@ -60,11 +60,13 @@ def test_the_command_compares_methods_wherever_both_ran_and_records_by_path(tmp_
     lines = [" ".join(line.split()) for line in result.output.splitlines()]
     assert lines[0] == "digits, cnn-16 taught by t1: RSLAD against TRADES"
     assert "attack seeds RSLAD TRADES difference 95% interval over seeds" in lines
-    assert "AA 2 50.00 44.00 +6.00 -6.71 to +18.71" in lines
+    assert "AA 2 50.00 44.00 +6.00 +5.00 to +7.00 (range)" in lines
     assert "AA 1 100 50.00 43.00 7 0 0.0156" in lines
     assert sum(line.startswith("digits, ") for line in lines) == 2
     paths = sorted(tmp_path.rglob("record.json"))[:2]
-    assert cli("compare", *paths).output.split()[:3] == ["attack", "seed", "images"]
+    both, head, *_ = cli("compare", *paths).output.splitlines()
+    assert both.split() == ["both:", "eps", "8/255,", "n", "100,", "AutoAttack:", "exact"]
+    assert head.split()[:3] == ["attack", "seed", "images"]
 
 
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path) -> None:

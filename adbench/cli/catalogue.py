@@ -33,14 +33,13 @@ def list_(what: str | None) -> None:
       adbench list
       adbench list methods --plugin mine.py
     """
-    from adbench.listing import sections
+    from adbench.listing import listed, sections
 
     for title, rows in sections().items():
         if what in (None, title):
             click.secho(title, bold=True)
-            width = max(len(name) for name, _ in rows)
-            for name, summary in rows:
-                click.echo(f"  {name:{width}}  {summary}")
+            for line in listed(rows):
+                click.echo(line)
             click.echo()
 
 
@@ -70,8 +69,8 @@ def teachers(
     from adbench import listing
 
     if name is None:
-        for row in listing.teacher_rows():
-            click.echo("  ".join(row))
+        for line in listing.teacher_lines():
+            click.echo(line)
         return
     click.echo(listing.describe_teacher(name, dataset))
     if verify:

@@ -165,6 +165,11 @@ def threads_option(otherwise: str = "the cores") -> Callable[[Callable[..., None
     )  # fmt: skip
 
 
+spread_option = click.option(
+    "--spread", type=click.Choice(["ci", "std"]),
+    help="Over seeds, after \N{PLUS-MINUS SIGN}: the 95% interval's half-width (of two seeds, which give none worth "
+    "printing, their standard deviation), or the standard deviation.",
+)  # fmt: skip
 keep_option = click.option(
     "--keep-adversarial", is_flag=True, help="Store the adversarial examples of every attack, for adbench verify."
 )

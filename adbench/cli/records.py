@@ -17,6 +17,7 @@ from adbench.cli.options import (
     names,
     ready,
     results_option,
+    spread_option,
     threads_option,
 )
 
@@ -66,10 +67,11 @@ def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     help="What rows of white-box and black-box tables stand together for, and are ranked within.",
 )
 @click.option("--compare", "against", metavar="METHOD", help="Also test every method against this one, in a table.")
+@spread_option
 @click.option("--watch", is_flag=True, help="Write again whenever records come or change, until interrupted.")
 def report(
     results: Path, out: Path, formats: tuple[str, ...], columns: tuple[str, ...], group_by: str, against: str | None,
-    watch: bool,
+    spread: str | None, watch: bool,
 ) -> None:  # fmt: skip
     """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, Parquet, PNG, PDF and SVG.
 
@@ -85,6 +87,7 @@ def report(
 
     def write() -> str:
         chosen: dict[str, Any] = {"formats": formats, "columns": columns, "group_by": group_by, "against": against}
+        chosen |= {"spread": spread} if spread else {}
         with leaving_out(watched=watch) as left_out:
             written = reports.write(results, out, **chosen, left_out=left_out)
             opened = f"; open {out / 'index.html'}" if "html" in formats else ""
@@ -115,32 +118,38 @@ def report(
     show_default=True,
     type=click.Choice(["table", "csv", "json", "parquet", "latex", "markdown"]),
 )
+@spread_option
 @click.option("--out", type=FilePath(dir_okay=False), help="Write there instead of printing.")
 def results_(
     results: Path, dataset: str | None, method: str | None, teacher: str | None, student: str | None,
-    kind: str | None, status: str | None, form: str, out: Path | None,
+    kind: str | None, status: str | None, form: str, spread: str | None, out: Path | None,
 ) -> None:  # fmt: skip
-    """Filter and print the records, or export them.
+    """Filter and print the records, or export them; with --spread a row for the seeds of each network.
 
     \b
     Examples:
       adbench results --method rslad
       adbench results --kind student --format csv --out students.csv
+      adbench results --spread std            # mean and standard deviation over seeds
     """
     from adbench import export
 
     wanted = {"dataset": dataset, "method": method, "teacher": teacher, "student": student,
               "kind": kind, "status": status}  # fmt: skip
     with leaving_out() as left_out:
-        export.export(results, {k: v for k, v in wanted.items() if v}, form, out, left_out)
+        export.export(results, {k: v for k, v in wanted.items() if v}, form, out, left_out, spread)
 
 
 @click.command()
 @click.argument("first")
 @click.argument("second")
+@click.option("--anyway", is_flag=True, help="Compare also what was not judged alike, with both settings on top.")
 @results_option
-def compare(first: str, second: str, results: Path) -> None:
+def compare(first: str, second: str, anyway: bool, results: Path) -> None:
     """Compare two methods (or labels of the report) over their seeds, or two records, on the same test images.
+
+    Both have to be judged alike: data, radius, step, attacks, number of images. Records are given by paths with a
+    slash.
 
     Differences of methods come with a 95% interval over the seeds that both have; of two networks with the images that
     only one of them gets right, and McNemar's exact test.
@@ -153,7 +162,7 @@ def compare(first: str, second: str, results: Path) -> None:
     from adbench import compare as comparison
 
     with leaving_out() as left_out:
-        for line in comparison.lines(first, second, results, left_out):
+        for line in comparison.lines(first, second, results, left_out, anyway=anyway):
             click.echo(line)
 
 

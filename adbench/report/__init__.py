@@ -37,7 +37,7 @@ from adbench.report import (
 from adbench.report.model import Table
 from adbench.report.page import Section
 from adbench.report.plot import Plot
-from adbench.report.runs import collect
+from adbench.report.runs import CI, collect
 from adbench.report.view import View
 from adbench.report.workers import mapped
 
@@ -48,13 +48,14 @@ FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
 
 def write(
     results: Path, out: Path, *, formats: Sequence[str] = FORMATS, columns: Sequence[str] = (),
-    group_by: str = "student", against: str | None = None, left_out: Callable[[str], object] | None = None,
+    group_by: str = "student", against: str | None = None, spread: str = CI,
+    left_out: Callable[[str], object] | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write the report on all records below `results` into `out`; returns the files written.
 
     formats: html is index.html (self-contained); latex report.tex with tables/*.tex and figures/*.pdf; markdown
     report.md with figures/*.png; csv tables/*.csv and data/*.csv; parquet data/*.parquet; figures figures/*.png, *.pdf
-    and *.svg. columns, group_by, against: see `View`. left_out: hears, in a sentence each, of damaged records,
+    and *.svg. columns, group_by, against, spread: see `View`. left_out: hears, in a sentence each, of damaged records,
     outcomes, logs and analyses; without it such a one is a UserError. The bytes depend on the records alone. Raises
     UserError when no record is finished, and for a column or method that none has.
     """
@@ -69,7 +70,7 @@ def write(
     with reading.held(results, heard) as records:
         if not any(record.done for record in records):
             raise Nothing(_nothing_finished(records, results))
-        view = View(results, records, tuple(columns), group_by, against, heard)
+        view = View(results, records, tuple(columns), group_by, against, spread, heard)
         view.check()
         sections, cells = contents(view)
         writer, printed = _Writer(out), _on_paper(sections)
@@ -195,7 +196,7 @@ def contents(view: View) -> tuple[list[Section], Table]:
         networks = collect(teachers.shown(records), "teacher")
         judged = (*students, *networks, *others)
         used = {view.names[id(r)] for run in judged for r in (*run.done, *run.failed)}
-        by_class = classes.contents(students)
+        by_class = classes.contents(students, view.spread)
         sections = [
             Section(
                 "white-box",

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from adbench.record import Record
-from adbench.report.runs import Run, heading
+from adbench.report.runs import CI, Run, heading
+from adbench.setting import EXACT, search, size
 
 # A narrow no-break space: SI digit grouping that survives HTML, LaTeX and Markdown.
 _THIN = "\u202f"
@@ -18,14 +19,6 @@ _THIN = "\u202f"
 def whole(number: int) -> str:
     """10000 as 10 000, with thin spaces."""
     return f"{number:,}".replace(",", _THIN)
-
-
-def size(value: object) -> str:
-    """A perturbation as printed in the field: 8/255 where it is a whole number of grey levels."""
-    if not isinstance(value, int | float):
-        return str(value)
-    levels = round(value * 255)
-    return f"{levels}/255" if levels and abs(levels / 255 - value) < 1e-6 else f"{value:g}"
 
 
 def listed(items: Iterable[object], last: str = "and") -> str:
@@ -46,14 +39,16 @@ def images(records: Sequence[Record], metrics: Sequence[str]) -> str:
     return f"Test images n: {each}."
 
 
-def seeds(runs: Sequence[Run]) -> str:
-    """Which seeds, and what the number after the plus-minus sign means."""
+def seeds(runs: Sequence[Run], spread: str = CI, value: str = "a value") -> str:
+    """Which seeds, and what the number after the plus-minus sign means; value: what has none, in words."""
     found = sorted({r["seed"] for run in runs for r in run.done if r["seed"] is not None})
-    if max((len(run.done) for run in runs), default=0) > 1:
-        return (
-            f"Mean ± half-width of the 95% Student-t interval over seeds {listed(found)}; "
-            "a value without ± is a single seed."
-        )
+    counts = {len(run.done) for run in runs}
+    most = max(counts, default=0)
+    if most > 1:
+        interval = spread == CI and most > 2
+        kind = "half-width of the 95% Student-t interval" if interval else "standard deviation"
+        two = ", of two seeds their standard deviation" if interval and 2 in counts else ""
+        return f"Mean ± {kind} over seeds {listed(found)}{two}; {value} without ± is a single seed."
     return f"Single runs (seed {listed(found, 'or')})." if found else ""
 
 
@@ -69,7 +64,14 @@ def attacks(records: Sequence[Record], metrics: Sequence[str]) -> str:
             ways.setdefault(steps, {})[heading(metric.rsplit(":", 1)[-1])] = None
     budget = f"Perturbations within ε = {listed(budgets, 'or')} in L∞." if budgets else ""
     phrases = "; ".join(f"{listed(names)}: {steps}" for steps, names in ways.items())
-    return " ".join(filter(None, (budget, phrases and f"{phrases}.")))
+    return " ".join(filter(None, (budget, phrases and f"{phrases}.", searches(records, attacked))))
+
+
+def searches(records: Sequence[Record], metrics: Sequence[str]) -> str:
+    """How AutoAttack searched, in a sentence; "" where it was not run."""
+    found = sorted({search(a) for m in metrics for a in _definitions(records, m) if "version" in a})
+    told = {EXACT: "the authors' package, in float32 (exact)"}
+    return f"AutoAttack's search: {listed((told.get(each, each) for each in found), 'or')}." if found else ""
 
 
 def checkpoints(records: Sequence[Record]) -> str:
@@ -110,7 +112,7 @@ def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
             flags = dict.fromkeys(flag for found in run.metrics(metric) for flag in found["flags"])
             notes.extend(f"{name(run)}, {heading(metric)}: {flag}" for flag in flags)
     done = [record for run in runs for record in run.done]
-    unequal = [m for m in metrics if len({(_steps(a), size(a.get("eps"))) for a in _definitions(done, m)}) > 1]
+    unequal = [m for m in metrics if len({_shown(a) for a in _definitions(done, m)}) > 1]
     if unequal:
         notes.append(f"Not all rows were attacked alike ({listed(map(heading, unequal))}): compare with care.")
     if len({record["training"]["epochs"] for record in done if record["training"]}) > 1:
@@ -135,11 +137,16 @@ def attack(definition: dict[str, object]) -> str:
     """One attack in words, as an analysis defines it: "PGD-20 (20 steps of 2/255) within ε = 8/255 in L∞"."""
     steps = _steps(definition)
     within = f"within ε = {size(definition['eps'])} in L∞"
-    return f"{heading(str(definition['name']))}{f' ({steps})' if steps else ''} {within}"
+    searched = f", search: {search(definition)}" if "version" in definition else ""
+    return f"{heading(str(definition['name']))}{f' ({steps})' if steps else ''} {within}{searched}"
 
 
 def _definitions(records: Sequence[Record], metric: str) -> list[dict[str, object]]:
     return [r["metrics"][metric]["attack"] for r in records if metric in r["metrics"]]
+
+
+def _shown(attack: dict[str, object]) -> tuple[str, str, str]:
+    return _steps(attack), size(attack.get("eps")), search(attack)
 
 
 def _steps(attack: dict[str, object]) -> str:

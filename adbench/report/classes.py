@@ -17,9 +17,10 @@ from adbench.report import captions, heat
 from adbench.report.chart import Axis, Chart, Panel, Point, Series
 from adbench.report.figures import places, where_of
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
+from adbench.report.parts import by_setting
 from adbench.report.plot import NARROWEST, Plot, drawn, labels_of
-from adbench.report.runs import Estimate, Run, attacks_of, heading, natural, slug
-from adbench.stats import student_t, student_t_of, wilson
+from adbench.report.runs import CI, Estimate, Run, attacks_of, heading, natural, slug
+from adbench.stats import student_t_of, wilson
 
 EVERY = 10
 """Up to so many classes, each has a column of its own."""
@@ -30,21 +31,23 @@ MOST_PICTURES = 12
 NAMES = {"cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES}
 
 
-def contents(runs: Sequence[Run]) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
+def contents(runs: Sequence[Run], spread: str = CI) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
     """Tables and figures, of the methods whose records tell."""
-    return tuple(tables(runs)), tuple(plots(runs))
+    return tuple(tables(runs, spread)), tuple(plots(runs))
 
 
-def tables(runs: Sequence[Run]) -> list[Table]:
+@by_setting
+def tables(runs: Sequence[Run], spread: str = CI) -> list[Table]:
     """One table a data set with its worst classes, of the methods whose records tell; none where none does."""
     found = []
     for dataset, members in groupby(runs, key=lambda run: run.dataset):
         counted = [run for run in members if any(_has(run, metric) for metric in attacks_of([run]))]
         if counted:
-            found.append(_table(dataset, counted))
+            found.append(_table(dataset, counted, spread))
     return found
 
 
+@by_setting
 def plots(runs: Sequence[Run]) -> list[Plot]:
     """Accuracy of each class under the strongest attack, one figure a data set, student and teacher.
 
@@ -119,7 +122,7 @@ def _names(dataset: str, classes: int) -> list[str]:
     return [names[label] if label < len(names) else str(label) for label in range(classes)]
 
 
-def _table(dataset: str, runs: Sequence[Run]) -> Table:
+def _table(dataset: str, runs: Sequence[Run], spread: str) -> Table:
     strongest = _strongest(runs)
     metrics = [m for m in dict.fromkeys(("clean", "pgd20", strongest)) if m and any(_has(run, m) for run in runs)]
     classes = max(len(_by_class(run, metric)) for run in runs for metric in attacks_of([run]))
@@ -133,9 +136,9 @@ def _table(dataset: str, runs: Sequence[Run]) -> Table:
     rows = []
     students = list(dict.fromkeys(run.student for run in runs))
     for run in sorted(runs, key=lambda run: (students.index(run.student), natural(run.teacher or ""))):
-        cells = [cell for metric in metrics for cell in _worst(run, metric, labels)]
+        cells = [cell for metric in metrics for cell in _worst(run, metric, labels, spread)]
         values = _by_class(run, strongest) if every else []
-        cells += [_printed(values[label] if label < len(values) else None) for label in every]
+        cells += [_printed(values[label] if label < len(values) else None, spread) for label in every]
         block = f"Student {run.student}" + (f" taught by {run.teacher}" if run.teacher else "")
         facets = about(student=run.student, teacher=run.teacher, method=run.label)
         rows.append(Row((Cell(run.label), *cells), block, facets))
@@ -144,8 +147,9 @@ def _table(dataset: str, runs: Sequence[Run]) -> Table:
         f"Accuracy by class on {dataset} (%): the class with the lowest"
         + (f", and each class under {heading(strongest)}" if every else "")
         + ". The 95% interval is Wilson's over that class's test images for a single seed, and Student's t over seeds "
-        "for several; it does not allow for the class having been chosen for its accuracy. "
-        f"{captions.seeds(runs)} {captions.attacks(done, metrics)} {captions.versions(done)}"
+        "for several (of two seeds, their range); it does not allow for the class having been chosen for its accuracy. "
+        f"{captions.seeds(runs, spread)} {captions.images(done, metrics)} {captions.attacks(done, metrics)} "
+        f"{captions.versions(done)}"
     )
     title = f"Accuracy by class, {dataset}"
     return Table(slug("classes", dataset), title, caption, tuple(columns), tuple(rows), about=about(dataset=dataset))
@@ -187,27 +191,31 @@ def _by_class(run: Run, metric: str) -> list[Estimate | None]:
     shares = np.divide(100 * correct, n, out=np.full_like(n, np.nan), where=n > 0)
     if np.isnan(shares).any():
         told = ([share for share in column if not math.isnan(share)] for column in shares.T.tolist())
-        return [Estimate(*student_t(each)) if each else None for each in told]
+        return [Estimate.over(each) if each else None for each in told]
     means, halves = student_t_of(shares)
-    return [Estimate(mean, half) for mean, half in zip(means.tolist(), halves.tolist(), strict=True)]
+    stds = shares.std(axis=0, ddof=1) if len(shares) > 1 else np.full_like(means, np.nan)
+    of_classes = zip(means.tolist(), halves.tolist(), stds.tolist(), strict=True)
+    return [Estimate(*each, len(shares)) for each in of_classes]
 
 
-def _worst(run: Run, metric: str, labels: Sequence[str]) -> tuple[Cell, Cell, Cell]:
+def _worst(run: Run, metric: str, labels: Sequence[str], spread: str) -> tuple[Cell, Cell, Cell]:
     """The class of lowest mean accuracy, the first of equal ones: its name, its accuracy, its interval."""
     estimates = {label: value for label, value in enumerate(_by_class(run, metric)) if value}
     if not estimates:
         return MISSING, MISSING, MISSING
     label = min(estimates, key=lambda label: estimates[label].mean)
     found = estimates[label]
-    if math.isnan(found.half):
+    if found.seeds == 1:
         correct, n = next(c[label] for c in _counts(run, metric) if label < len(c) and c[label][1])
         low, high = (100 * bound for bound in wilson(int(correct), int(n)))
     else:
-        low, high = max(0.0, found.mean - found.half), min(100.0, found.mean + found.half)
-    return Cell(labels[label]), _printed(found), Cell(f"{low:.1f} to {high:.1f}")
+        low, high = found.reach()
+        low, high = max(0.0, low), min(100.0, high)
+    return Cell(labels[label]), _printed(found, spread), Cell(f"{low:.1f} to {high:.1f}")
 
 
-def _printed(estimate: Estimate | None) -> Cell:
+def _printed(estimate: Estimate | None, spread: str) -> Cell:
     if estimate is None:
         return MISSING
-    return Cell(f"{estimate.mean:.1f}", "" if math.isnan(estimate.half) else f"{estimate.half:.1f}")
+    over_seeds = estimate.spread(spread)
+    return Cell(f"{estimate.mean:.1f}", f"{over_seeds.value:.1f}" if over_seeds.name else "", over_seeds.name)

@@ -21,6 +21,7 @@ from adbench.report.model import Cell, Column, Row, Table, about
 from adbench.report.plot import NARROWEST, Plot
 from adbench.report.runs import slug
 from adbench.report.view import View
+from adbench.setting import size
 
 _CLEAN = "Clean images"
 _AXES = ("Accuracy (%) of →", "Images made on ↓")
@@ -45,7 +46,7 @@ def _percent(entry: dict[str, Any]) -> float:
 
 
 def _title(one: Analysis) -> str:
-    return f"Cross-transfer, {one['dataset']}, ε = {captions.size(one['setting']['eps'])}"
+    return f"Cross-transfer, {one['dataset']}, ε = {size(one['setting']['eps'])}"
 
 
 def _caption(one: Analysis) -> str:

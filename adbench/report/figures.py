@@ -16,6 +16,7 @@ from adbench.report.captions import whole
 from adbench.report.chart import Axis, Chart, Panel, Point, Series
 from adbench.report.logs import Log
 from adbench.report.model import about
+from adbench.report.parts import by_setting
 from adbench.report.plot import FRONT, Plot, drawn, labels_of
 from adbench.report.runs import Run, attacks_of, heading, natural, slug
 from adbench.report.tables import variants
@@ -25,6 +26,7 @@ from adbench.report.view import View
 _WIDE = (6.6, 4.0)
 
 
+@by_setting
 def teacher_student(runs: Sequence[Run], view: View) -> list[Plot]:
     """Figure 1: AutoAttack accuracy of students against their teachers', one a data set and student."""
     labels = labels_of(runs)
@@ -95,6 +97,7 @@ def _teacher_series(
     return (*found, *levels)
 
 
+@by_setting
 def ablation(runs: Sequence[Run]) -> list[Plot]:
     """Figure 4: what SmaraAD's parts are worth, one figure a data set, student and teacher."""
     labels = labels_of(runs)
@@ -133,6 +136,7 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
     return plots
 
 
+@by_setting
 def costly(runs: Sequence[Run]) -> list[Plot]:
     """Robustness against training cost with the Pareto front, one figure a data set, student and teacher."""
     labels = labels_of(runs)
@@ -198,6 +202,7 @@ def _front(priced: Sequence[tuple[float, float, Run]]) -> list[Run]:
     return front
 
 
+@by_setting
 def radii(runs: Sequence[Run]) -> list[Plot]:
     """Accuracy against eps, one figure an attack, data set, student and teacher, where it was run at several radii."""
     labels = labels_of(runs)
@@ -313,8 +318,11 @@ def _point(x: float, run: Run, metric: str, note: str) -> Point:
     """A run's accuracy with its interval, and over what that spans."""
     low, high = run.interval(metric)
     (first, *others) = run.metrics(metric)
-    over = f"{1 + len(others)} seeds" if others else f"{whole(first['n'])} test images"
-    return Point(x, _mean(run, metric), low, high, "; ".join(filter(None, (note, f"95% interval over {over}"))))
+    over = (
+        f"95% interval over {1 + len(others)} seeds" if others else f"95% interval over {whole(first['n'])} test images"
+    )
+    over = "range of two seeds" if len(others) == 1 else over
+    return Point(x, _mean(run, metric), low, high, "; ".join(filter(None, (note, over))))
 
 
 def _mean(run: Run, attack: str) -> float:
@@ -325,9 +333,11 @@ def _mean(run: Run, attack: str) -> float:
 
 def bars_are(runs: Sequence[Run]) -> str:
     """What error bars span."""
-    seeds = {len(run.done) > 1 for run in runs}
-    if seeds == {True}:
-        return "Bars: 95% intervals over seeds"
-    if True in seeds:
-        return "Bars: 95% intervals over seeds where there are several, else over test images (Wilson)"
+    seeds = {len(run.done) for run in runs}
+    several = {count > 1 for count in seeds}
+    two = " (of two seeds, their range)" if 2 in seeds else ""
+    if several == {True}:
+        return f"Bars: 95% intervals over seeds{two}"
+    if True in several:
+        return f"Bars: 95% intervals over seeds where there are several{two}, else over test images (Wilson)"
     return "Bars: 95% Wilson intervals over test images"

@@ -37,20 +37,20 @@ def findings(white_box: Iterable[Table], alone: frozenset[str]) -> list[Finding]
 
     alone: labels of methods without a teacher; they stand under every teacher, and none taught them.
     """
-    values: dict[tuple[str, str, str], list[_Value]] = {}
+    values: dict[tuple[str, str, str, str], list[_Value]] = {}
     for table in white_box:
         attack = next((a for a in reversed(ATTACKS.values()) if any(c.title == a for c in table.columns)), None)
         if attack and attack != ATTACKS["clean"]:
             for key, value in _values(table, attack, alone):
                 values.setdefault((*key, attack), []).append(value)
     return [
-        _finding(dataset, student, attack, found)
-        for (dataset, student, attack), found in values.items()
+        _finding(dataset, setting, student, attack, found)
+        for (dataset, setting, student, attack), found in values.items()
         if len({value.method for value in found}) > 1
     ]
 
 
-def _values(table: Table, attack: str, alone: frozenset[str]) -> Iterator[tuple[tuple[str, str], _Value]]:
+def _values(table: Table, attack: str, alone: frozenset[str]) -> Iterator[tuple[tuple[str, str, str], _Value]]:
     for row in table.rows:
         for place, (column, cell) in enumerate(zip(table.columns, row.cells, strict=True)):
             facets = dict((*table.about, *column.about, *row.about))
@@ -60,10 +60,13 @@ def _values(table: Table, attack: str, alone: frozenset[str]) -> Iterator[tuple[
                 taught = not any(method == label or method.startswith(f"{label} ") for label in alone)
                 teacher = facets.get("teacher") if taught else None
                 place_of = (table.label, place, row.block)
-                yield (facets["dataset"], facets["student"]), _Value(float(cell.text), cell, method, teacher, place_of)
+                yield (
+                    (facets["dataset"], facets.get("setting", ""), facets["student"]),
+                    _Value(float(cell.text), cell, method, teacher, place_of),
+                )
 
 
-def _finding(dataset: str, student: str, attack: str, values: list[_Value]) -> Finding:
+def _finding(dataset: str, setting: str, student: str, attack: str, values: list[_Value]) -> Finding:
     best = max(values, key=lambda value: value.number)
     methods = {value.method for value in values}
     tied = [value.method for value in values if value.cell.tied and value.place == best.place]
@@ -76,13 +79,13 @@ def _finding(dataset: str, student: str, attack: str, values: list[_Value]) -> F
     ]
     under = "AutoAttack" if attack == ATTACKS["aa"] else attack
     return Finding(
-        f"{dataset}, student {student}",
+        f"{dataset}, student {student}" + (f", {setting}" if setting else ""),
         best.cell.text,
         best.cell.spread,
         f"{best.method} has the highest accuracy under {under}"
         + (f", taught by {best.teacher}." if best.teacher else "."),
         " ".join(filter(None, more)),
-        about(dataset=dataset, student=student),
+        about(dataset=dataset, setting=setting or None, student=student),
     )
 
 

@@ -17,7 +17,7 @@ from adbench.analysis import Analysis
 from adbench.errors import Nothing, UserError, unknown
 from adbench.record import Record, read_all
 from adbench.report.runs import collect, natural
-from adbench.report.teachers import fullness
+from adbench.report.teachers import fullness, named_apart
 from adbench.report.view import View
 
 KINDS = ("teacher", "student", "checkpoint")
@@ -133,7 +133,7 @@ def select(results: Path, wanted: Wanted, left_out: Callable[[str], object] | No
 
     Raises UserError where there is no finished network, and for a name or seed that no network has.
     """
-    found = groups(read_all(results, left_out))
+    found = groups(named_apart(list(read_all(results, left_out))))
     if not found:
         raise Nothing(f"no finished network in '{results}'; `adbench run` makes them")
     if wanted.dataset is not None:

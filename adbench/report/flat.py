@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def frames(view: View, tables: Sequence[Table]) -> dict[str, pd.DataFrame]:
     """`records`: as `adbench.record.frame` has them, paths below the results folder. `values`: a row a cell of a table.
 
-    Columns of values: table, block, row, group, column, text as printed, value (a number, where it is one), spread,
-    mark (best, second, failed or none), tied with the best, details, and the paths of the records behind it.
+    Columns of values: table, setting of the attacks, block, row, group, column, text as printed, value (a number, where
+    it is one), spread, mark (best, second, failed or none), tied with the best, details, and the paths of the records
+    behind it.
     """
     import pandas as pd
 
@@ -34,6 +35,7 @@ def _values(table: Table) -> Iterator[dict[str, Any]]:
         for column, cell in zip(table.columns[1:], row.cells[1:], strict=True):
             yield {
                 "table": table.label,
+                "setting": table.setting,
                 "block": row.block,
                 "row": row.cells[0].text,
                 "group": column.group,
@@ -41,6 +43,7 @@ def _values(table: Table) -> Iterator[dict[str, Any]]:
                 "text": "" if cell.text == MISSING.text else cell.text,
                 "value": _number(cell.text),
                 "spread": _number(cell.spread),
+                "spread_is": cell.spread_is,
                 "mark": cell.mark.value,
                 "tied": cell.tied,
                 "details": "; ".join(f"{name}: {text}" for name, text in cell.details),

@@ -8,7 +8,8 @@ from typing import Any
 from adbench.record import Record
 from adbench.report.captions import listed, name, versions, whole
 from adbench.report.model import MISSING, Cell, Column, Mark, Row, Table
-from adbench.report.runs import Run
+from adbench.report.parts import titles
+from adbench.report.runs import Run, natural
 
 VERDICTS = ("pass", "suspect", "fail")
 LATER = "transfer", "autoattack-flags"
@@ -23,9 +24,11 @@ def table(runs: Sequence[Run]) -> list[Table]:
     found = [test for run in examined for _, test in _tests(run)]
     names = sorted(dict.fromkeys(test["name"] for test in found), key=lambda title: title in LATER)
     columns = (Column("Network", numeric=False), Column("Verdict", numeric=False), *map(Column, names))
+    ordered = sorted(examined, key=lambda run: [r.dataset for r in examined].index(run.dataset))
+    blocks = titles(ordered)
     rows = [
-        Row((Cell(name(run)), _marked("", verdict(run)), *(_figure(run, test) for test in names)), run.dataset)
-        for run in sorted(examined, key=lambda run: [r.dataset for r in examined].index(run.dataset))
+        Row((Cell(name(run)), _marked("", verdict(run)), *(_figure(run, test) for test in names)), blocks[id(run)])
+        for run in sorted(ordered, key=lambda run: natural(blocks[id(run)]))
     ]
     records = [r for run in examined for r in run.done if "masking" in r.data]
     images = listed((whole(n) for n in sorted({r["masking"]["images"] for r in records})), "or")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -89,9 +88,9 @@ def _against(cell: Cell, value: tuple[Run | None, str], best: tuple[Run | None, 
 def _rule(found: Sequence[Standing], left_out: bool) -> str:
     """How ties were found, in words; "" where nothing could be tested."""
     ways = []
-    if any(not math.isnan(test.half) for test in found):
+    if any(test.spread.name for test in found):
         ways.append("the 95% Student-t interval of the difference, paired over the seeds that both have, includes 0")
-    if any(math.isnan(test.half) for test in found):
+    if any(not test.spread.name for test in found):
         ways.append("McNemar's exact test on the same images has p ≥ 0.05" + (" (one seed in common)" if ways else ""))
     if not ways:
         return ""
@@ -109,12 +108,15 @@ def accuracy(run: Run | None, metric: str, view: View) -> Cell:
             return MISSING
         reasons = tuple(("Failed", captions.reason(record)) for record in run.failed)
         return replace(FAILED, details=tuple(dict.fromkeys(reasons)))
-    return replace(percent(estimate), details=_details(run, metric, estimate, view), records=view.where([run]))
+    return replace(
+        percent(estimate, view.spread), details=_details(run, metric, estimate, view), records=view.where([run])
+    )
 
 
-def percent(estimate: Estimate) -> Cell:
-    """An accuracy as printed: two decimals, and the half-width where there are several seeds."""
-    return Cell(f"{estimate.mean:.2f}", "" if math.isnan(estimate.half) else f"{estimate.half:.2f}")
+def percent(estimate: Estimate, spread: str) -> Cell:
+    """An accuracy as printed: two decimals, and the spread where there are several seeds."""
+    over_seeds = estimate.spread(spread)
+    return Cell(f"{estimate.mean:.2f}", over_seeds.text, over_seeds.name)
 
 
 def _details(run: Run, metric: str, estimate: Estimate, view: View) -> tuple[tuple[str, str], ...]:
@@ -124,7 +126,9 @@ def _details(run: Run, metric: str, estimate: Estimate, view: View) -> tuple[tup
     n = captions.listed((captions.whole(size) for size in sorted({each["n"] for each in found})), "or")
     told = [("n", f"{n} test images")]
     if len(found) > 1:
-        told.append(("95% interval over seeds", f"{low:.2f} to {high:.2f}"))
+        kind = "95% interval over seeds" if len(found) > 2 else "Range of the two seeds"
+        told.append((kind, f"{low:.2f} to {high:.2f}"))
+        told.append(("Standard deviation over seeds", f"{estimate.std:.2f}"))
         if len(found) <= MOST_SEEDS:
             each = ", ".join(f"{100 * r['metrics'][metric]['value']:.2f} ({r['seed']})" for r in records)
             told.append(("Each seed", each))

@@ -15,7 +15,7 @@ from itertools import groupby
 About = tuple[tuple[str, str], ...]
 """What a table, column, row or figure is of, as (facet, value) pairs: readers of the page choose by these."""
 
-FACETS = ("dataset", "student", "teacher", "method")
+FACETS = ("dataset", "setting", "student", "teacher", "method")
 
 
 class Mark(Enum):
@@ -29,7 +29,7 @@ class Mark(Enum):
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as printed: `text`, and `spread`, the half-width after a plus-minus sign ("" for none).
+    """One value as printed: `text`, and `spread`, the number after a plus-minus sign ("" for none), and its kind.
 
     tied: statistically tied with the best of its column. details: what stands behind the value, as (name, text)
     pairs for a reader who asks: n, intervals, the attack's definition, seeds. records: paths below the results folder.
@@ -37,6 +37,7 @@ class Cell:
 
     text: str
     spread: str = ""
+    spread_is: str = ""
     mark: Mark = Mark.NONE
     tied: bool = False
     details: tuple[tuple[str, str], ...] = ()
@@ -69,7 +70,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with all that is printed around it. `label` is its file name and LaTeX label."""
+    """A table with all that is printed around it. `label` is its file name and LaTeX label.
+
+    setting: how all its networks were judged, for readers who see the rows alone; "" where they were not judged alike.
+    """
 
     label: str
     title: str
@@ -78,6 +82,7 @@ class Table:
     rows: tuple[Row, ...]
     footnotes: tuple[str, ...] = ()
     about: About = ()
+    setting: str = ""
 
     @property
     def groups(self) -> list[tuple[str, int]]:

@@ -151,7 +151,7 @@ def _choices(tables: Iterable[Table]) -> list[tuple[str, str, list[str]]]:
     for table in tables:
         for facet, value in chain(table.about, *(c.about for c in table.columns), *(r.about for r in table.rows)):
             found[facet][value] = None
-    names = {"dataset": "Data set", "student": "Student", "teacher": "Teacher", "method": "Method"}
+    names = dict(zip(FACETS, ("Data set", "Attacked with", "Student", "Teacher", "Method"), strict=True))
     return [
         (facet, names[facet], list(values) if facet == "method" else sorted(values, key=natural))
         for facet, values in found.items()

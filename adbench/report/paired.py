@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adbench.errors import UserError
 from adbench.record import Record
-from adbench.report.runs import Run
+from adbench.report.runs import CI, Estimate, Run, Spread
+from adbench.setting import Setting
 from adbench.stats import mcnemar, student_t, t_test
 
 LEVEL = 0.05
@@ -19,7 +20,8 @@ LEVEL = 0.05
 class Pair:
     """Two networks of one seed under one attack, on the images that both were attacked on.
 
-    only_first, only_second: images on which just that one is still right. p_value: McNemar's exact test.
+    only_first, only_second: images on which just that one is still right. p_value: McNemar's exact test. None, None and
+    nan for networks that were judged on different test images.
     """
 
     attack: str
@@ -27,14 +29,17 @@ class Pair:
     n: int
     first: float
     second: float
-    only_first: int
-    only_second: int
+    only_first: int | None
+    only_second: int | None
     p_value: float
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Two methods under one attack over the seeds that both have: the mean difference and its interval's half-width."""
+    """Two methods under one attack over the seeds that both have: the mean difference and its interval's half-width.
+
+    each: the difference of every seed.
+    """
 
     attack: str
     seeds: int
@@ -42,6 +47,7 @@ class Seeds:
     second: float
     difference: float
     half: float
+    each: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -49,28 +55,45 @@ class Standing:
     """How a run fares against another under one attack: whether the test tells them apart, and the test in words.
 
     difference: in points, its own accuracy minus the other's, over what both have. p_value: of the paired t-test over
-    seeds, or McNemar's for one seed. half: of the interval over seeds (nan for one seed).
+    seeds, or McNemar's for one seed. spread: over seeds, as of an accuracy.
     """
 
     apart: bool
     says: str
     difference: float
     p_value: float
-    half: float = math.nan
+    spread: Spread = field(default=Spread())
 
 
-def networks(first: Record, second: Record) -> list[Pair]:
-    """Each attack that both records have. Raises UserError for records of different test images or without outcomes."""
+def networks(first: Record, second: Record, *, anyway: bool = False) -> list[Pair]:
+    """Each attack that both records have.
+
+    Raises UserError for records without outcomes and, unless `anyway`, for networks that were not judged alike.
+    """
     for record in (first, second):
         if not record.done:
             raise UserError(f"'{record.path}' is the record of a failed cell; there is nothing to compare")
-    if first["data"]["fingerprint"] != second["data"]["fingerprint"]:
-        raise UserError(f"'{first.path}' and '{second.path}' were judged on different test images; they do not compare")
+    one, other = Setting.of(first), Setting.of(second)
+    if one.apart(other) and not anyway:
+        raise unlike(f"'{first.path}'", f"'{second.path}'", one, other)
     return [pair(first, second, attack) for attack in first["metrics"] if attack in second["metrics"]]
+
+
+def unlike(first: str, second: str, one: Setting, other: Setting) -> UserError:
+    """The error for two networks, or methods, that were judged in different settings."""
+    on = " on different test images" if "fingerprint" in one.apart(other) else ""
+    return UserError(
+        f"{first} and {second} were not judged alike{on}: {one.against(other)}; they do not compare (--anyway prints "
+        f"both all the same)"
+    )
 
 
 def pair(first: Record, second: Record, attack: str) -> Pair:
     """One attack that both records have, of the same test images. Raises UserError where there are no outcomes."""
+    if first["data"]["fingerprint"] != second["data"]["fingerprint"]:
+        metrics = first["metrics"][attack], second["metrics"][attack]
+        n = min(metric["n"] for metric in metrics)
+        return Pair(attack, first["seed"], n, metrics[0]["value"], metrics[1]["value"], None, None, math.nan)
     n = min(first["metrics"][attack]["n"], second["metrics"][attack]["n"])
     a, b = (record.right(attack)[:n] for record in (first, second))
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
@@ -83,41 +106,40 @@ def shared(first: Run, second: Run) -> list[tuple[Record, Record]]:
     return [(record, other[record["seed"]]) for record in first.done if record["seed"] in other]
 
 
-def methods(first: Run, second: Run) -> tuple[list[Seeds], list[Pair]]:
+def methods(first: Run, second: Run, *, anyway: bool = False) -> tuple[list[Seeds], list[Pair]]:
     """Two methods' runs in one place: over the seeds that both have, and each of these seeds on the same images."""
-    pairs = [pair for records in shared(first, second) for pair in networks(*records)]
+    pairs = [pair for records in shared(first, second) for pair in networks(*records, anyway=anyway)]
     attacks = dict.fromkeys(pair.attack for pair in pairs)
     return [_over_seeds(attack, [pair for pair in pairs if pair.attack == attack]) for attack in attacks], pairs
 
 
 def _over_seeds(attack: str, pairs: Sequence[Pair]) -> Seeds:
-    difference, half = student_t([pair.first - pair.second for pair in pairs])
+    each = tuple(pair.first - pair.second for pair in pairs)
+    difference, half = student_t(each)
     mean = [math.fsum(values) / len(pairs) for values in ([p.first for p in pairs], [p.second for p in pairs])]
-    return Seeds(attack, len(pairs), mean[0], mean[1], difference, half)
+    return Seeds(attack, len(pairs), mean[0], mean[1], difference, half, each)
 
 
-def standing(run: Run, other: Run, metric: str, *, exact: bool = False) -> Standing | None:
+def standing(run: Run, other: Run, metric: str, *, exact: bool = False, spread: str = CI) -> Standing | None:
     """`run` against `other` under `metric`; None where no test is possible.
 
-    Over two or more seeds that both have, judged on as many of the same images: they are apart where the 95% Student-t
+    For runs that were judged alike. Over two or more seeds that both have: they are apart where the 95% Student-t
     interval of the paired difference leaves out 0. Of one seed: where McNemar's exact test on the images has p < 0.05;
     unless `exact`, its p may be an upper bound that needs no outcomes.
     """
-    records = [(a, b) for a, b in shared(run, other) if _comparable(a, b, metric)]
+    if run.setting.apart(other.setting):
+        return None
+    records = [(a, b) for a, b in shared(run, other) if metric in a["metrics"] and metric in b["metrics"]]
     if len(records) > 1:
         differences = [100 * (a["metrics"][metric]["value"] - b["metrics"][metric]["value"]) for a, b in records]
-        mean, half = student_t(differences)
-        says = f"95% interval {mean - half:+.2f} to {mean + half:+.2f}, paired over {len(records)} seeds"
-        p_value = t_test(differences)
-        return Standing(p_value < LEVEL, says.replace("-", "\N{MINUS SIGN}"), mean, p_value, half)
+        found, p_value = Estimate.over(differences), t_test(differences)
+        if found.seeds > 2:
+            low, high = found.mean - found.half, found.mean + found.half
+            says = f"95% interval {low:+.2f} to {high:+.2f}, paired over {len(records)} seeds"
+        else:
+            says = f"paired t-test over two seeds p = {p_value:.2g}"
+        return Standing(p_value < LEVEL, says.replace("-", "\N{MINUS SIGN}"), found.mean, p_value, found.spread(spread))
     return _on_images(*records[0], metric, exact) if records else None
-
-
-def _comparable(a: Record, b: Record, metric: str) -> bool:
-    if metric not in a["metrics"] or metric not in b["metrics"]:
-        return False
-    same_images = a["data"]["fingerprint"] == b["data"]["fingerprint"]
-    return same_images and bool(a["metrics"][metric]["n"] == b["metrics"][metric]["n"])
 
 
 def _on_images(a: Record, b: Record, metric: str, exact: bool) -> Standing | None:

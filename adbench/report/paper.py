@@ -33,6 +33,9 @@ TABLE_5 = (
     "The paper does not say which student and teacher its Table 5 is about; it is set beside rn18 taught by WRN-34-10, "
     "which it uses elsewhere."
 )
+EPS = "8/255"
+"""The radius of all of the paper's attacks."""
+
 _TEACHER = "wrn-34-10"
 _STUDENT = "resnet18"
 
@@ -64,6 +67,8 @@ def _black_box() -> dict[tuple[str, str], dict[str, str]]:
 
 def value(run: Run, metric: str, view: View) -> float | None:
     """The accuracy that the paper prints for a student or teacher like `run` under `metric`; None where it has none."""
+    if run.setting.items.get("eps", EPS) != EPS:
+        return None
     if metric.startswith("transfer:"):
         proxy, attack = proxy_and_attack(metric)
         like_theirs = run.dataset == "cifar10" and _student(run) == _STUDENT and _architecture(run) in ("", _TEACHER)

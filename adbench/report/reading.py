@@ -12,6 +12,7 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.record import Contradiction, Record, read_all
+from adbench.report.teachers import named_apart
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def records(results: Path, left_out: Callable[[str], object] | None = None) -> l
                 for key, value in training.items():
                     training[key] = _once(value, known)
         found.append(record)
-    return found
+    return named_apart(found)
 
 
 def _once(value: Any, known: dict[str, Any]) -> Any:

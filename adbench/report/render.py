@@ -237,13 +237,15 @@ def _md_cell(cell: Cell) -> str:
 
 
 def csv(table: Table) -> str:
-    """The table for machines: one header line; blocks and half-widths are columns, missing is empty."""
+    """The table for machines: one header line; blocks, half-widths and the setting are columns, missing is empty."""
     blocks = any(row.block for row in table.rows)
     spreads = [any(row.cells[i].spread for row in table.rows) for i in range(len(table.columns))]
     header = ["block"] if blocks else []
     for column, spread in zip(table.columns, spreads, strict=True):
         title = f"{column.group}: {column.title}" if column.group else column.title
         header += [title, f"{title} ±"] if spread else [title]
+    header += ["± is"] if any(spreads) else []
+    header += ["attacked with"] if table.setting else []
     out = io.StringIO()
     writer = csv_format.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -252,6 +254,8 @@ def csv(table: Table) -> str:
         for cell, spread in zip(row.cells, spreads, strict=True):
             text = "" if cell.text == MISSING.text else one_line(cell.text).replace("\N{MINUS SIGN}", "-")
             line += [text, cell.spread] if spread else [text]
+        line += [", ".join(dict.fromkeys(c.spread_is for c in row.cells if c.spread))] if any(spreads) else []
+        line += [table.setting] if table.setting else []
         writer.writerow([plain(text) for text in line])
     return out.getvalue()
 

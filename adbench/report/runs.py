@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from adbench.files import content_id
 from adbench.record import Record
+from adbench.setting import Setting, alike
 from adbench.stats import student_t
 
 METHODS = {
@@ -44,12 +46,54 @@ _REPEATED = frozenset({"training.seed", "evaluation.keep_adversarial"})
 _PLACE = _REPEATED | {f"training.{key}" for key in ("teacher", "natural", "architecture", "normalisation")}
 
 
+CI, STD = "ci", "std"
+SPREADS = (CI, STD)
+"""What may stand after a plus-minus sign: the 95% interval's half-width, or the standard deviation over seeds."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far seeds scatter: a number in points (nan for one seed), and which number that is."""
+
+    value: float = math.nan
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        return "" if math.isnan(self.value) else f"{self.value:.2f}"
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """Accuracy in percent: the mean over seeds and its interval's half-width (nan for one seed)."""
+    """Accuracy in percent over seeds: mean, half-width of its 95% Student-t interval, standard deviation.
+
+    The last two are nan for one seed.
+    """
 
     mean: float
     half: float
+    std: float
+    seeds: int
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> Estimate:
+        """Of one value a seed. Raises ValueError for none."""
+        mean, half = student_t(values)
+        return cls(mean, half, statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+
+    def spread(self, kind: str = CI) -> Spread:
+        """CI: the interval's half-width from three seeds on, of two their standard deviation; STD: that of all.
+
+        With two seeds the interval is 9 times the standard deviation, and says nothing about the method.
+        """
+        if self.seeds < 2:
+            return Spread()
+        return Spread(self.half, "95% interval") if kind == CI and self.seeds > 2 else Spread(self.std, "std")
+
+    def reach(self) -> tuple[float, float]:
+        """What an error bar spans: the 95% interval, of two seeds their range."""
+        half = self.half if self.seeds > 2 else self.std / math.sqrt(2)
+        return self.mean - half, self.mean + half
 
 
 @dataclass(frozen=True)
@@ -78,11 +122,16 @@ class Run:
         """The metric `name` of every finished seed that has it."""
         return [metric for record in self.done if (metric := record["metrics"].get(name))]
 
+    @cached_property
+    def setting(self) -> Setting:
+        """How it was judged, every seed alike; of one that failed, how it was to be."""
+        return Setting.merged(map(Setting.of, (*self.failed, *self.done)))
+
     def estimate(self, name: str) -> Estimate | None:
         """Accuracy under `name` in percent; None where no finished seed was attacked so."""
         if name not in self._known:
             values = [100 * metric["value"] for metric in self.metrics(name)]
-            self._known[name] = Estimate(*student_t(values)) if values else None
+            self._known[name] = Estimate.over(values) if values else None
         return self._known[name]
 
     @cached_property
@@ -90,13 +139,13 @@ class Run:
         return {}
 
     def interval(self, name: str) -> tuple[float, float]:
-        """What an error bar spans, in percent: over seeds when there are several, else over test images."""
+        """What an error bar spans, in percent: the interval over seeds, of two their range, of one over test images."""
         estimate = self.estimate(name)
         assert estimate is not None, f"{self.label} was not evaluated under {name}"
-        if math.isnan(estimate.half):
+        if estimate.seeds == 1:
             low, high = self.metrics(name)[0]["ci_test"]
             return 100 * low, 100 * high
-        return estimate.mean - estimate.half, estimate.mean + estimate.half
+        return estimate.reach()
 
 
 def collect(records: Iterable[Record], kind: str) -> list[Run]:
@@ -122,7 +171,7 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
         digests = {key: _settings(variant[0], _PLACE) for key, variant in variants.items()}
         # Variants may differ in nothing but their place: the same method from two teachers of one name.
         twins = len(set(digests.values())) < len(digests)
-        for key, variant in variants.items():
+        for key, variant in _judged_alike(variants):
             members = _one_per_seed(variant)
             run = Run(
                 dataset=dataset,
@@ -142,6 +191,13 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
     return sorted(
         runs, key=lambda r: (natural(r.dataset), _student_order(r.student), r.order, natural(r.teacher or ""))
     )
+
+
+def _judged_alike(variants: Mapping[str, list[Record]]) -> Iterator[tuple[str, list[Record]]]:
+    """The records of each variant that were judged alike: seeds that AutoAttack searched otherwise are not averaged."""
+    for key, variant in variants.items():
+        for places in alike([Setting.of(record) for record in variant]):
+            yield key, [variant[i] for i in places]
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:

@@ -10,6 +10,7 @@ from adbench.record import Record
 from adbench.report import captions, masking
 from adbench.report.measured import RANKING, Line, accuracy, rank
 from adbench.report.model import FAILED, MISSING, Cell, Column, Row, Table, about
+from adbench.report.parts import by_setting, titles
 from adbench.report.runs import ABLATION, Run, heading, natural, slug
 from adbench.report.teachers import proxy_accuracy, teacher_accuracy
 from adbench.report.view import View
@@ -32,6 +33,7 @@ def checkpoints(runs: Sequence[Run], view: View) -> list[Table]:
     )
 
 
+@by_setting
 def white_box(runs: Sequence[Run], view: View) -> list[Table]:
     """Tables 3 and 4: one table a data set; methods by student, teachers side by side (or as `view` groups them)."""
     tables = []
@@ -96,7 +98,7 @@ def _white_box_page(
         f"{RANKING}, among the rows of one {view.group_by}.",
         ranking.rule,
         "A method without a teacher was trained once and stands under every teacher." if alone else "",
-        *_evidence(used, metrics),
+        *_evidence(used, metrics, view.spread),
     )
     notes = captions.warnings(used, metrics) + masking.notes(used)
     return Table(
@@ -111,6 +113,7 @@ def _titled(kind: str, name: str) -> str:
     return name if kind == "method" or not name else f"{kind.capitalize()} {name}"
 
 
+@by_setting
 def transfer(runs: Sequence[Run], view: View) -> list[Table]:
     """Table 5: accuracy on adversarial examples made on a proxy network that the attacker holds."""
     tables = []
@@ -130,7 +133,7 @@ def transfer(runs: Sequence[Run], view: View) -> list[Table]:
             f"Black-box robustness on {dataset}: accuracy (%) on adversarial examples made on a proxy.",
             f"{RANKING}, among the rows {among}.",
             ranking.rule,
-            *_evidence(attacked, metrics),
+            *_evidence(attacked, metrics, view.spread),
         )
         notes = captions.warnings(attacked, metrics)
         title = f"Black-box transfer, {dataset}"
@@ -159,6 +162,7 @@ def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> 
         yield Line(name, tuple((run, metric) for metric in metrics), block, facets)
 
 
+@by_setting
 def ablation(runs: Sequence[Run], view: View) -> list[Table]:
     """Figure 4's data: SmaraAD's variants by data set, student and teacher, where there are two or more."""
     tables = []
@@ -184,7 +188,7 @@ def ablation(runs: Sequence[Run], view: View) -> list[Table]:
             f"Ablation of SmaraAD on {dataset}: accuracy (%) of its variants, as Figure 4 of the paper has them.",
             f"{RANKING}, among the variants of one student and teacher.",
             ranking.rule,
-            *_evidence(used, metrics),
+            *_evidence(used, metrics, view.spread),
         )
         notes = captions.warnings(used, metrics) + masking.notes(used)
         title = f"Ablation of SmaraAD, {dataset}"
@@ -246,6 +250,7 @@ def _networks(runs: Sequence[Run], view: View, label: str, name: str, title: str
         Column("Parameters (M)"),
         *(Column(heading(metric)) for metric in metrics),
     )
+    blocks = titles(runs)
     rows = [
         Row(
             (
@@ -254,21 +259,21 @@ def _networks(runs: Sequence[Run], view: View, label: str, name: str, title: str
                 mean(run, lambda r: r["model"] and r["model"]["parameters"] / 1e6, ".3g"),
                 *(accuracy(run, metric, view) for metric in metrics),
             ),
-            run.dataset,
+            blocks[id(run)],
             about(dataset=run.dataset, teacher=run.label if label == "teachers" else None),
         )
-        for run in runs
+        for run in sorted(runs, key=lambda run: (natural(run.dataset), natural(blocks[id(run)])))
     ]
-    caption = _join(what, *_evidence(runs, metrics))
+    caption = _join(what, *_evidence(runs, metrics, view.spread))
     notes = captions.warnings(runs, metrics) + masking.notes(runs)
     return [Table(label, title, caption, columns, tuple(rows), notes)]
 
 
-def _evidence(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
+def _evidence(runs: Sequence[Run], metrics: Sequence[str], spread: str) -> tuple[str, ...]:
     done = [record for run in runs for record in run.done]
     return (
         captions.images(done, metrics),
-        captions.seeds(runs),
+        captions.seeds(runs, spread),
         captions.sampling(runs, metrics),
         captions.attacks(done, metrics),
         captions.checkpoints(done),

@@ -6,11 +6,48 @@ presets in one folder. Students name their teacher by its weights, so lookups go
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from adbench.record import Record
 from adbench.report.runs import Run
+from adbench.setting import Setting
+
+
+def named_apart(records: Sequence[Record]) -> list[Record]:
+    """The records, with a digest beside each name that several teachers have: "best #5e0775".
+
+    The digest is the beginning of the teacher's `train_id`, which its folder bears too; the same for the teacher's own
+    records and for its students'.
+    """
+    ids: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for record in records:
+        if (known := _teacher_of(record)) is not None:
+            dataset, name, weights, train_id = known
+            ids[dataset, name, weights].add(train_id or weights)
+    several = Counter((dataset, name) for dataset, name, _ in ids)
+    found = []
+    for record in records:
+        known = _teacher_of(record)
+        if known is not None and several[known[:2]] > 1:
+            key = "label" if record["kind"] == "teacher" else "teacher"
+            digest = min(ids[known[:3]])[:6]
+            record = replace(record, data=record.data | {key: f"{known[1]} #{digest}"})
+        found.append(record)
+    return found
+
+
+def _teacher_of(record: Record) -> tuple[str, str, str, str] | None:
+    """Data set, name, weights and, where it is said, train_id of the teacher that a record is of, or is taught by."""
+    if record["kind"] == "teacher" and record["model"]:
+        return record["dataset"], record["label"], record["model"]["weights_sha256"], record["train_id"]
+    robust = record["teachers"]["robust"]
+    if record["kind"] == "student" and record["teacher"] and robust:
+        told = record["config"].get("training", {}).get("teacher")
+        return record["dataset"], record["teacher"], robust["weights_sha256"], told if isinstance(told, str) else ""
+    return None
 
 
 def shown(records: Iterable[Record]) -> list[Record]:
@@ -46,13 +83,26 @@ def proxy_accuracy(name: str, runs: Sequence[Run], records: Iterable[Record], me
 
 
 def _accuracy(found: Sequence[Record], metric: str, students: Sequence[Record]) -> float | None:
-    """From the record evaluated as the students were, else from the fullest that has `metric`."""
+    """From the record evaluated as the students were, else from the fullest that was attacked as they were."""
     alike = [_judged(record) for record in students]
-    having = [record for record in found if metric in record["metrics"]]
+    settings = [Setting.of(record) for record in students]
+    having = [r for r in found if metric in r["metrics"] and _attacked_alike(Setting.of(r), settings, metric)]
     if not having:
         return None
     best = max(having, key=lambda record: (_judged(record) in alike, fullness(record)))
     return 100 * float(best["metrics"][metric]["value"])
+
+
+def _attacked_alike(own: Setting, settings: Sequence[Setting], metric: str) -> bool:
+    """Whether a network was attacked under `metric` as any of the others, on however many images."""
+    return not settings or any(
+        all(
+            own.items[key] == other.items.get(key, own.items[key])
+            for key in own.items
+            if key == "eps" or (key.startswith(f"{metric} ") and not key.endswith((" n", " seed")))
+        )
+        for other in settings
+    )
 
 
 def _finished(records: Iterable[Record], dataset: str) -> list[Record]:

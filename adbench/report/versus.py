@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -11,10 +10,12 @@ from adbench.report import captions
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
 from adbench.report.paired import LEVEL, Standing, standing
 from adbench.report.paper import signed
+from adbench.report.parts import by_setting
 from adbench.report.runs import Run, heading, slug
 from adbench.report.view import View
 
 
+@by_setting
 def tables(runs: Sequence[Run], view: View) -> list[Table]:
     """One table a data set and reference (a method may have been run with several settings); [] if none is asked."""
     found = []
@@ -40,6 +41,7 @@ def _table(dataset: str, label: str, references: Sequence[Run], runs: Sequence[R
     tests: list[Standing] = []
     rows = [_row(run, other, metrics, tests, view) for run, other in pairs]
     used = list({id(run): run for pair in pairs for run in pair}.values())
+    done = [record for run in used for record in run.done]
     caption = " ".join(
         filter(
             None,
@@ -47,7 +49,9 @@ def _table(dataset: str, label: str, references: Sequence[Run], runs: Sequence[R
                 f"Every method's accuracy on {dataset} minus that of {label}, in points.",
                 *_rules(tests),
                 f"†: not told apart from {label} (p ≥ {LEVEL:g}); p values are not corrected for the number of tests.",
-                captions.seeds(used).replace("a value without ± is", "a difference without ± is of"),
+                captions.seeds(used, view.spread, "a difference"),
+                captions.images(done, metrics),
+                captions.attacks(done, metrics),
             ),
         )
     )
@@ -58,9 +62,9 @@ def _table(dataset: str, label: str, references: Sequence[Run], runs: Sequence[R
 
 
 def _rules(tests: Sequence[Standing]) -> Iterator[str]:
-    if any(not math.isnan(test.half) for test in tests):
-        yield "Over two or more seeds that both have: ± half-width of the 95% interval, and p, of the paired t-test."
-    if any(math.isnan(test.half) for test in tests):
+    if any(test.spread.name for test in tests):
+        yield "Over two or more seeds that both have: p of the paired t-test."
+    if any(not test.spread.name for test in tests):
         yield "Of one seed: p of McNemar's exact test on the same test images, which speaks of these networks alone."
 
 
@@ -77,13 +81,18 @@ def _teacher(run: Run, other: Run) -> str | None:
 def _row(run: Run, other: Run, metrics: Sequence[str], tests: list[Standing], view: View) -> Row | None:
     cells = [Cell(run.label)]
     for metric in metrics:
-        test = standing(run, other, metric, exact=True)
+        test = standing(run, other, metric, exact=True, spread=view.spread)
         if test is None:
             cells += [MISSING, MISSING]
             continue
         tests.append(test)
-        spread = "" if math.isnan(test.half) else f"{test.half:.2f}"
-        difference = Cell(signed(test.difference), spread, tied=not test.apart, details=(("Test", test.says),))
+        difference = Cell(
+            signed(test.difference),
+            test.spread.text,
+            test.spread.name,
+            tied=not test.apart,
+            details=(("Test", test.says),),
+        )
         cells += [replace(difference, records=view.where([run, other])), Cell(_p(test.p_value))]
     teacher = _teacher(run, other)
     block = f"Student {run.student}" + (f" taught by {teacher}" if teacher else "")

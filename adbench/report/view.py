@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adbench.errors import unknown
 from adbench.record import Record
-from adbench.report.runs import Run, attacks_of, proxy_and_attack
+from adbench.report.runs import CI, Run, attacks_of, proxy_and_attack
 
 GROUPS = ("student", "teacher", "method")
 """What rows of a table may be grouped by; the first is the paper's way."""
@@ -20,8 +20,8 @@ class View:
     """Records below `results`, and the choices of who asks for a report.
 
     columns: attacks to show, in this order; () for all. group_by: one of GROUPS. against: the method (registry name or
-    label) that the others are tested against. left_out: hears of what is damaged and therefore left out; without it,
-    that is a UserError.
+    label) that the others are tested against. spread: what the number after a plus-minus sign is, one of SPREADS.
+    left_out: hears of what is damaged and therefore left out; without it, that is a UserError.
     """
 
     results: Path
@@ -29,6 +29,7 @@ class View:
     columns: tuple[str, ...] = ()
     group_by: str = GROUPS[0]
     against: str | None = None
+    spread: str = CI
     left_out: Callable[[str], object] | None = None
 
     @cached_property

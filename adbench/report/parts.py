@@ -1,0 +1,103 @@
+"""Runs split by data set and setting: what was not judged alike stands in no common table or figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import update_wrapper
+from itertools import groupby
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from adbench.report.model import Table, about
+from adbench.report.runs import Run, heading, natural, slug
+from adbench.setting import Setting, alike
+
+P = ParamSpec("P")
+Shown = TypeVar("Shown", bound=Any)
+"""A Table or a Plot."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Runs of one data set that were judged alike. apart: in words what no other part of the data set has."""
+
+    dataset: str
+    runs: tuple[Run, ...]
+    setting: Setting
+    apart: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset}, {self.apart}" if self.apart else self.dataset
+
+    def named(self, shown: Shown) -> Shown:
+        """A table or figure of these runs, under a name of its own."""
+        if isinstance(shown, Table):
+            shown = replace(shown, setting=self.setting.describe())
+        if not self.apart:
+            return shown
+        return replace(
+            shown,
+            label=f"{shown.label}_{slug(self.apart)}",
+            title=f"{shown.title}, {self.apart}",
+            caption=f"Of the networks judged with {self.apart}. {shown.caption}",
+            about=(*shown.about, *about(setting=self.apart)),
+        )
+
+
+def parts(runs: Sequence[Run]) -> list[Part]:
+    """The runs, sorted by data set, in parts of one data set and setting; each part in the order of the runs."""
+    found = []
+    for dataset, members in groupby(runs, key=lambda run: run.dataset):
+        of_dataset = list(members)
+        split = [tuple(of_dataset[i] for i in places) for places in alike([run.setting for run in of_dataset])]
+        settings = [Setting.merged(run.setting for run in part) for part in split]
+        told = [_words(setting, settings) for setting in settings]
+        # Parts that no word of theirs tells apart are numbered: each has a name of its own.
+        names = [f"{words}, setting {i}" if told.count(words) > 1 else words for i, words in enumerate(told, 1)]
+        if len(split) == 1:
+            names = [""]
+        made = [Part(dataset, *each) for each in zip(split, settings, names, strict=True)]
+        found += sorted(made, key=lambda part: natural(part.apart))
+    return found
+
+
+def _words(setting: Setting, settings: Sequence[Setting]) -> str:
+    """In what a setting differs from any of the others."""
+    keys = {key for other in settings for key in setting.apart(other)}
+    said = []
+    for key in sorted(keys):
+        metric, _, what = key.rpartition(" ")
+        if key in ("eps", "step"):
+            said.append(f"{'ε' if key == 'eps' else 'step'} = {setting.items[key]}")
+        elif what == "n" and f"n = {setting.images()}" not in said:
+            said.append(f"n = {setting.images()}")
+        elif what == "search":
+            said.append(f"AutoAttack: {setting.search()}")
+        elif metric and what not in ("n", "step"):
+            said.append(f"{heading(metric)} {what} {setting.items[key]}")
+        elif not metric:
+            said.append(setting.says(key))
+    return ", ".join(dict.fromkeys(said))
+
+
+def by_setting(
+    make: Callable[Concatenate[Sequence[Run], P], list[Shown]],
+) -> Callable[Concatenate[Sequence[Run], P], list[Shown]]:
+    """Let a maker of tables or figures see the runs of one data set and setting at a time."""
+
+    def split(runs: Sequence[Run], /, *args: P.args, **kwargs: P.kwargs) -> list[Shown]:
+        return [part.named(shown) for part in parts(runs) for shown in make(part.runs, *args, **kwargs)]
+
+    return update_wrapper(split, make)
+
+
+def titles(runs: Sequence[Run]) -> dict[int, str]:
+    """The data set of every run, by its `id()`, with what sets its setting apart: for blocks of a table of networks."""
+    return {id(run): title for title, run in _titled(runs)}
+
+
+def _titled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+    for part in parts(runs):
+        for run in part.runs:
+            yield part.title, run
