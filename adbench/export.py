@@ -162,7 +162,7 @@ def _for_reading(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
             else " from ".join(metric.split(":", 1)[1].rsplit(":", 1)[::-1])
         )
         shown[name] = [_percent(v, s) for v, s in zip(table[metric], spreads, strict=True)]
-    kinds = {kind for metric in metrics for kind in table.get(f"{metric}.spread_is", ()) if kind}
+    kinds = {kind for metric in metrics for kind in table.get(f"{metric}.spread_is", ()) if isinstance(kind, str)}
     told = {
         "95% interval": "half-width of the 95% Student-t interval over seeds",
         "std": "standard deviation over seeds",

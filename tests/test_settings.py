@@ -50,7 +50,7 @@ OTHERWISE = {
     "noise": ({"attack": {"pgd20": {"seed": 7}, "aa": {"seed": 7}}}, "noise seed 7"),
     "search": ({"attack": {"aa": {"search": "fast search 2: bfloat16"}}}, "AutoAttack: fast search 2: bfloat16"),
     "images": ({"n": {"clean": 1000, "pgd20": 1000, "aa": 100}}, "n 1000 (AA 100)"),
-    "radius": ({"attack": {"*": {"eps": 0.1}}}, "eps 0.1"),
+    "radius": ({"attack": {"*": {"eps": "0.1"}}}, "eps 0.1"),
 }
 
 
