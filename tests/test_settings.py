@@ -205,7 +205,7 @@ def test_two_seeds_have_a_deviation_three_an_interval_and_either_can_be_asked_fo
         shown = {row.cells[0].text: row.cells[1] for row in table.rows}
         assert [shown[name].spread for name in ("RSLAD", "ARD", "IAD")] == [f"{due[0]:.2f}", f"{due[1]:.2f}", ""]
         assert "standard deviation" in table.caption
-        assert ("Student-t" in table.caption) == (asked == "ci")
+        assert ("half-width of the 95% Student-t" in table.caption) == (asked == "ci")
         rows = {row["Method"]: row for row in csv.DictReader(render.csv(table).splitlines())}
         assert (rows["RSLAD"]["± is"], rows["ARD"]["± is"]) == ("std", "95% interval" if asked == "ci" else "std")
         for form in ("table", "csv", "markdown", "latex"):
