@@ -2,7 +2,9 @@
 
 A lock is `flock` on the folder's file `.lock`. The operating system ends it with the process, however that ends, so
 there is nothing stale to clean up; on NFS, Linux passes it to the server as a byte-range lock, which ends with the
-process or, when a machine dies, with its lease. Of a lock file, nothing but its `flock` decides.
+process or, when a machine dies, with its lease. Of a lock file, nothing but its `flock` decides. It is a file of the
+folder's own: a link, a folder or a pipe of that name is refused. Where there is no `flock` (Windows), `filelock` locks
+a second file instead.
 
 Some file systems keep `flock` to one machine (`docs/cluster.md` names them). The holder therefore leaves a note in
 the file (who it is) and touches it every few seconds: whoever gets a lock whose note is from another machine and
@@ -11,26 +13,35 @@ still being touched knows that the locks cannot be trusted, and says so. Clocks 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import platform
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
-from io import BufferedRandom, BufferedReader
 from pathlib import Path
+from types import ModuleType
+
+import filelock
 
 from adbench.errors import UserError
 
-FILE = ".lock"
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+FILE, SECOND = ".lock", ".lock.held"
 BEAT = 5.0
 """Seconds between two signs of life."""
 _NOTE_BYTES = 512
+_AS_IT_IS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+"""How a lock file is opened: not what a link leads to, without waiting for a pipe's other end, byte for byte."""
 
 
 @dataclass(frozen=True)
@@ -56,61 +67,117 @@ def _machine() -> str:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` (made if it is not there) for this process; another one that asks for it waits."""
-    with _open(folder) as handle:
-        _flock(handle, fcntl.LOCK_EX, folder)
-        with _held(handle, folder):
-            yield
+    with _made(folder) as file, _taken(file, folder, wait=True), _held(file, folder):
+        yield
 
 
 @contextmanager
 def attempt(folder: Path) -> Iterator[bool]:
     """Hold `folder` (made if it is not there) where nobody else does; whether it is held now."""
-    with _open(folder) as handle:
-        if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, folder):
+    with _made(folder) as file, _taken(file, folder) as taken:
+        if not taken:
             yield False
             return
-        with _held(handle, folder):
+        with _held(file, folder):
             yield True
 
 
 def holder(folder: Path) -> Holder | None:
     """Who holds `folder`, or None; somebody without a name where the note cannot be read."""
     try:
-        with (folder / FILE).open("rb") as handle:
-            if _flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB, folder):
-                return None
-            return _read(handle.fileno()) or Holder("?", 0, "?")
+        with _opened(folder / FILE, os.O_RDONLY) as file, _taken(file, folder, shared=True) as taken:
+            return None if taken else _read(file) or Holder("?", 0, "?")
     except FileNotFoundError:
         return None
 
 
-def _open(folder: Path) -> BufferedRandom:
+@contextmanager
+def _made(folder: Path) -> Iterator[int]:
+    """The folder's lock file, open for writing; both are made if they are not there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return os.fdopen(os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
     except OSError as error:
         raise UserError(f"cannot write '{folder}': {error.strerror or error}; choose another folder") from error
-
-
-def _flock(handle: BufferedRandom | BufferedReader, how: int, folder: Path) -> bool:
-    try:
-        fcntl.flock(handle, how)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise UserError(
-                f"the file system of '{folder}' has no locks ({error.strerror}); mount it with locks, or give each "
-                f"run a results folder of its own and join them with `adbench merge`"
-            ) from error
-        raise
-    return True
+    with _opened(folder / FILE, os.O_RDWR | os.O_CREAT) as file:
+        yield file
 
 
 @contextmanager
-def _held(handle: BufferedRandom, folder: Path) -> Iterator[None]:
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """The lock file's descriptor. Raises as `_open` does."""
+    file = _open(path, flags)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open the lock file itself, never what a link leads to.
+
+    Raises FileNotFoundError, and UserError for what is no file or cannot be opened.
+    """
+    try:
+        file = -1 if path.is_symlink() else os.open(path, flags | _AS_IT_IS, 0o666)
+        found = path.lstat() if file < 0 else os.fstat(file)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if not isinstance(error, IsADirectoryError):
+            verb = "write" if flags & os.O_CREAT else "read"
+            said = f"cannot {verb} '{path.parent}': {error.strerror or error}; choose another folder"
+            raise UserError(said) from error
+        file, found = -1, path.lstat()
+    if file >= 0 and stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        return file
+    if file >= 0:
+        os.close(file)
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFREG: "also a file elsewhere (a hard link)", stat.S_IFDIR: "a folder"}
+    what = kinds.get(stat.S_IFMT(found.st_mode), "no file")
+    raise UserError(f"the lock '{path}' is {what}, which adbench leaves as it is; remove it")
+
+
+@contextmanager
+def _taken(file: int, folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+    """Whether the lock of an open lock file could be had; it ends with the file at the latest."""
+    if fcntl is None:
+        with _taken_by_filelock(folder, wait=wait) as taken:
+            yield taken
+        return
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        yield False
+        return
+    except OSError as error:
+        raise UserError(
+            f"the file system of '{folder}' has no locks ({error.strerror}); mount it with locks, or give each "
+            f"run a results folder of its own and join them with `adbench merge`"
+        ) from error
+    yield True
+
+
+@contextmanager
+def _taken_by_filelock(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """The same where there is no flock (Windows): of a second file, since locks there keep readers from a file."""
+    lock = filelock.FileLock(folder / SECOND, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise UserError(f"'{folder / SECOND}' cannot be locked: {error.strerror or error}") from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _held(file: int, folder: Path) -> Iterator[None]:
     """Leave a note in the lock file that is held, and signs of life, until the end."""
-    file = handle.fileno()
     before = _read(file)
     if before and before.machine != _machine() and _alive(folder / FILE):
         raise UserError(
@@ -130,7 +197,7 @@ def _held(handle: BufferedRandom, folder: Path) -> Iterator[None]:
 def _beat(path: Path, ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with suppress(OSError):
-            os.utime(path)
+            os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
 
 def _alive(path: Path) -> bool:
@@ -146,13 +213,14 @@ def _alive(path: Path) -> bool:
 
 def _touched(path: Path) -> int:
     # NFS asks the server anew when a file is opened, and answers from memory otherwise.
-    with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_mtime_ns
+    with _opened(path, os.O_RDONLY) as file:
+        return os.fstat(file).st_mtime_ns
 
 
 def _read(file: int) -> Holder | None:
     try:
-        return Holder(**json.loads(os.pread(file, _NOTE_BYTES, 0)))
+        os.lseek(file, 0, os.SEEK_SET)
+        return Holder(**json.loads(os.read(file, _NOTE_BYTES)))
     except (ValueError, TypeError):  # nobody's, or one that a full disk left half written
         return None
 
@@ -160,5 +228,6 @@ def _read(file: int) -> Holder | None:
 def _write(file: int, note: str) -> None:
     # In place, since a lock belongs to its file. The note is a courtesy, so a full disk may keep it.
     with suppress(OSError):
-        os.pwrite(file, note.encode().ljust(_NOTE_BYTES), 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, note.encode().ljust(_NOTE_BYTES))
         os.fsync(file)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,7 @@ class Processes:
         self.places = [replace(place, device=device) for device in devices(place.device, jobs, _gpus(place))]
         self.free = list(range(jobs))
         self.running: dict[str, _Worker] = {}
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOADED)
+        self.context = _context()
 
     def room(self) -> bool:
         return bool(self.free)
@@ -58,12 +57,11 @@ class Processes:
         self.running[cell.id] = _Worker(cell, process, ours, slot)
 
     def wait(self, seconds: float) -> None:
-        speaking = {worker.pipe: worker for worker in self.running.values()}
+        speaking: dict[Any, _Worker] = {worker.pipe: worker for worker in self.running.values()}
         if not speaking:
             time.sleep(seconds)
             return
         for pipe in wait(list(speaking), seconds):
-            assert isinstance(pipe, Connection)
             self._listen(speaking[pipe])
 
     def _listen(self, worker: _Worker) -> None:
@@ -103,8 +101,17 @@ class Processes:
             self.kill(worker.cell)
 
 
+def _context() -> Any:
+    """How processes begin: from the server, or each by itself where there is none (Windows), which takes seconds."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 class _Worker:
-    def __init__(self, cell: Cell, process: ForkServerProcess, pipe: Connection, slot: int) -> None:
+    def __init__(self, cell: Cell, process: BaseProcess, pipe: Connection, slot: int) -> None:
         self.cell, self.process, self.pipe, self.slot = cell, process, pipe, slot
 
 
