@@ -252,6 +252,14 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_names_in_a_file_cannot_move_the_cursor(tmp_path: Path, network: Network) -> None:
+    state = dict(network.state_dict()) | {"\x1b[2Jstray\n": torch.ones(2)}
+    with pytest.raises(UserError) as error:
+        load(network, torch_file(tmp_path / "w.pt", state))
+    assert "stray" in str(error.value)
+    assert str(error.value).isprintable()
+
+
 def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     for path in (tmp_path / "pipe.pt", Path("/dev/zero")):

@@ -13,7 +13,8 @@ import pytest
 import torch
 from tiny import TEACHER, cli, options, run
 
-from adbench import cell, config, files, teacher
+from adbench import cell, config, files, networks, record, teacher
+from adbench.checkpoint import weights_sha256
 from adbench.cli.options import listed
 from adbench.data import load
 from adbench.errors import UserError
@@ -122,6 +123,27 @@ def test_the_key_of_a_network_in_a_file_is_a_part_of_the_teachers_identity() -> 
     plain, keyed = (teacher.find(f"cnn-4@w.pt{key}").identity() for key in ("", "#ema"))
     assert "key" not in plain["source"]
     assert keyed["source"] == {**plain["source"], "key": "ema"}
+
+
+def test_one_of_two_networks_in_a_file_is_judged_by_its_key_and_found_again() -> None:
+    first, second = (build("cnn-4", classes=10, channels=1) for _ in range(2))
+    torch.save({"model": first.state_dict(), "model_ema": second.state_dict(), "epoch": 9}, "both.pt")
+    words = ("--arch", "cnn-4", "--attacks", "fgsm", "--images", "4", "--results", "results")
+    asked = cli("eval", "both.pt", *words)
+    assert asked.exit_code == 2
+    assert "model, model_ema" in asked.stderr
+    assert "'both.pt#model_ema'" in asked.stderr
+    assert cli("eval", "both.pt#model_ema", *words).exit_code == 0
+    (path,) = Path("results").rglob("record.json")
+    found = record.read(path)
+    assert found["model"]["weights_sha256"] == weights_sha256(second)
+    dataset = networks.dataset_of(found, Path())
+    again = networks.network_of(found, dataset, Path())
+    assert weights_sha256(again) == weights_sha256(second)
+    given = networks.network_of(found, dataset, Path(), Path("both.pt#model_ema"))
+    assert weights_sha256(given) == weights_sha256(second)
+    with pytest.raises(UserError, match="give the checkpoint that the record is about"):
+        networks.network_of(found, dataset, Path(), Path("both.pt#model"))
 
 
 # --- text ---

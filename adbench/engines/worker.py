@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adbench.cell import Place, execute
-from adbench.errors import UserError
+from adbench.errors import Caution, UserError
 from adbench.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
@@ -28,6 +29,7 @@ def prepare_torch(place: Place, threads: int) -> None:
 
 def begin(place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
     """Make a fresh process ready for cells."""
+    warnings.simplefilter("ignore", Caution)  # the process that planned the cells has said them
     prepare_torch(place, threads)
     for path, code in plugins.items():
         METHODS.add_file(path, code)
