@@ -228,7 +228,7 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
     run = _Run(cell, place, report)
     try:
         outcomes = _finish(run, path.parent)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin may call sys.exit()
         stopping.follow()  # whoever is asked to end records no failure, which the interruption may have caused
         message = str(error) if isinstance(error, UserError) else located(error)
         failure = {"phase": run.phase, "type": type(error).__name__, "message": message}

@@ -64,7 +64,7 @@ def validate(name: str) -> Iterator[Verdict]:
             yield Verdict(promise, claimed=False)
         except Broken as broken:
             yield Verdict(promise, str(broken))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield Verdict(promise, " ".join(str(error).split()) if isinstance(error, UserError) else located(error))
         else:
             yield Verdict(promise)

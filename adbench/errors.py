@@ -72,7 +72,7 @@ def is_text(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def located(error: Exception) -> str:
+def located(error: BaseException) -> str:
     """An error that is no sentence of ours: its type, its text, and which line of a method's file it came from."""
     others = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parent, sysconfig.get_path("stdlib")))
     frames = [

@@ -320,7 +320,7 @@ def asked(name: str, what: str, of: Callable[[], T]) -> T:
     """What a plugin's declaration gives. Raises UserError where it fails."""
     try:
         return of()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"method '{name}': {what}() raised {type(error).__name__}: {error}") from error
 
 

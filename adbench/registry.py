@@ -24,6 +24,9 @@ from adbench.errors import UserError, unknown
 from adbench.source import Code
 from adbench.stopping import Stopped
 
+GROUPS = ("all",)
+"""Names that stand for several methods."""
+
 
 class Registry:
     """The entries of one entry-point group, plus those added from files."""
@@ -83,6 +86,11 @@ class Registry:
         if path.suffix != ".py" or not (code is not None or path.is_file()):
             raise UserError(f"plugin '{path}': no such Python file; give the path of a .py file")
         name = path.stem.replace("_", "-")
+        if name in GROUPS or not name.strip() or "," in name:
+            raise UserError(
+                f"plugin '{path}': no {self.kind} can be called '{name}', which --methods reads otherwise; "
+                f"rename the file"
+            )
         if name in self._entry_points:
             raise UserError(f"plugin '{path}': a {self.kind} '{name}' is already registered; rename the file")
         if self._files.get(name, path.resolve()) != path.resolve():

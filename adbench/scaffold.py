@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
 from pathlib import Path
 
 from adbench.errors import UserError
 from adbench.files import write_text
-from adbench.registry import METHODS
+from adbench.registry import GROUPS, METHODS
+from adbench.source import locate
 
 TEMPLATE = '''\
 """{name}: a method for adbench.
@@ -60,11 +62,16 @@ def write_method(name: str, folder: Path) -> Path:
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UserError(f"'{name}' cannot be a method's name; use lower-case words joined by dashes, as in my-method")
+    if name in GROUPS:
+        raise UserError(f"'{name}' stands for several methods; choose another name")
     if name in METHODS:
         raise UserError(f"a method '{name}' is there already; choose another name (adbench list methods)")
-    path = folder / f"{name.replace('-', '_')}.py"
+    module = name.replace("-", "_")
+    path = folder / f"{module}.py"
     if path.exists():
         raise UserError(f"'{path}' is there already; choose another name or --out")
+    if module in sys.stdlib_module_names or locate(module):
+        raise UserError(f"a Python module '{module}' is installed, which '{path}' could hide; choose another name")
     cls = "".join(word.capitalize() for word in name.split("-"))
     write_text(path, TEMPLATE.format(name=name, file=path, cls=cls))
     return path

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import cli
+from tiny import PLUGIN as WORKS
+from tiny import cli, options
 
 from adbench import contract
+from adbench.engines.here import Here
 from adbench.registry import METHODS
 
 PLUGIN = '''
@@ -201,3 +203,54 @@ def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
     assert "did you mean 'rslad'" in cli("validate", "rslda").output
     assert cli("validate", "rslda").exit_code == 2
     assert "no such Python file" in cli("validate", tmp_path / "none.py").output
+
+
+ENDS = {
+    "sys.exit": "import sys\nsys.exit()",
+    "sys.exit with a code": "import sys\nsys.exit(3)",
+    "exit with a text": "raise SystemExit('usage: mine.py FILE')",
+    "base exception": "raise BaseException('odd')",
+    "generator's end": "raise GeneratorExit",
+    "interrupted by itself": "raise KeyboardInterrupt",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_plugin_that_ends_the_program_is_refused_with_a_sentence(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("script.py").write_text(f"{WORKS}\n{ENDS[end]}\n")
+    for words in (["validate", "script.py"], ["run", "--methods", "script", "--plugin", "script.py", *options()]):
+        result = cli(*words)
+        assert result.exit_code == 2, (words, result.output)
+        assert "script.py' cannot be imported" in result.stderr
+
+
+def test_a_loss_that_ends_the_program_fails_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adbench.runner import Local
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Local, "engine", lambda *given: Here(given[2], 1, given[4]))
+    Path("ends.py").write_text(WORKS.replace("        return cross", "        raise SystemExit\n        return cross"))
+    result = cli("run", "--methods", "ends", "--plugin", "ends.py", *options())
+    assert result.exit_code == 1, result.output
+    assert "SystemExit" in result.output
+
+
+@pytest.mark.parametrize("name", ["all.py", "a,b.py"])
+def test_a_plugin_that_its_name_does_not_reach_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(WORKS)
+    result = cli("list", "methods", "--plugin", name)
+    assert result.exit_code == 2
+    assert "rename the file" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["random", "torch", "adbench", "lambda", "all", "rslad", "pytest"])
+def test_a_new_method_hides_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("new-method", name).exit_code == 2
+    assert not list(tmp_path.iterdir())

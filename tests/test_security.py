@@ -6,6 +6,7 @@ import ast
 import hashlib
 import io
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -19,7 +20,8 @@ import pandas as pd
 import pytest
 import torch
 from synthetic import add
-from tiny import cli
+from tiny import PLUGIN as WORKS
+from tiny import cli, options
 from torchvision.datasets import CIFAR10
 
 from adbench import document, kept, matrix, record, state, teacher, weights_file
@@ -75,8 +77,8 @@ def test_no_module_calls_what_would_run_a_file() -> None:
             forbidden |= words.get("shell") == "True"
             if forbidden:
                 found.append(f"{path.relative_to(ROOT)}: {name}")
-    # A refusal that is raised; and the plugin that the user names.
-    plugin = {"adbench/registry.py: compile", "adbench/registry.py: exec"}
+    # A refusal that is raised; and the plugin that the user names, with its local modules.
+    plugin = {"adbench/registry.py: compile", "adbench/registry.py: exec", "adbench/source.py: compile"}
     assert set(found) == {"adbench/data/cifar.py: pickle.UnpicklingError"} | plugin
 
 
@@ -335,3 +337,43 @@ def test_a_digest_tells_damage_and_not_forgery(tmp_path: Path) -> None:
     forged = json.loads(path.read_text(encoding="utf-8")) | {"label": "forged"}
     document.write(path, {key: value for key, value in forged.items() if key != "digest"})
     assert record.read(path)["label"] == "forged"
+
+
+HOSTILE = ("torch", "sklearn", "random", "threading", "socket", "json", "adbench", "click")
+
+
+@pytest.mark.parametrize("how", ["adbench", "python -m"])
+def test_modules_in_the_working_folder_are_not_run(how: str, tmp_path: Path) -> None:
+    """With worker processes, whose servers multiprocessing starts by itself."""
+    for name in HOSTILE:
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\nraise ImportError"
+        )
+    for name in ("methods", "teachers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text((tmp_path / "json.py").read_text())
+    (tmp_path / "mine.py").write_text(WORKS)
+    if how == "python -m":  # which takes adbench itself from there, before anything can be done about it
+        (tmp_path / "adbench.py").unlink()
+    start = [sys.executable, "-m", "adbench"] if how == "python -m" else [Path(sys.executable).with_name("adbench")]
+    words = ["run", "--methods", "mine,natural", "--plugin", "mine.py", "--jobs", "2", *options()]
+    unsafe = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    done = subprocess.run([*start, *words], cwd=tmp_path, env=unsafe, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+
+
+def test_listing_methods_imports_no_package_of_a_third_party(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    (tmp_path / "theirs" / "fine.py").write_text(WORKS)
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[adbench.methods]\ntheirs = theirs.fine:Mine\n")
+    script = "from adbench.cli import main; main(['list', 'methods'])"
+    paths = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=paths, capture_output=True, text=True)
+    assert "Cross-entropy at the image itself. [theirs]" in done.stdout, done.stderr
+    assert not ran.exists()

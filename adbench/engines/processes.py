@@ -22,7 +22,7 @@ from typing import Any
 from adbench import stopping
 from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
-from adbench.engines.worker import begin, work
+from adbench.engines.worker import begin, safe_path, work
 from adbench.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
@@ -52,7 +52,8 @@ class Processes:
         process = self.context.Process(
             target=_cell, args=(theirs, cell, self.places[slot], self.threads, METHODS.files()), daemon=True
         )
-        process.start()
+        with safe_path():
+            process.start()
         theirs.close()
         self.running[cell.id] = _Worker(cell, process, ours, slot)
 

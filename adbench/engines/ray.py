@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,11 +242,14 @@ def _own_signals() -> Iterator[None]:
 def _connect(ray: Any, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if address is None:
-            ray.init("local", num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-        else:
+        if address is not None:
             _knock(address)
-            ray.init(address, **quiet)
+        # Ray puts the folder that it is started in on its workers' path, first, and with it whatever lies there.
+        with chdir(os.sep):
+            if address is None:
+                ray.init("local", num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            else:
+                ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster at '{address}' ({' '.join(str(error).split())[:200]}); `ray start --head` begins one "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,23 @@ def prepare_torch(place: Place, threads: int) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(place.torch_device.type == "cpu")
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Within, Python processes that are started do not look for modules in the working folder.
+
+    multiprocessing starts its servers with `python -c`, which would take a `torch.py` that lies there for torch.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def begin(place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
