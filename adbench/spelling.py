@@ -59,6 +59,8 @@ def recipe(train: Train, threat: ThreatModel) -> dict[str, Any]:
     for later, unset in (("precision", "auto"), ("compile", False), ("micro_batch", None), ("decay", "all")):
         if settings[later] == unset:
             settings.pop(later)
+    if not train.weight_decay:
+        settings.pop("decay", None)
     if train.micro_batch and train.micro_batch >= train.batch_size:
         settings.pop("micro_batch")
     eps, step = parse_fraction(threat.eps or 0), parse_fraction(threat.step or 0)

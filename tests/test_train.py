@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,47 @@ def test_the_learning_rate_and_the_method_hear_of_every_drop(tmp_path: Path) -> 
     assert [round(e["lr"], 6) for e in entries] == [0.1, 0.1, 0.01, 0.01, 0.001]
     assert [item for item in method.seen if item[0] == "drop"] == [("drop", 0.1), ("drop", 0.1)]
     assert entries[0]["half"] == 0.5
+
+
+class Odd(Watching):
+    """Logs what is not finite, and trains all the same."""
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        step.log("ratio", float("nan") if step.epoch else 2)
+        return super().loss(step, x_adv)
+
+
+def test_a_logged_number_that_is_not_finite_is_null_in_the_log_and_noted(tmp_path: Path) -> None:
+    run(trainer(tmp_path, Odd()))
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line, parse_constant=refused)["ratio"] for line in lines] == [2, None, None]
+    summary = finished(tmp_path)
+    assert summary is not None
+    (note,) = summary.notes
+    assert "'ratio'" in note
+
+
+def test_images_a_second_are_those_of_the_batches_in_log_and_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by a second a batch and a hundred a validation."""
+    now = [0.0]
+
+    def tick(seconds: float) -> None:
+        now[0] += seconds
+
+    it = trainer(tmp_path, epochs=2)
+    it._validate = lambda: tick(100) or (0.5, 0.5)  # type: ignore[method-assign, func-returns-value]
+    monkeypatch.setattr("adbench.train.time.perf_counter", lambda: now[0])
+    entries: list[dict[str, Any]] = []
+    summary = it.run(entries.append, lambda *_: tick(1))
+    assert [entry["images_per_second"] for entry in entries] == [70 / 3, 70 / 3]
+    assert summary.images_per_second == 70 / 3
+    assert summary.seconds == 2 * 103
 
 
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(tmp_path: Path) -> None:
