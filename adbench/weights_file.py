@@ -68,15 +68,13 @@ def read(path: Path, sha256: str | None = None) -> Content:
         content, header = _read_safetensors(path)
     else:
         content, header = _read_torch(path, head), {}
-    found_tensors: dict[str, Held] = {}
-    for name, held in _walk(content, "", set()):
-        if name in found_tensors and found_tensors[name].tensor is not held.tensor:
-            raise UserError(f"weights '{path}': two tensors are called '{printable(name)}'; save one state dict")
-        found_tensors[name] = held
-    if not found_tensors:
-        holds = _summary(content)
+    try:
+        tensors, summary = _named(path, content), _summary(content)
+    except RecursionError as error:
+        raise UserError(f"weights '{path}': its dictionaries are too deeply nested; save one state dict") from error
+    if not tensors:
         raise UserError(
-            f"weights '{path}': the file holds no named tensors{holds and f' (it holds {holds})'}; save them with "
+            f"weights '{path}': the file holds no named tensors{summary and f' (it holds {summary})'}; save them with "
             f"torch.save(model.state_dict(), ...)"
         )
     ours = header.items() >= WRITER.items()
@@ -85,7 +83,7 @@ def read(path: Path, sha256: str | None = None) -> Content:
             f"weights '{path}': the file is damaged, its weights have another SHA-256 than it states; restore it "
             f"from a copy, or delete its folder to train again"
         )
-    return Content(found_tensors, ours, _summary(content))
+    return Content(tensors, ours, summary)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -173,6 +171,15 @@ def _damaged(path: Path, error: Exception) -> UserError:
         f"weights '{path}': the file is truncated or damaged, or not a weights file "
         f"({type(error).__name__}{reason}); download or save it again"
     )
+
+
+def _named(path: Path, content: Any) -> dict[str, Held]:
+    tensors: dict[str, Held] = {}
+    for name, held in _walk(content, "", set()):
+        if name in tensors and tensors[name].tensor is not held.tensor:
+            raise UserError(f"weights '{path}': two tensors are called '{printable(name)}'; save one state dict")
+        tensors[name] = held
+    return tensors
 
 
 def _walk(content: Any, container: str, seen: set[int]) -> Iterator[tuple[str, Held]]:

@@ -13,6 +13,7 @@ import os
 import pickle
 import types
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -466,6 +467,22 @@ def test_a_state_that_contains_itself_is_read_once(tmp_path: Path, network: Netw
     content.pop("model")
     with pytest.raises(UserError, match="holds no named tensors"):
         read(torch_file(tmp_path / "empty.pt", content))
+
+
+def test_a_file_nested_beyond_measure_is_one_sentence(tmp_path: Path) -> None:
+    # Dictionaries in dictionaries, 100,000 deep: pickle cannot write them, but anybody can write such a pickle.
+    deep = b"\x80\x02" + b"}(X\x01\x00\x00\x00a" * 100_000 + b"N" + b"u" * 100_000 + b"."
+    with zipfile.ZipFile(torch_file(tmp_path / "like.pt", {})) as like, zipfile.ZipFile(tmp_path / "w.pt", "w") as made:
+        for name in like.namelist():
+            made.writestr(name, deep if name.endswith("data.pkl") else like.read(name))
+    with pytest.raises(UserError, match=r"w\.pt': its dictionaries are too deeply nested"):
+        read(tmp_path / "w.pt")
+
+
+def test_two_tensors_of_one_name_are_told(tmp_path: Path) -> None:
+    content = {"a": {"b.c": torch.ones(1)}, "a.b": {"c": torch.zeros(1)}}
+    with pytest.raises(UserError, match=r"two tensors are called 'a\.b\.c'"):
+        read(torch_file(tmp_path / "w.pt", content))
 
 
 def test_counts_of_batches_may_be_absent(network: Network) -> None:
