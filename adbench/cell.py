@@ -139,8 +139,6 @@ def check(cell: Cell, place: Place, fetch: bool = True) -> None:
     for name in (*attacks, *transferred):
         if name not in autoattack.VERSIONS:
             gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
-    if set(attacks) & set(autoattack.VERSIONS):
-        autoattack.check_classes(dataset.classes, f"'{cell.dataset}' has {dataset.classes}")
     if cell.method is None and (fetch or _is_here(cell, place)):
         weights_of(cell, place, dataset, "best")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -58,6 +59,16 @@ def test_the_ascent_finds_the_optimum_of_a_linear_objective(x: Tensor) -> None:
     x_adv = ascend(x, lambda z: net(z)[:, 0], eps=0.1, step=0.03, steps=10, start=Start.CLEAN)
     sign = net.flat.weight[0].sign().reshape(1, 1, 3, 3)
     torch.testing.assert_close(x_adv, (x + 0.1 * sign).clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pgd0", "pgd99999999999999999999", "pgd20x0", "pgd20@inf", "pgd20@nan", "pgd20@2", "pgd20@", "pgd20@0",
+     "pgd20@1/0", "pgd20@-1/255", "pgd20@8/255@8/255", "@", "", "pgd020", "cw0", "pgd\u0663", "aa@4/255", "aa-plus@4/255"],
+)  # fmt: skip
+def test_an_odd_name_is_refused_by_that_name(name: str) -> None:
+    with pytest.raises(UserError, match=f"attack '{re.escape(name)}'"):
+        gradient_attack(name, Fraction(8, 255), Fraction(2, 255))
 
 
 def test_examples_with_their_own_radius_step_and_count_move_as_if_they_were_alone(x: Tensor) -> None:

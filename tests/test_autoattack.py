@@ -19,8 +19,10 @@ import pandas as pd
 import pyautoattack
 import pytest
 import torch
-from pyautoattack import fab_base
+from pyautoattack import autopgd_base, fab_base
 from pyautoattack.fab_projections import projection_linf
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
 from tiny import SETTINGS, cli
 from torch import Tensor, nn
 
@@ -137,6 +139,22 @@ def test_the_default_is_the_authors_package_bit_for_bit(
         assert torch.equal(found.right, net(theirs).argmax(1) == split.labels)
     assert (theirs != split.images.float() / 255).flatten(1).any(1).sum() > 0
     assert found.definition["search"] == "authors' package, float32"
+
+
+def test_the_fast_search_differs_from_the_exact_one_at_the_boundary_alone(few, monkeypatch) -> None:
+    shortened(monkeypatch, 40)
+    net, split = few
+    eps = EPS * 3 / 4
+    judged = {search: evaluate(evaluator(net, split, search, eps=eps), ("aa",))["aa"] for search in autoattack.SEARCHES}
+    fast, exact = judged["fast"].right, judged["exact"].right
+    with attacking(net):
+        close, _ = autoattack.probe(net, split.images.float() / 255, split.labels, eps)
+    # At the boundary either search breaks by chance what the other one misses.
+    boundary = close.abs() <= 2 * autoattack.CLOSE
+    assert not ((fast != exact) & ~boundary).any()
+    assert boundary.any()
+    assert 3 <= (exact & ~boundary).sum() <= 27
+    assert (~exact & ~boundary).sum() >= 3
 
 
 def test_what_is_configured_runs_whatever_the_device_can_do(few, monkeypatch) -> None:
@@ -437,6 +455,61 @@ def test_a_debugger_or_coverage_goes_on_tracing(few) -> None:
         assert sys.gettrace() is tracer
     finally:
         sys.settrace(before)
+
+
+FEW_CLASSES = [
+    (2, "aa", "standard, 2 classes: targeted DLR as a difference of logits"),
+    (3, "aa", "standard, 3 classes: targeted DLR as a difference of logits"),
+    (2, "aa-plus", "plus, 2 classes: DLR and targeted DLR as a difference of logits"),
+    (3, "aa-plus", "plus, 3 classes: targeted DLR as a difference of logits"),
+    (2, "aa-rand", "rand, 2 classes: DLR as a difference of logits"),
+    (3, "aa-rand", "rand"),
+    (4, "aa", "standard"),
+    (4, "aa-plus", "plus"),
+]
+
+
+class Pairs(nn.Module):
+    """A linear network of so many classes on images of 2 x 2 pixels, each class by a pixel of its own."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4)[:classes])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+@pytest.mark.parametrize("search", autoattack.SEARCHES)
+@pytest.mark.parametrize(("classes", "name", "version"), FEW_CLASSES)
+def test_with_few_classes_every_attack_runs_without_the_loss_that_needs_more(
+    classes: int, name: str, version: str, search: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortened(monkeypatch, 3)
+    ran: list[str] = []
+    for attack, method in ((autopgd_base.APGDAttack_targeted, "attack_single_run"), (FABAttack_PT, "perturb"),
+                           (SquareAttack, "perturb")):  # fmt: skip
+        really = getattr(attack, method)
+        monkeypatch.setattr(
+            attack,
+            method,
+            lambda self, *a, really=really, **o: ran.append(type(self).__name__) or really(self, *a, **o),
+        )
+    pixels = torch.tensor([[200, 150, 120, 90], [90, 200, 150, 120], [200, 20, 10, 0], [160, 150, 149, 148]])
+    images = pixels.to(torch.uint8).view(4, 1, 2, 2)
+    net = Pairs(classes)
+    split = Split(images, net(images.float()).argmax(1))
+    found = evaluate(evaluator(net, split, search, shard=4, eps=Fraction(30, 255)), (name,))[name]  # type: ignore[arg-type]
+    # The label's pixel and the best other one can both move by eps.
+    top = images.flatten(1)[:, :classes].int().sort(dim=1, descending=True).values
+    assert found.right.tolist() == (top[:, 0] - top[:, 1] > 60).tolist()
+    assert 0 < found.right.sum() < 4
+    assert found.definition["version"] == version
+    assert found.definition["target_classes"] == classes - 1
+    assert not any("class" in flag for flag in found.flags)
+    if name != "aa-rand":
+        assert {"APGDAttack_targeted", "SquareAttack"} <= set(ran)
+        assert "FABAttack_PT" in ran or search == "fast"
 
 
 @pytest.mark.parametrize(("name", "version"), [("aa-rand", "rand"), ("aa-plus", "plus")])

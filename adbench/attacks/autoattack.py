@@ -29,7 +29,6 @@ from adbench.attacks.hyperplane import nearest_in_box
 from adbench.attacks.linf import NOT_FOLLOWED, ascend, attacking, usable
 from adbench.data.threat import as_text
 from adbench.engine import Engine, Lean
-from adbench.errors import UserError
 from adbench.losses import margin
 from adbench.verdict import Verdict
 
@@ -38,8 +37,6 @@ VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 
 LOGGER = "auto-attack"
 """The package's."""
-
-OTHERS = "--attacks fgsm,pgd20,cw of adbench eval, or --set eval.attacks=fgsm,pgd20,cw of adbench run"
 
 SEARCHES = {
     "exact": "authors' package, float32",
@@ -101,12 +98,6 @@ def version_for(name: str, classes: int) -> str:
     if not undivided:
         return VERSIONS[name]
     return f"{VERSIONS[name]}, {classes} classes: {' and '.join(undivided)} as a difference of logits"
-
-
-def check_classes(classes: int, found: str) -> None:
-    """Raise UserError where there is no other class to attack towards; `found` says what has so few."""
-    if classes < 2:
-        raise UserError(f"AutoAttack needs at least 2 classes, {found}; leave it out, as in {OTHERS}")
 
 
 class _Flags(logging.Handler):
@@ -180,8 +171,7 @@ def attack(
     These are the survivors that a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of
     the boundary; those within CLOSEST start STARTS times. APGD is targeted there at as many classes, from the likeliest
     at x on, as include the one that each image came closest to, and one more. Images that bfloat16 misclassifies as
-    they are, which its attacks would pass over, a fast search leaves to float32. Raises UserError with less than two
-    classes.
+    they are, which its attacks would pass over, a fast search leaves to float32.
     """
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
@@ -275,7 +265,6 @@ def _run(
 
     with torch.no_grad():
         classes = network(x[:1]).shape[1]
-    check_classes(classes, f"this network has {classes}")
     # The counters behind the "dynamic defense" warning are never reset by the package itself.
     for counter in checks.funcs:
         checks.funcs[counter] = 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adbench import __version__
 from adbench.attacks.linf import Start, ascend, attacking, usable
 from adbench.data.threat import as_text, parse_fraction
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError, printable, unknown
 from adbench.losses import cross_entropy, margin
 
 NAMES = ("fgsm", "mi-fgsm", "pgd20", "cw", "aa")
@@ -105,7 +105,10 @@ def gradient_attack(name: str, eps: Fraction, step: Fraction, start: Start = Sta
     """
     if "@" in name:
         within = radius(name, eps)
-        one = gradient_attack(name.partition("@")[0], within, step * within / eps if eps else step, start)
+        alone = name.partition("@")[0]
+        if alone == "aa" or alone.startswith("aa-"):
+            raise UserError(f"attack '{printable(name)}': AutoAttack's radius is the threat model's; set threat.eps")
+        one = gradient_attack(alone, within, step * within / eps if eps else step, start)
         return replace(one, name=name)
     if name == "fgsm":
         return GradientAttack(name, "cross-entropy", 1, eps, eps, Start.CLEAN)
@@ -134,7 +137,12 @@ def radius(name: str, eps: Fraction) -> Fraction:
     _, at, text = name.rpartition(":")[2].partition("@")
     if not at:
         return eps
-    found = parse_fraction(text)
+    try:
+        found = parse_fraction(text)
+    except UserError as error:
+        raise UserError(f"attack '{printable(name)}': {error}") from error
     if not found or as_text(found) != text:
-        raise UserError(f"attack '{name}': write the radius behind the @ as records do, as '4/255' or '0.05'")
+        raise UserError(
+            f"attack '{printable(name)}': write the radius behind the @ as records do, as '4/255' or '0.05'"
+        )
     return found
