@@ -64,7 +64,8 @@ def test_the_ascent_finds_the_optimum_of_a_linear_objective(x: Tensor) -> None:
 @pytest.mark.parametrize(
     "name",
     ["pgd0", "pgd99999999999999999999", "pgd20x0", "pgd20@inf", "pgd20@nan", "pgd20@2", "pgd20@", "pgd20@0",
-     "pgd20@1/0", "pgd20@-1/255", "pgd20@8/255@8/255", "@", "", "pgd020", "cw0", "pgd\u0663", "aa@4/255", "aa-plus@4/255"],
+     "pgd20@1/0", "pgd20@-1/255", "pgd20@8/255@8/255", "@", "", "pgd020", "cw0",
+     "pgd\u0663", "aa@4/255", "aa-plus@4/255"],
 )  # fmt: skip
 def test_an_odd_name_is_refused_by_that_name(name: str) -> None:
     with pytest.raises(UserError, match=f"attack '{re.escape(name)}'"):
