@@ -12,7 +12,6 @@ from adbench.models import build, canonical
 
 Choices = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
-
 RESTARTS = 2  # of the attack on the updated copy (authors' code)
 
 
