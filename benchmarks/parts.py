@@ -24,7 +24,7 @@ from adbench.data.batches import cropped, draw_crops, to_float
 from adbench.engine import Engine, Lean, multiply_adds
 from adbench.losses import cross_entropy
 
-SIDE = 2048
+SIDES = {"cpu": 2048, "cuda": 8192}
 LOADED = 20
 """Batches that are loaded in a round."""
 
@@ -44,10 +44,11 @@ class Pictures(Dataset[tuple[Any, int]]):
         return self.transform(self.images[index % len(self.images)]), 0
 
 
-def rate(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
-    """Multiply-adds a second."""
-    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
-    return SIDE**3 / in_turn({"": lambda: a @ b}, device, rounds)[""]
+def rate(device: torch.device, dtype: torch.dtype, rounds: int, side: int | None = None) -> float:
+    """Multiply-adds a second, in square matrices large enough for the device (or of so many rows)."""
+    side = side or SIDES[device.type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return side**3 / in_turn({"": lambda: a @ b}, device, rounds)[""]
 
 
 def loaders(bench: Bench) -> dict[str, Callable[[], Any]]:

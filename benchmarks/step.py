@@ -5,7 +5,8 @@
 
 Every way takes one step in turn, so that whatever else the machine does meets all of them, and each in a process of its
 own, so that none has what another does to a process (adbench keeps freed memory); times are medians. `plain`
-is benchmarks/plain.py: float32, layer by layer. `naive` is the same under bfloat16 autocast, channels last, compiled.
+is benchmarks/plain.py: float32, layer by layer, with torch's defaults (so that convolutions on a GPU run in TF32).
+`naive` is the same under bfloat16 autocast, channels last, compiled.
 `exact`, `auto` and `bfloat16` are adbench by its train.precision. Prints a Markdown table.
 """
 
@@ -83,6 +84,7 @@ class Bench:
 
     def plain(self, method: str, *, naive: bool = False) -> Callable[[], Tensor]:
         """A step as benchmarks/plain.py writes it."""
+        torch.backends.cudnn.allow_tf32 = True
         torch.manual_seed(0)
         nets = plain.Nets(copy.deepcopy(self.student), self.teacher, self.natural, plain.Policy(self.built("rn18")))
         nets.policy.to(self.device).eval()
@@ -120,9 +122,10 @@ class Bench:
             device=self.device,
         )
 
-    def ours(self, method: str, precision: str) -> Callable[[], Tensor]:
+    def ours(self, method: str, precision: str, **config: Any) -> Callable[[], Tensor]:
         """A step of the trainer; not one in which LAS-AT's policy learns, as in `plain`."""
-        trainer = self.trainer(method, precision)
+        torch.backends.cudnn.allow_tf32 = False  # as in a run
+        trainer = self.trainer(method, precision, **config)
         trainer.prepare()
         noise = torch.Generator(device=self.device).manual_seed(0)
         ((index, crops),) = trainer.batches()
