@@ -111,7 +111,7 @@ class Campaign:
             "entries": {entry.name: {"about": entry.about, "status": "not reached"} for entry in entries},
         }
         out.mkdir(parents=True, exist_ok=True)
-        self.context, self.results["processes"] = context_for(options["device"])
+        self.context: Any = None
         self.log = out / "log.txt"
         self.log.write_bytes(b"")
         self._write()
@@ -119,7 +119,8 @@ class Campaign:
     def run(self) -> None:
         """Carry out the entries in turn. Whatever happens, what is finished is whole and the summary is written."""
         try:
-            for number, entry in enumerate(self.entries):
+            self.context, self.results["processes"] = context_for(self.options["device"])
+            for number, entry in enumerate(self.entries if self.context else ()):
                 self._carry_out(entry, self.entries[number + 1 :])
         finally:
             with stopping.held():
@@ -131,7 +132,9 @@ class Campaign:
     @property
     def good(self) -> bool:
         """Whether nothing that was tried went wrong."""
-        return all(found["status"] in ("done", "skipped", "not reached") for found in self.results["entries"].values())
+        return bool(self.context) and all(
+            found["status"] in ("done", "skipped", "not reached") for found in self.results["entries"].values()
+        )
 
     def _carry_out(self, entry: Entry, later: Sequence[Entry]) -> None:
         found = self.results["entries"][entry.name]
@@ -243,7 +246,7 @@ PATIENCE = 90.0
 
 
 def context_for(device: str) -> tuple[Any, list[str]]:
-    """How processes are started that can compute on the device, and what went wrong on the way.
+    """How processes are started that can compute on the device (None: in no way), and what went wrong on the way.
 
     Forked from a server that has imported everything, they start at once; where that does not work, each imports anew.
     """
@@ -256,14 +259,15 @@ def context_for(device: str) -> tuple[Any, list[str]]:
         process.start()
         process.join(PATIENCE)
         if process.exitcode == 0:
-            break
+            return context, said
         process.kill()
         said.append(f"{method}: no process computes on '{device}' (it ended with {process.exitcode})")
         print(said[-1], flush=True)
-    return context, said
+    return None, said
 
 
 def _probe(device: str) -> None:
+    import gpu_entries  # noqa: F401  # without it there is nothing to begin
     import torch
 
     float(torch.ones(1, device=device).sum())

@@ -30,11 +30,11 @@ import numpy as np
 import parts
 import step
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from adbench import __version__, files, provenance
+from adbench import __version__, checkpoint, files, provenance
 from adbench.cell import Place
-from adbench.checkpoint import load_into, read_state_dict, save_state, save_weights
 from adbench.cli import main as adbench
 from adbench.data import Dataset, load
 from adbench.data.batches import to_float
@@ -197,7 +197,7 @@ class Problem:
         data = load(self.dataset, self.data_dir, test_images=images)
         network = build(self.architecture, classes=data.classes, channels=data.image_shape[0])
         assert self.weights
-        load_into(network, read_state_dict(self.weights), str(self.weights))
+        checkpoint.load(network, self.weights)
         return network.eval().requires_grad_(False), data
 
 
@@ -228,7 +228,7 @@ def _digits(data: Path, weights: Path) -> None:
         optimiser.zero_grad()
         cross_entropy(network(to_float(x[part])), y[part]).mean().backward()
         optimiser.step()
-    save_weights(weights, network, {})
+    checkpoint.save_weights(weights, network, {})
 
 
 # (a) The device
@@ -535,13 +535,11 @@ def teacher(job: Job) -> None:
 def _halved(job: Job, posed: Problem, architecture: str, weights: Path) -> None:
     """Keep the weights in half precision, and judge what is kept."""
     kept = job.folder / "teacher.kept.safetensors"
-    half = {
-        key: value.half() if value.is_floating_point() else value for key, value in read_state_dict(weights).items()
-    }
-    save_state(kept, half, {"architecture": architecture})
+    half = {key: value.half() if value.is_floating_point() else value for key, value in load_file(weights).items()}
+    checkpoint.save_state(kept, half, {"architecture": architecture})
     data = load(posed.dataset, posed.data_dir, test_images=16 if job.small else 2000)
     network = build(architecture, classes=data.classes, channels=data.image_shape[0])
-    load_into(network, half, str(kept))
+    checkpoint.load(network, kept)
     judge = Evaluator(network, data.test, data.threat, seed=0, batch_size=250, device=torch.device(job.device))
     robust = judge.under("pgd20", len(data.test)).metric()["value"]
     job.row("network", weights="half", student=architecture, clean=judge.clean.metric()["value"], pgd20=robust)
@@ -680,7 +678,7 @@ def _sigterm(job: Job) -> None:
     epoch = kept["epoch"] + 1 if kept else 0
     cli(job, *words)
     cli(job, *training(job, "undisturbed"))
-    one, other = (read_state_dict(next((job.folder / name).rglob(BEST))) for name in ("stopped", "undisturbed"))
+    one, other = (load_file(next((job.folder / name).rglob(BEST))) for name in ("stopped", "undisturbed"))
     apart = max(float((one[key].double() - other[key].double()).abs().max()) for key in one)
     job.row("SIGTERM", exit_code=code, epoch=epoch, batches=batches, difference=apart)
     if apart and not job.on_gpu:
