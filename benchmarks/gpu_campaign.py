@@ -250,7 +250,7 @@ def context_for(device: str) -> tuple[Any, list[str]]:
 
     Forked from a server that has imported everything, they start at once; where that does not work, each imports anew.
     """
-    said = []
+    said: list[str] = []
     for method in ("forkserver", "spawn"):
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":

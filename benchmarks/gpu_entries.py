@@ -18,16 +18,19 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import autoattack
 import numpy as np
 import parts
+import plain
 import step
 import torch
 from safetensors.torch import load_file
@@ -236,43 +239,58 @@ def _digits(data: Path, weights: Path) -> None:
 
 def device(job: Job) -> None:
     """Device, versions, the rates of matrix products, and the tests that want a GPU."""
-    place = torch.device(job.device)
     job.fact(
         adbench=__version__, commit=provenance.provenance("", 0, None, "")["git_commit"],
         python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
         pyautoattack=version("pyautoattack"), cores=len(os.sched_getaffinity(0)), platform=platform.platform(),
         processor=step.cpu(),
     )  # fmt: skip
+    job.apart("device", _device, limit=0.5 * job.left)
+    job.apart("the tests marked gpu", _tests)
+
+
+def _device(job: Job) -> None:
+    place, name = torch.device(job.device), "CPU"
     if job.on_gpu:
         about = torch.cuda.get_device_properties(place)
+        name = about.name
         job.fact(
-            gpu=about.name, memory_gib=about.total_memory / 2**30, multiprocessors=about.multi_processor_count,
+            gpu=name, memory_gib=about.total_memory / 2**30, multiprocessors=about.multi_processor_count,
             capability=f"{about.major}.{about.minor}", cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
         )  # fmt: skip
         with job.trying("nvidia-smi"):
             asked = ["nvidia-smi", "--query-gpu=driver_version,memory.used,clocks.sm", "--format=csv,noheader"]
             job.fact(driver=subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip())
-    name = job.said["facts"].get("gpu", "CPU")
-    job.found(f"{name}, torch {torch.__version__}")
     rates = matrix_rates(job)
     for dtype, rate in rates.items():
         job.row("matrix products", precision=dtype, tera_multiply_adds=rate / 1e12)
     job.found(f"{name}, torch {torch.__version__}; bfloat16 {2 * rates['bfloat16'] / 1e12:.3g} TFLOP/s")
-    with job.trying("the tests marked gpu"):
-        _tests(job)
+
+
+class _Counted:
+    """Counts pytest's outcomes."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or not report.passed:
+            self.outcomes[report.outcome] += 1
 
 
 def _tests(job: Job) -> None:
     """pytest -m gpu on the modules that have such tests: others may import what is not installed here."""
-    modules = [path for path in sorted(ROOT.glob("tests/test_*.py")) if "pytest.mark.gpu" in path.read_text("utf-8")]
-    words = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--no-header", *map(str, modules)]
-    asked = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=job.left)
-    print(asked.stdout + asked.stderr)
-    last = (asked.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-    job.fact(tests=last)
-    job.found(f"{job.said['found']}; tests: {last}")
-    if asked.returncode or (job.on_gpu and "skipped" in last):
-        job.wrong(f"the tests marked gpu: {last}")
+    import pytest
+
+    modules = [path for path in sorted(ROOT.glob("tests/test_*.py")) if "pytest.mark.gpu\n" in path.read_text("utf-8")]
+    counted = _Counted()
+    os.chdir(ROOT)
+    code = pytest.main(["-m", "gpu", "-q", "-p", "no:cacheprovider", *map(str, modules)], plugins=[counted])
+    said = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counted.outcomes.items()))
+    job.fact(tests=said or "none")
+    job.found(f"{job.said.get('found', '')}; tests: {said or 'none'}")
+    if code or (job.on_gpu and not counted.outcomes["passed"]):
+        job.wrong(f"the tests marked gpu: {said or 'none'}, exit code {int(code)}")
 
 
 def matrix_rates(job: Job) -> dict[str, float]:
@@ -399,7 +417,7 @@ def measured(
 
 def step_work(bench: step.Bench, method: str) -> float:
     """Multiply-adds of one step: a pass for the input's gradient is two forward passes, one for the weights' three."""
-    cost, steps = configured(method, {}).passes(step.plain.STEPS), step.plain.STEPS
+    cost, steps = configured(method, {}).passes(plain.STEPS), plain.STEPS
     student, teacher = (multiply_adds(net, (3, 32, 32)) for net in (bench.student, bench.teacher))
     trained = max(0.0, cost.student - steps)
     mine = 2 * cost.student + trained + cost.student_forward
@@ -422,7 +440,9 @@ def compiled(job: Job) -> None:
     for some in (leading, others):
         for way in ways:
             for method, student in some:
-                job.apart(f"{method}, {student}, {way}", _compiled, method, student, way, limit=90)
+                job.apart(
+                    f"{method}, {student}, {way}", _compiled, method, student, way, limit=max(60.0, 0.5 * job.left)
+                )
     told(job)
 
 
@@ -556,7 +576,7 @@ def epoch_seconds(job: Job, method: str, student: str, inner: int) -> float:
     work = bench.way(method, "bfloat16")
     step.seconds(work, bench.device)
     taken = statistics.median(step.seconds(work, bench.device) for _ in range(5))
-    an_epoch = 1.1 * 49_000 / 256 * taken * (2 * inner + 3) / (2 * step.plain.STEPS + 3)
+    an_epoch = 1.1 * 49_000 / 256 * taken * (2 * inner + 3) / (2 * plain.STEPS + 3)
     job.fact(**{f"seconds an epoch, {method}, {student}": an_epoch})
     return an_epoch
 
@@ -629,10 +649,10 @@ def table(job: Job) -> None:
 
 def faults(job: Job) -> None:
     """What only a real device shows of interruptions, of memory, and of processes that share it."""
-    job.apart("SIGTERM", _sigterm, limit=60)
-    job.apart("out of memory", _out_of_memory, limit=40)
-    job.apart("processes", _processes, limit=60)
-    job.apart("--jobs 2", _jobs, limit=60)
+    job.apart("SIGTERM", _sigterm, limit=0.6 * job.left)
+    job.apart("out of memory", _out_of_memory, limit=0.5 * job.left)
+    job.apart("processes", _processes, limit=0.6 * job.left)
+    job.apart("--jobs 2", _jobs)
     ended = [row for row in job.said["rows"] if row["what"] == "SIGTERM"]
     memory = [row for row in job.said["rows"] if row["what"] == "out of memory"]
     if ended and memory:
@@ -665,12 +685,14 @@ def training(job: Job, results: str, **changed: Any) -> list[str | Path]:
 def _sigterm(job: Job) -> None:
     """SIGTERM in the middle of an epoch; whether the training goes on, and ends as one that nobody disturbed."""
     words = training(job, "stopped")
-    process = subprocess.Popen([sys.executable, "-m", "adbench", *map(str, words)])
+    process = FORK.Process(target=adbench, args=([str(word) for word in words],))
+    process.start()
     log = _first_epoch(job, process)
     an_epoch = json.loads(log.read_text(encoding="utf-8").splitlines()[0])["seconds"]
     time.sleep(an_epoch / 4)
-    process.send_signal(signal.SIGTERM)
-    code = process.wait(timeout=job.left)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(max(1.0, job.left))
+    code = process.exitcode
     kept, _ = Store(log.parent).load(torch.device("cpu"))
     batches = (kept or {}).get("under_way") and kept["under_way"]["batch"]  # type: ignore[index]
     if code != 143 or not batches:
@@ -685,13 +707,13 @@ def _sigterm(job: Job) -> None:
         job.wrong(f"a training that was stopped ends in other weights: {apart}")
 
 
-def _first_epoch(job: Job, process: subprocess.Popen[bytes]) -> Path:
+def _first_epoch(job: Job, process: BaseProcess) -> Path:
     """The log of a training, once its first epoch is in it."""
-    while process.poll() is None and job.left > 0:
+    while process.is_alive() and job.left > 0:
         for log in (job.folder / "stopped").rglob(LOG):
             return log
         time.sleep(0.01)
-    raise RuntimeError(f"the training ended with {process.poll()} before it had finished an epoch")
+    raise RuntimeError(f"the training ended with {process.exitcode} before it had finished an epoch")
 
 
 def _out_of_memory(job: Job) -> None:

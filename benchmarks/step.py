@@ -196,11 +196,12 @@ def in_turn(works: Mapping[str, Callable[[], Any]], device: torch.device, rounds
             spent = seconds(work, device)
             if number:
                 taken[name].append(spent)
-        print(
-            f"round {number}:",
-            *(f"{name} {values[-1]:.3f}" for name, values in taken.items() if values),
-            file=sys.stderr,
-        )
+        if len(works) > 1:
+            print(
+                f"round {number}:",
+                *(f"{name} {values[-1]:.3f}" for name, values in taken.items() if values),
+                file=sys.stderr,
+            )
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
