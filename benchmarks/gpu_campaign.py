@@ -7,8 +7,8 @@ Each entry (benchmarks/gpu_entries.py) runs in a process of its own, with its ow
 one. What it has found is in OUT/results.json as soon as it is there, also if the entry is killed later; a failure is a
 result too, with the last lines of its output. OUT/summary.md has the tables, records.tar.gz the records,
 teacher.safetensors the trained teacher in half precision, log.txt what the entries printed. An entry whose files are
-missing is reported as skipped. The campaign ends by itself; SIGTERM and Ctrl-C end it early;
-what is finished stays.
+missing is reported as skipped. The campaign ends by itself; SIGTERM and Ctrl-C end it early, and leave what is
+finished.
 
 --small is for a rehearsal: the same entries with the smallest networks, and the embedded digits where no data is given.
 Exit code 0 if every entry that was reached has done what it should, 1 if not, 2 for bad input, 143 if it was ended.
@@ -119,7 +119,8 @@ class Campaign:
     def run(self) -> None:
         """Carry out the entries in turn. Whatever happens, what is finished is whole and the summary is written."""
         try:
-            self.context, self.results["processes"] = context_for(self.options["device"])
+            seconds = self.results["seconds"]
+            self.context, self.results["processes"] = context_for(self.options["device"], seconds / 3)
             for number, entry in enumerate(self.entries if self.context else ()):
                 self._carry_out(entry, self.entries[number + 1 :])
         finally:
@@ -241,12 +242,12 @@ def pack(folder: Path, archive: Path, largest: int = LARGEST) -> list[str]:
 PROGRESS, OUTPUT = "progress.json", "output.txt"
 PRELOADED = ["adbench.cli.run", "torch._dynamo", "sklearn.datasets", "gpu_entries"]
 """What the server of the entries' processes imports; nothing of it may touch a GPU, which would be lost to forks."""
-PATIENCE = 90.0
-"""Seconds in which a process has to begin, imports included."""
 
 
-def context_for(device: str) -> tuple[Any, list[str]]:
+def context_for(device: str, patience: float) -> tuple[Any, list[str]]:
     """How processes are started that can compute on the device (None: in no way), and what went wrong on the way.
+
+    patience: seconds in which a process has to begin, imports included.
 
     Forked from a server that has imported everything, they start at once; where that does not work, each imports anew.
     """
@@ -257,7 +258,7 @@ def context_for(device: str) -> tuple[Any, list[str]]:
             context.set_forkserver_preload(PRELOADED)
         process = context.Process(target=_probe, args=(device,), daemon=True)
         process.start()
-        process.join(PATIENCE)
+        process.join(patience)
         if process.exitcode == 0:
             return context, said
         process.kill()

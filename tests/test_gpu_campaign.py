@@ -59,7 +59,7 @@ def processes_of(out: Path, called: str = "") -> list[str]:
     return [command for command in found if called in command]
 
 
-def all_gone(out: Path, patience: float = 20.0) -> bool:
+def all_gone(out: Path, patience: float = 120.0) -> bool:
     ends = time.monotonic() + patience
     while processes_of(out) and time.monotonic() < ends:
         time.sleep(0.1)
