@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from adbench import terminal
+
 if TYPE_CHECKING:
     from adbench.estimate import Cost
     from adbench.matrix import Cell
@@ -129,7 +131,8 @@ class Display:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+    """A text for rich: no markup of its own, and nothing that moves the cursor."""
+    return terminal.plain(text).replace("[", r"\[")
 
 
 def plan_table(plan: Plan, costs: Mapping[str, Cost], width: int = 200) -> Table:
@@ -223,12 +226,16 @@ def _counts(cost: Cost) -> tuple[str, str, str]:
     return f"{cost.passes.total:.4g}", f"{cost.multiply_adds / 1e9:.3g}", duration(cost.floor)
 
 
+def _seed(record: dict[str, Any]) -> str:
+    return "-" if record["seed"] is None else str(record["seed"])
+
+
 def summary_table(records: list[dict[str, Any]]) -> Table:
     """What a run ended with: a row a cell, a column an attack, in percent."""
     names = list(dict.fromkeys(n for r in records for n in r["metrics"] if not n.startswith("transfer:")))
     table = _table(("dataset", "network", "student", "teacher", "seed"), tuple(names))
     for r in records:
-        who = (_escaped(r["dataset"]), _escaped(r["label"]), r["student"], r["teacher"] or "-", str(r["seed"]))
+        who = (_escaped(r["dataset"]), _escaped(r["label"]), r["student"], r["teacher"] or "-", _seed(r))
         if r["status"] == "failed":
             figures = ["[red]failed[/]"] + [""] * (len(names) - 1)
         else:

@@ -76,7 +76,7 @@ def metadata(record: Record, dataset: Dataset, network: Network) -> dict[str, st
 def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, Any], str]:
     """RobustBench's card (`model_info/*.json`), and a sentence on what is left to the one who submits it.
 
-    Accuracies are percentages, as there. AutoAttack's is claimed only of all test images.
+    Accuracies are percentages, as there, and claimed only of all test images.
     """
     metrics, eps = record["metrics"], record["config"]["training"]["threat"]["eps"]
     whole = len(dataset.test)
@@ -90,9 +90,12 @@ def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, 
         "venue": "",
         "architecture": spoken(record["student"]),
         "eps": eps,
-        "clean_acc": _percent(metrics["clean"]),
     }
     left = ["link, authors and venue are yours to fill in"]
+    if metrics["clean"]["n"] < whole:
+        left.append(f"clean_acc is left out, since it was measured on {metrics['clean']['n']:,} images of {whole:,}")
+    else:
+        written["clean_acc"] = _percent(metrics["clean"])
     judged = metrics.get("aa")
     if judged is None or judged["n"] < whole or parse_fraction(judged["attack"]["eps"]) != parse_fraction(eps):
         seen = f"AutoAttack ran on {judged['n']:,} images of {whole:,}" if judged else "AutoAttack was not run"

@@ -100,10 +100,15 @@ def test_the_card_is_robustbenchs_and_claims_autoattack_of_all_images_alone(resu
     written, left = share.card(judged, dataset, network)
     assert written.keys() <= CARD
     assert "autoattack_acc" not in written
-    assert (
-        left == "link, authors and venue are yours to fill in; autoattack_acc is left out, since AutoAttack was not run"
+    assert "clean_acc" not in written, "it was measured on a part"
+    assert left == (
+        "link, authors and venue are yours to fill in; clean_acc is left out, since it was measured on 16 images of "
+        "360; autoattack_acc is left out, since AutoAttack was not run"
     )
-    assert written["clean_acc"] == f"{100 * judged['metrics']['clean']['value']:.2f}"
+    whole = {"value": 0.25, "correct": 90, "n": 360}
+    metrics = judged["metrics"] | {"clean": judged["metrics"]["clean"] | whole}
+    everything = record.Record(judged.path, judged.data | {"metrics": metrics})
+    assert share.card(everything, dataset, network)[0]["clean_acc"] == "25.00"
     assert written["eps"] == "28/255"
     assert "mean" in written["footnote"]
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import click
 
-from adbench import stopping
+from adbench import stopping, terminal
 from adbench.errors import Caution, UserError, is_text, unknown
 
 SHOWN = 100
@@ -92,7 +92,7 @@ def _show(
 
 
 def _refuse(sentence: str) -> int:
-    click.echo(f"adbench: {' '.join(sentence.split())}", err=True)
+    click.echo(terminal.plain(f"adbench: {' '.join(sentence.split())}"), err=True)
     return 2
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench import machine
+from adbench import machine, terminal
 from adbench.errors import LeftOut, Nothing, UserError
 from adbench.files import expanded
 from adbench.seeding import LARGEST
@@ -210,7 +210,7 @@ def leaving_out(watched: bool = False) -> Generator[LeftOut, None, None]:
 
     watched: the command goes on.
     """
-    left_out = LeftOut(lambda sentence: click.echo(f"adbench: left out: {sentence}", err=True))
+    left_out = LeftOut(lambda said: click.echo(terminal.plain(f"adbench: left out: {said}"), err=True))
     try:
         yield left_out
     except Nothing as nothing:

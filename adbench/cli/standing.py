@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adbench import terminal
 from adbench.cli.matrix import Asked, matrix_options
 from adbench.cli.options import FilePath, results_option
 from adbench.errors import UserError
@@ -47,7 +48,7 @@ def status(asked: Asked, plan_id: str | None, why: str | None, form: str, result
     matrix = standing.Matrix(plan)
     if why:
         for line in standing.why(matrix, matrix.find(why)):
-            click.echo(line)
+            click.echo(terminal.plain(line))
     elif form == "json":
         rows = [
             {"id": one.cell["id"], "cell": one.cell["says"], "state": one.state, "why": one.why,
@@ -57,10 +58,11 @@ def status(asked: Asked, plan_id: str | None, why: str | None, form: str, result
         click.echo(json.dumps(rows, indent=1))
     else:
         for line in _table(matrix):
-            click.echo(line)
+            click.echo(terminal.plain(line))
         others = [other for other in plans if other["id"] != plan["id"]]
         for other in others[:LISTED]:
-            click.echo(f"another plan: {other['id'][:8]} of {other['written']}, {len(other.cells)} cells (--plan)")
+            told = f"another plan: {other['id'][:8]} of {other['written']}, {len(other.cells)} cells (--plan)"
+            click.echo(terminal.plain(told))
 
 
 def _plan(asked: Asked, plan_id: str | None, results: Path) -> tuple[list[Planned], Planned]:
@@ -143,5 +145,5 @@ def merge(folders: tuple[Path, ...], into: Path) -> None:
     for outcome in merging.merge(folders, into):
         wrong += outcome.wrong
         if outcome.says:
-            click.echo(outcome.says)
+            click.echo(terminal.plain(outcome.says))
     sys.exit(1 if wrong else 0)

@@ -25,6 +25,9 @@ from adbench.stats import student_t_of, wilson
 EVERY = 10
 """Up to so many classes, each has a column of its own."""
 
+WIDEST = 2.5
+"""Inches beside a heat map for the names of its rows."""
+
 MOST_PICTURES = 12
 """Heat maps beyond these would say in pictures what the table says."""
 
@@ -75,11 +78,11 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
         if max(len(values) for _, values in told) <= EVERY:
             if sum(plot.data is None for plot in found) == MOST_PICTURES:
                 continue
-            draw, inches = _heat_map(told, _names(dataset, max(len(values) for _, values in told)))
+            draw, inches = _heat_map(told, _names(dataset, max(len(values) for _, values in told), members))
             found.append(Plot(label, title, f"{what}. Dark: accurate.", alt, draw, inches, about=facets))
             continue
         series = tuple(
-            Series(run.label, labels.index(run.label), _sorted(values, _names(dataset, len(values))))
+            Series(run.label, labels.index(run.label), _sorted(values, _names(dataset, len(values), members)))
             for run, values in told
         )
         chart = Chart((Panel(Axis("Classes, the weakest first"), Axis(f"{heading(attack)} accuracy (%)"), series),))
@@ -100,7 +103,8 @@ def _heat_map(
     # A class without test images is as pale as can be, and has no number.
     rows = [[value.mean if value else math.nan for value in values] for _, values in told]
     numbers = np.array([row + [math.nan] * (len(names) - len(row)) for row in rows])
-    left = max(heat.width(run.label) for run, _ in told) + 0.25
+    labels = [heat.fitted(run.label, WIDEST) for run, _ in told]
+    left = max(map(heat.width, labels)) + 0.25
     height = 0.3 * len(told) + 0.75
     scale = Normalize(float(np.nanmin(numbers)), max(float(np.nanmax(numbers)), float(np.nanmin(numbers)) + 1))
 
@@ -110,15 +114,24 @@ def _heat_map(
         axes = figure.add_axes((left / NARROWEST, 0.1 / height, wide / NARROWEST, (height - 0.75) / height))
         heat.cells(axes, numbers, scale)
         axes.xaxis.tick_top()
-        axes.set_xticks(range(len(names)), names, rotation=30, ha="left", rotation_mode="anchor", fontsize=heat.FONT)
-        axes.set_yticks(range(len(told)), [run.label for run, _ in told], fontsize=heat.FONT)
+        axes.set_xticks(
+            range(len(names)),
+            [heat.fitted(name, 0.8) for name in names],
+            rotation=30,
+            ha="left",
+            rotation_mode="anchor",
+            fontsize=heat.FONT,
+        )
+        axes.set_yticks(range(len(told)), labels, fontsize=heat.FONT)
         axes.tick_params(length=0, pad=4)
 
     return draw, (NARROWEST, height)
 
 
-def _names(dataset: str, classes: int) -> list[str]:
-    names = NAMES.get(dataset, ())
+def _names(dataset: str, classes: int, runs: Sequence[Run] = ()) -> list[str]:
+    """Of each label: the class's name in the records, or in the data set as published, or its number."""
+    told = (r["data"].get("class_names") for run in runs for r in run.done if r["data"])
+    names = next(filter(None, told), NAMES.get(dataset, ()))
     return [names[label] if label < len(names) else str(label) for label in range(classes)]
 
 
@@ -126,7 +139,7 @@ def _table(dataset: str, runs: Sequence[Run], spread: str) -> Table:
     strongest = _strongest(runs)
     metrics = [m for m in dict.fromkeys(("clean", "pgd20", strongest)) if m and any(_has(run, m) for run in runs)]
     classes = max(len(_by_class(run, metric)) for run in runs for metric in attacks_of([run]))
-    labels = _names(dataset, classes)
+    labels = _names(dataset, classes, runs)
     every = range(classes) if strongest and classes <= EVERY else range(0)
     columns = [Column("Method", numeric=False)]
     for metric in metrics:

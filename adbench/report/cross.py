@@ -94,6 +94,7 @@ def _plot(one: Analysis, names: Sequence[str], label: str) -> Plot:
         f"Matrix of accuracy in percent, {len(names)} sources by {len(names)} targets. White-box: {white}. "
         f"Off the diagonal: {others.min():.1f} to {others.max():.1f}."
     )
+    names = [heat.fitted(name, 2.5) for name in names]
     layout = _Layout.of(names)
     facets = about(dataset=one["dataset"])
     draw = _draw(values, clean, names, layout)

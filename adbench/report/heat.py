@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +19,17 @@ FONT = 9.0  # points
 def width(text: str) -> float:
     """How wide a text on the axes is, in inches."""
     return float(TextPath((0, 0), text, size=FONT, usetex=False).get_extents().width) / 72
+
+
+def fitted(text: str, inches: float) -> str:
+    """A text no wider than `inches`: a longer one is cut, and has a digest at its end that tells it from others."""
+    if width(text) <= inches:
+        return text
+    digest = f"\N{HORIZONTAL ELLIPSIS} #{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    kept = max(1, int(len(text) * inches / width(text)))
+    while kept > 1 and width(text[:kept] + digest) > inches:
+        kept -= 1
+    return text[:kept] + digest
 
 
 def cells(panel: Axes, numbers: NDArray[np.float64], scale: Normalize, *, bold: bool = False) -> None:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from adbench.report import heat
 from adbench.report.chart import Chart, Panel, Series
 from adbench.report.model import About
 from adbench.report.runs import METHODS, Run
@@ -183,7 +184,7 @@ def drawn(chart: Chart, legend: Literal["right", "below"] = "right") -> Callable
             ordered.sort(key=lambda item: -item[1][0])
         figure.legend(
             [artist for _, (_, artist) in ordered],
-            [name for name, _ in ordered],
+            [heat.fitted(name, 2.0) for name, _ in ordered],
             loc="outside right upper" if legend == "right" else "outside lower center",
             ncols=1 if legend == "right" else 5,
             frameon=False,

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 import jinja2
 from markupsafe import Markup
 
+from adbench import terminal
 from adbench.report.model import MISSING, Cell, Mark, Row, Table
 
 _TEX = {
@@ -261,6 +262,13 @@ def csv(table: Table) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` such that a spreadsheet shows it: what begins like a formula, and is no number, gets an apostrophe."""
-    formula = text.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"[+-]?[\d.,]+", text)
-    return f"'{text}" if formula else text
+    """`text` such that a spreadsheet shows it: what begins like a formula, and is no number, gets an apostrophe.
+
+    Signs of full width, tabs and line ends before a sign begin one too; control characters are spelt, as on a terminal.
+    """
+    formula = text[:1] in ("\t", "\r", "\n") or text.lstrip().startswith(_SIGNS)
+    shown = terminal.plain(text)
+    return f"'{shown}" if formula and not re.fullmatch(r"[+-]?[\d.,]+", text) else shown
+
+
+_SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")

@@ -211,11 +211,15 @@ def _student_order(name: str) -> tuple[int, tuple[tuple[int, str], ...]]:
     return (known.index(name) if name in known else len(known), natural(name))
 
 
+LONGEST = 32
+"""Characters of a name that a file name holds; what is cut is told apart by a digest."""
+
+
 def slug(*names: str) -> str:
-    """A file name and LaTeX label made of `names`; different names never share one."""
+    """A file name and LaTeX label made of `names`; different names never share one, and long ones are cut."""
 
     def part(name: str) -> str:
-        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST].rstrip("-")
         return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
     return "_".join(part(name) for name in names)
