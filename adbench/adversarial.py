@@ -25,9 +25,11 @@ from adbench.verdict import Verdict
 
 FOLDER = "adversarial"
 
-# What float32 leaves open: a margin below this share of the logits' range can fall on either side of zero on another
-# processor or in another batch.
+# What float32 leaves open: a margin below this share of the gap to the third logit can fall on either side of zero on
+# another processor or in another batch, and one below this share of the two logits themselves is lost in their digits.
+# A logit that has no part in the margin has no part in this either.
 UNDECIDED = 1e-4
+DIGITS = 16 * 2.0**-23
 
 # Rounding of x - eps and x + eps in float32.
 SLACK = 1e-6
@@ -39,10 +41,14 @@ Verdicts = Callable[[Tensor], tuple[Tensor, Tensor]]
 def verdicts(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Whether logits (N, K) are right for labels y (N,), and where float32 leaves it open."""
     true = logits.gather(1, y[:, None]).squeeze(1)
-    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    span = logits.amax(1) - logits.amin(1)
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    other = others.amax(1)
+    open_to = DIGITS * torch.maximum(true.abs(), other.abs())
+    if logits.shape[1] > 2:
+        gap = torch.maximum(true, other) - others.topk(2, dim=1).values[:, 1]
+        open_to = torch.maximum(open_to, UNDECIDED * gap)
     found = Verdict.of(logits, y)
-    return found.right, ((true - others).abs() <= UNDECIDED * span) & ~found.unfinite
+    return found.right, ((true - other).abs() <= open_to) & ~found.unfinite
 
 
 def pack(images: Tensor, x_adv: Tensor, right: Tensor, eps: Fraction, judge: Verdicts) -> dict[str, NDArray[Any]]:

@@ -111,7 +111,7 @@ class Evaluator:
         attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
         return self._attacked(attack, self.network, images, attack.definition(self.seed))
 
-    def transferred(self, name: str, proxy_name: str, proxy: Network, images: int) -> Outcome:
+    def transferred(self, name: str, proxy_name: str, proxy: Network, images: int | Tensor) -> Outcome:
         """The outcome under examples that attack `name` crafts on `proxy`, a network on the same device."""
         attack = gradient_attack(name, self.threat.eps, self.threat.step, self.start)
         return self._attacked(attack, proxy, images, attack.definition(self.seed) | {"proxy": proxy_name})

@@ -114,3 +114,30 @@ def entry(
         "says": says,
         "rule": rule,
     }
+
+
+def contradicted(test: dict[str, Any]) -> list[str]:
+    """The keys of a test in a record that do not follow from its figure and its number of images."""
+    name, figure, images = test["name"], test["figure"], test["images"]
+    wrong = []
+    if name in RATES:
+        limits = tuple(most(images, rate) / images for rate in RATES[name])
+        count = round(figure * images)
+        if abs(count - figure * images) > 1e-6 or not re.search(rf"\b{count}\b", test["says"]):
+            wrong.append("figure")
+    elif name == "determinism":
+        limits = ROUNDING, ROUNDING
+    elif name == "autoattack-flags":
+        fatal = any(f"{kind} defense" in test["says"] for kind in ("randomized", "dynamic"))
+        limits = 0.0, 0.0 if fatal else figure
+        wrong += [] if (figure > 0) == (" warned: " in test["says"]) else ["figure"]
+    else:  # its limits depend on how many images just one of the two attacks breaks, which it says
+        told = re.search(r"alone breaks (\d+), .* alone (\d+)\.", test["says"])
+        if told is None or abs((int(told[1]) - int(told[2])) / images - figure) > 1e-9:
+            return ["figure"]
+        both = int(told[1]) + int(told[2])
+        limits = tuple(max(lead, (2 * most(both, 0.5) - both) / images) for lead in LEADS)
+    stated = test["limit"], test["fail_limit"]
+    wrong += ["limit"] if any(abs(a - b) > 1e-9 for a, b in zip(stated, limits, strict=True)) else []
+    due = VERDICTS[(figure > limits[0]) + (figure > limits[1])]
+    return wrong + ([] if test["verdict"] == due else ["verdict"])

@@ -15,6 +15,10 @@ from adbench.teacher import robustbench_file, split_key
 from adbench.train import BEST, LAST, check_weights
 
 
+class Missing(UserError):
+    """What a record speaks of is not at hand, so that nothing can be said of it."""
+
+
 def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> Dataset:
     """The data that the record was made with, under its threat model.
 
@@ -120,7 +124,7 @@ def _weights(record: Record, data_dir: Path, remedy: str) -> Path:
     elif "file" in model:
         path = Path(model["file"])
     else:
-        raise UserError(f"'{record.path}' does not say where its weights lay; {remedy}")
+        raise Missing(f"'{record.path}' does not say where its weights lay; {remedy}")
     if not path.is_file():
-        raise UserError(f"the weights of '{record.path}' are not at '{path}'; {remedy}")
+        raise Missing(f"the weights of '{record.path}' are not at '{path}'; {remedy}")
     return path

@@ -2,13 +2,12 @@
 
 It takes nothing on trust but the data set of the record's name and the files given to it: every figure is computed
 again, in one forward pass over the test images and one over each attack's x'. That a survivor cannot be broken no
-stored x' can show; `again` attacks anew.
+stored x' can show; `survivors` attacks them anew (`adbench.anew`), `again` repeats the record's gradient attacks.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,44 +15,60 @@ from typing import Any
 
 import jsonschema
 import torch
+from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, document, files, networks, record
+from adbench import FAST_SEARCH, adversarial, anew, document, files, networks, record, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
-from adbench.data import Threat, parse_fraction
+from adbench.consistency import CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding, Paper, beside, equal, guides
+from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.data.batches import to_float
+from adbench.engine import Engine
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, Outcome
-from adbench.files import content_id
-from adbench.models import count_parameters
+from adbench.masking_rules import CHANCE, most
+from adbench.method import Ball, Net
+from adbench.models import Network, count_parameters
 from adbench.record import Record
 from adbench.stats import wilson
+from adbench.verdict import predicted
 
-NOT_CHECKED = "not checked: wall times, memory, provenance, AutoAttack's warnings, the masking verdict"
-"""What no file can show."""
+UNSHOWABLE = (
+    "a forged training: weights made in another way (method, settings, seed) than a log and names made to fit say",
+    "the course of the log at other epochs than those whose weights are at hand",
+    "how a run went: wall times, images/s, memory, devices, notes, warnings, versions, provenance",
+    "false survivors too few for the sample, all of them without --survivors; broken images without a stored x'",
+    "the figures that the tests of gradient masking measured (their verdicts are computed again)",
+    "what lies neither beside the record nor in adbench: an unknown teacher, proxy or method behind a name",
+)
+"""What no file can show, all of it: the list in docs/evaluation.md."""
 
-# Of the images that are attacked anew, as many may fare worse than recorded: on another processor, rounding turns
-# single pixels of an attack's path, and with them images at the boundary.
-WORSE = 0.02
+OTHER_NOISE = 0.02
+"""The share of held-out images that may be judged otherwise where the start noise is another device's."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One figure or file, whether it follows, and what was seen."""
+class Asked:
+    """What is to be tried beyond the files. again: test images that the gradient attacks are repeated on; survivors:
+    how many of each attack's are attacked anew; seed: draws them and is that of the new attacks."""
 
-    what: str
-    holds: bool
-    says: str
+    again: int = 0
+    survivors: int = 0
+    seed: int = 0
+
+
+def chance() -> int:
+    """A seed that nobody who wrote a record could foresee."""
+    return torch.Generator().seed() % 2**31
 
 
 def verify(
-    path: Path, *, data_dir: Path, device: torch.device, weights: Path | None = None, again: int = 0
+    path: Path, *, data_dir: Path, device: torch.device, weights: Path | None = None, asked: Asked = Asked()
 ) -> Iterator[Finding]:
     """Check the record at `path`, one finding after another; those that need a network come last.
 
-    weights: the checkpoint, where it does not lie where the record has it. again: attack so many test images anew,
-    with every gradient attack of the record, chosen by chance; AutoAttack and transfer are not repeated.
+    weights: the checkpoint, where it does not lie where the record has it.
     Raises UserError for a file that is no record, or the record of a failed cell.
     """
     found = record.stated(path)
@@ -61,47 +76,91 @@ def verify(
         raise UserError(f"'{path}' is the record of a failed cell; it states no figure to verify")
     problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(record.schema()).iter_errors(found.data))
     if problem:
-        yield Finding("form", False, f"{'.'.join(map(str, problem.absolute_path)) or 'record'}: {problem.message}")
+        where = ".".join(map(str, problem.absolute_path)) or "record"
+        yield Finding("form", CONTRADICTS, f"{where}: {problem.message}")
         return
     try:
-        yield from _Verification(found, data_dir, device, weights).findings(again)
-    except (KeyError, TypeError, IndexError) as error:
-        yield Finding("form", False, f"its configuration lacks something ({type(error).__name__}: {error})")
+        yield from _Verification(found, data_dir, device, weights, asked).findings()
+    except UserError as error:  # settings that no run takes
+        yield Finding("form", CONTRADICTS, str(error))
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        yield Finding("form", CONTRADICTS, f"its configuration lacks something ({type(error).__name__}: {error})")
 
 
 class _Verification:
     """One record before the judge."""
 
-    def __init__(self, found: Record, data_dir: Path, device: torch.device, weights: Path | None) -> None:
-        self.record, self.data_dir, self.device, self.weights = found, data_dir, device, weights
+    def __init__(self, found: Record, data_dir: Path, device: torch.device, weights: Path | None, asked: Asked) -> None:
+        self.record, self.data_dir, self.device, self.weights, self.asked = found, data_dir, device, weights, asked
         self.training, self.judged = found["config"]["training"], found["config"]["evaluation"]
+        self.paper = Paper(found)
+        self.evaluator: Evaluator | None = None
+        """None without the network's weights."""
+        self._proxies: dict[str, Network] | None = None
 
-    def findings(self, again: int) -> Iterator[Finding]:
-        yield self._identity()
-        yield from self._log()
-        try:
-            self.dataset = networks.dataset_of(self.record, self.data_dir)
-            yield self._data()
-            network = networks.network_of(self.record, self.dataset, self.data_dir, self.weights)
-        except UserError as error:
-            yield Finding("checkpoint and data", False, str(error))
+    def findings(self) -> Iterator[Finding]:
+        yield from self.paper.findings()
+        dataset = self._dataset()
+        if isinstance(dataset, Finding):
+            yield dataset
             return
-        yield self._model(count_parameters(network))
-        self.evaluator = Evaluator(
-            network, self.dataset.test, self._threat(), seed=self.judged["seed"], batch_size=250, device=self.device,
-            start=self._start(),
-        )  # fmt: skip
+        self.dataset = dataset
+        yield self._data()
+        yield from guides(self.record, dataset)
+        network = self._network()
+        if isinstance(network, Finding):
+            yield network
+            if network.answer == CONTRADICTS:
+                return
+        else:
+            yield self._model(count_parameters(network))
+            self.network = network.to(self.device)
+            yield self._held_out()
+            self.evaluator = Evaluator(
+                network, dataset.test, self._threat(), seed=self.judged["seed"], batch_size=250, device=self.device,
+                **self._settings(),
+            )  # fmt: skip
         try:
             self.table = self.record.outcomes()
         except UserError as error:
-            yield Finding("outcomes", False, str(error))
+            yield Finding("outcomes", CONTRADICTS, str(error))
             return
-        yield self._outcomes()
+        outcomes = self._outcomes()
+        yield outcomes
         yield self._attacks()
+        if outcomes.answer == CONTRADICTS:
+            return
         for name in self.record["metrics"]:
             yield self._figure(name)
-        if again:
-            yield from self._again(again)
+        if self.asked.again and self.evaluator:
+            yield from self._again(self.asked.again)
+        if self.asked.survivors and self.evaluator:
+            yield from self._survivors(self.asked.survivors)
+
+    def _dataset(self) -> Dataset | Finding:
+        """The record's data, or what is wrong with it."""
+        try:
+            return networks.dataset_of(self.record, self.data_dir)
+        except UserError as error:
+            try:
+                load(self.record["dataset"], self.data_dir)
+            except UserError:
+                return Finding("data", NOT_SHOWN, str(error))
+            return Finding("data", CONTRADICTS, str(error))
+
+    def _network(self) -> Network | Finding:
+        """The record's network, or what is wrong with it."""
+        try:
+            return networks.network_of(self.record, self.dataset, self.data_dir, self.weights)
+        except networks.Missing as error:
+            return Finding("checkpoint", NOT_SHOWN, str(error))
+        except UserError as error:
+            return Finding("checkpoint", CONTRADICTS, str(error))
+
+    def _settings(self) -> dict[str, Any]:
+        """How the record's attacks start and AutoAttack searches, for an evaluator."""
+        settings = {"search": self.judged.get("aa_search"), "shard": self.judged.get("aa_shard")}
+        return {"start": self._start()} | {key: value for key, value in settings.items() if value is not None}
 
     def _threat(self) -> Threat:
         step = self.judged.get("step")
@@ -111,66 +170,72 @@ class _Verification:
     def _start(self) -> Start:
         return Start(self.judged.get("start") or Start.UNIFORM)
 
-    def _identity(self) -> Finding:
-        ids = {"train_id": content_id(self.training)[:16], "eval_id": content_id(self.judged)[:16]}
-        ids["id"] = content_id([ids["train_id"], ids["eval_id"]])[:16]
-        said = {
-            **ids,
-            "method": self.training.get("method"),
-            "seed": self.training.get("seed"),
-            "student": self.training["architecture"],
-        }
-        wrong = [key for key, value in said.items() if self.record[key] != value]
-        return _finding("configuration", wrong, "identity, method, seed and architecture are the configuration's")
-
-    def _log(self) -> Iterator[Finding]:
-        training = self.record["training"]
-        if training is None:
-            return
-        try:
-            log = self.record.log()
-        except (OSError, UserError) as error:
-            yield Finding("training log", False, str(error))
-            return
-        if not log:
-            return
-        said = {"epochs": len(log), "best_val_robust": log[training["best_epoch"] - 1].get("val_robust")}
-        wrong = [key for key, value in said.items() if training[key] != value]
-        yield _finding("training log", wrong, "epochs and best held-out accuracy are the log's")
-
     def _data(self) -> Finding:
         said = self.dataset.summary()
         wrong = [key for key, value in said.items() if self.record["data"].get(key, value) != value]
-        return _finding("data", wrong, f"'{self.record['dataset']}' with the recorded fingerprint and counts")
+        return Finding.of("data", f"'{self.record['dataset']}' with the recorded fingerprint and counts", wrong)
 
     def _model(self, parameters: int) -> Finding:
         model = self.record["model"]
         said = {"parameters": parameters, "architecture": self.training["architecture"]}
         wrong = [key for key, value in said.items() if model[key] != value]
-        return _finding("checkpoint", wrong, f"weights {model['weights_sha256'][:12]}..., {parameters:,} parameters")
+        return Finding.of("checkpoint", f"weights {model['weights_sha256'][:12]}..., {parameters:,} parameters", wrong)
+
+    def _held_out(self) -> Finding:
+        """Whether the weights have the held-out accuracy that chose them."""
+        what, said = "held-out accuracy", self.record["training"]
+        if said is None:
+            return Finding.of(what, "none: nothing was trained", [])
+        which = self.record["model"]["checkpoint"]
+        epoch = said["best_epoch"] if which == "best" else said["epochs"]
+        log = self.record.log()
+        stated = {"val_robust": log[epoch - 1]["val_robust"], "val_clean": log[epoch - 1]["val_clean"]} if log else {}
+        if not log and which == "best":
+            stated = {"val_robust": said["best_val_robust"]}
+        if not stated:
+            return Finding.of(what, "", [], ["there is no log, which has that of the last epoch"])
+        recipe = self.training["train"]
+        ball = Ball(float(self.dataset.threat.eps), float(self.dataset.threat.step), recipe["val_steps"])
+        narrow = said.get("precision", "float32") == "bfloat16"
+        shape = self.dataset.image_shape
+        engine = Engine.chosen("bfloat16" if narrow else "float32", self.network, shape)
+        val = self.dataset.val.to(self.device)
+        clean, robust = train.held_out(
+            Net(self.network, engine), val, ball, recipe["batch_size"], self.training["seed"]
+        )
+        found, n = {"val_clean": clean, "val_robust": robust}, len(val)
+        # The start noise is drawn on the device.
+        alike = self.device.type == "cpu" and "CPU" in self.record["provenance"]["device"] and not narrow
+        limits = {"val_clean": most(n, anew.REPEATED), "val_robust": most(n, anew.REPEATED if alike else OTHER_NOISE)}
+        wrong = [
+            f"{key} = {value}, the weights have {found[key]:.4f} (of {n} images, {limits[key]} may differ)"
+            for key, value in stated.items()
+            if value is None or abs(value - found[key]) * n > limits[key] + 0.5
+        ]
+        return Finding.of(what, f"that of epoch {epoch}: {', '.join(f'{k} {v:.4f}' for k, v in found.items())}", wrong)
 
     def _outcomes(self) -> Finding:
         table, test = self.table, self.dataset.test
-        wrong = []
-        stated = self.record["outcomes"] or {}
-        if files.sha256(self.record.path.parent / record.OUTCOMES) != stated.get("sha256"):
-            wrong.append("sha256")
+        wrong, unknown, said = [], [], ""
         if [*table.columns] != ["index", "label", "prediction", *self.record["metrics"]] or len(table) != len(test):
             wrong.append("columns or rows")
         elif table["label"].tolist() != test.labels.tolist() or table["index"].tolist() != list(range(len(test))):
             wrong.append("labels")
-        elif self._predicted_otherwise():
-            wrong.append("predictions")
-        return _finding("outcomes", wrong, f"{len(test):,} rows; labels and predictions follow")
-
-    def _predicted_otherwise(self) -> bool:
-        """Whether the recorded predictions are not the network's, but for what float32 leaves open."""
-        stated = torch.tensor(self.table["prediction"].tolist())
-        logits = self.evaluator.logits(self.evaluator.x).cpu()
-        if ((stated < 0) | (stated >= logits.shape[1])).any():
-            return True
-        right, unclear = adversarial.verdicts(logits, stated)
-        return bool((~right & ~unclear).any())
+        elif table["clean"].tolist() != (table["prediction"] == table["label"]).tolist():
+            wrong.append("clean")
+        elif self.evaluator is None:
+            unknown.append("rows and labels follow, but predictions need the weights")
+        else:
+            stated = torch.tensor(self.table["prediction"].tolist())
+            logits = self.evaluator.logits(self.evaluator.x).cpu()
+            if ((stated < 0) | (stated >= logits.shape[1])).any():
+                wrong.append("predictions")
+            else:
+                right, unclear = adversarial.verdicts(logits, stated)
+                right |= stated == predicted(logits, test.labels)  # where no class is first, by the rule of verdicts
+                problem, said = rounding(torch.ones_like(right), right, unclear)
+                wrong += [f"predictions ({problem})"] if problem else []
+        return Finding.of("outcomes", f"{len(test):,} rows; labels and predictions follow{said}", wrong, unknown)
 
     def _attacks(self) -> Finding:
         """Whether the record has just the attacks of its configuration, defined as they have to be."""
@@ -182,7 +247,7 @@ class _Verification:
             if label not in wrong and name is not None:
                 stated = self.record["metrics"][label]["attack"]
                 wrong += [f"{label}: {key}" for key in self._otherwise(name, label, stated)]
-        return _finding("attacks", wrong, "those of the configuration, with its radius, steps, starts and seed")
+        return Finding.of("attacks", "those of the configuration, with its radius, steps, starts and seed", wrong)
 
     def _otherwise(self, name: str, label: str, stated: dict[str, Any]) -> list[str]:
         """The keys in which a stated definition is not the one that the configuration asks for."""
@@ -191,14 +256,16 @@ class _Verification:
             due = autoattack.definition(
                 name, threat.eps, self.dataset.classes, seed, self.judged["aa_search"], self.judged["aa_shard"]
             ) | {"implementation": f"pyautoattack {self.judged['pyautoattack']}"}
-            if stated.get("search") == "float32":  # where bfloat16 is not faster, a fast search is none
-                due["search"] = "float32"
+            if self.judged.get("revision", 0) < 2:
+                # Whether the search was fast was left to a probe; these are its words then.
+                fast = self.judged["aa_search"] == "fast" and "bfloat16" in str(stated.get("search"))
+                due["search"] = stated.get("search") if fast else "float32"
             elif self.judged["aa_search"] == "fast" and self.judged.get("fast_search") != FAST_SEARCH:
-                # The search of another version of adbench, in its words.
-                due["search"] = stated.get("search")
+                due["search"] = stated.get("search")  # in the words of another version
         else:
             due = gradient_attack(name, threat.eps, threat.step, self._start()).definition(seed)
-            due["implementation"] = stated.get("implementation")  # the version of adbench that it ran with
+            if str(stated.get("implementation", "")).startswith("adbench "):  # of the version that it ran with
+                due["implementation"] = stated["implementation"]
         if label.startswith("transfer:"):
             due["proxy"] = label.partition(":")[2].rpartition(":")[0]
         return sorted(key for key in {*due, *stated} if due.get(key) != stated.get(key))
@@ -207,88 +274,158 @@ class _Verification:
         """One attack's figures, from its outcomes, and these from its x'."""
         metric, column = self.record["metrics"][name], self.table.get(name)
         if column is None:
-            return Finding(name, False, "the outcomes have no such column")
+            return Finding(name, CONTRADICTS, "the outcomes have no such column")
         count = self._images(name)
         right = torch.tensor([value is True or value == 1 for value in column[:count].fillna(False)])
         attacked = column.notna().tolist()
         if attacked != [True] * count + [False] * (len(column) - count):
-            return Finding(name, False, f"the outcomes are not those of the first {count:,} test images")
+            return Finding(name, CONTRADICTS, f"the outcomes are not those of the first {count:,} test images")
         due = Outcome(right, {}, 0.0).entry(self.dataset)
         for key in ("n", "correct", "value", "ci_test", "per_class"):
-            if key in metric and not _equal(metric[key], due[key]):
-                return Finding(name, False, f"{key} = {_brief(metric[key])}, but the outcomes give {_brief(due[key])}")
-        if problem := self._evidence(name, metric, right):
-            return Finding(name, False, problem)
+            if key not in metric:
+                # Who hashed the weights also counted by class.
+                if (self.record["training"] or {}).get("weights"):
+                    return Finding(name, CONTRADICTS, f"{key} is missing, which this adbench writes")
+            elif not equal(metric[key], due[key]):
+                said = f"{key} = {_brief(metric[key])}, but the outcomes give {_brief(due[key])}"
+                return Finding(name, CONTRADICTS, said)
+        problem, shown = self._evidence(name, metric, right)
+        if problem:
+            return Finding(name, CONTRADICTS, problem)
         low, high = wilson(int(right.sum()), count)
-        return Finding(
-            name, True, f"{100 * metric['value']:.2f}% of {count:,} images ({100 * low:.1f}-{100 * high:.1f}) follows"
-        )
+        figure = f"{100 * metric['value']:.2f}% of {count:,} images ({100 * low:.1f}-{100 * high:.1f})"
+        if shown is None and self.evaluator is None:
+            return Finding(
+                name, NOT_SHOWN, f"{figure} follows from the outcomes, but without weights nothing shows these"
+            )
+        if shown is None:
+            if self._attacked_anew(name):
+                return Finding(name, FOLLOWS, f"{figure} follows from the outcomes; shown by attacking anew, see below")
+            return Finding(
+                name, NOT_SHOWN, f"{figure} follows from the outcomes, but no adversarial examples were stored "
+                "(--keep-adversarial), so that nothing shows these; --survivors attacks anew",
+            )  # fmt: skip
+        return Finding(name, FOLLOWS, f"{figure} follows{shown}")
 
     def _images(self, name: str) -> int:
         n = len(self.dataset.test)
         return min(n, self.judged["aa_images"] or n) if name in autoattack.VERSIONS else n
 
-    def _evidence(self, name: str, metric: dict[str, Any], right: torch.Tensor) -> str | None:
-        """What is wrong with the x' of an attack, if anything is."""
-        images, y = self.dataset.test.images[: len(right)], self.evaluator.y[: len(right)]
+    def _attacked_anew(self, name: str) -> bool:
+        """Whether the attack will be repeated, on survivors or on images drawn from all."""
+        if self.asked.survivors:
+            return anew.needed([name]) <= self.proxies.keys()
+        return bool(self.asked.again) and name in self._repeatable()
+
+    def _evidence(self, name: str, metric: dict[str, Any], right: Tensor) -> tuple[str, str | None]:
+        """What is wrong with the x' of an attack, if anything is; else what to add, None without x' or weights."""
+        images = self.dataset.test.images[: len(right)]
+        standing = torch.tensor(self.table["clean"][: len(right)].astype(bool).tolist())
+        if (right & ~standing).any():
+            first = int((right & ~standing).nonzero()[0])
+            return f"image {first} is recorded as a survivor, but misclassified as it is", None
+        if self.evaluator is None:
+            return "", None
+        y = self.evaluator.y[: len(right)]
         if name == "clean":
             x_adv = to_float(images)
         else:
             if "adversarial" not in metric:
-                return "no adversarial examples were stored (adbench run --keep-adversarial), so nothing shows it"
+                return "", None
             stored = metric["adversarial"]
             eps = radius(name, self.dataset.threat.eps)
             try:
                 path = document.beside(self.record.path, stored["file"])
                 x_adv = adversarial.unpack(images, adversarial.read(path, images), eps)
             except UserError as error:
-                return str(error)
+                return str(error), None
             if files.sha256(path) != stored["sha256"]:
-                return f"'{stored['file']}' has another SHA-256 than the record states"
+                return f"'{stored['file']}' has another SHA-256 than the record states", None
             if (away := adversarial.outside(images, x_adv, eps)).any():
-                return f"x' of image {int(away.nonzero()[0])} lies outside the ball or [0, 1]"
+                return f"x' of image {int(away.nonzero()[0])} lies outside the ball or [0, 1]", None
         found, unclear = adversarial.verdicts(self.evaluator.logits(x_adv.to(self.device)), y)
-        wrong = (found.cpu() != right) & ~unclear.cpu()
+        found, unclear = found.cpu(), unclear.cpu()
         # An image that is misclassified as it is counts as broken, whatever its x'.
-        wrong &= self.evaluator.clean.right[: len(right)] | right
+        judged = standing | right
+        wrong = (found != right) & ~unclear & judged
         if wrong.any():
             first = int(wrong.nonzero()[0])
             said = "a survivor" if right[first] else "broken"
-            return f"{int(wrong.sum())} outcomes do not follow: image {first} is recorded as {said}, its x' differs"
-        return None
+            return (
+                f"{int(wrong.sum())} outcomes do not follow: image {first} is recorded as {said}, its x' differs",
+                None,
+            )
+        return rounding(right[judged], found[judged], unclear[judged])
+
+    def _repeatable(self) -> list[str]:
+        return [name for name in self.judged["attacks"] if name not in autoattack.VERSIONS]
 
     def _again(self, count: int) -> Iterator[Finding]:
-        n = len(self.dataset.test)
-        index = torch.randperm(n, generator=torch.Generator().manual_seed(_chance()))[:count].sort().values
-        for name in self.judged["attacks"]:
-            if name in autoattack.VERSIONS:
-                continue
+        assert self.evaluator is not None
+        if not self._repeatable():
+            said = "there is no gradient attack to repeat; AutoAttack and transfer are attacked anew by --survivors"
+            yield Finding("again", NOT_SHOWN, said)
+            return
+        generator = torch.Generator().manual_seed(self.asked.seed)
+        index = torch.randperm(len(self.dataset.test), generator=generator)[:count].sort().values
+        limit = most(len(index), anew.REPEATED)
+        for name in self._repeatable():
             stated = torch.tensor(self.table[name].astype(bool).tolist())[index]
             found = self.evaluator.under(name, index).right
             worse, better = int((stated & ~found).sum()), int((~stated & found).sum())
-            holds = worse <= max(1, math.ceil(WORSE * len(index)))
             yield Finding(
-                f"{name} again", holds,
-                f"{len(index)} images attacked anew: {worse} recorded as survivors are broken, {better} the other way",
+                f"{name} again", FOLLOWS if worse <= limit else CONTRADICTS,
+                f"{len(index)} images attacked as recorded: {worse} recorded as survivors are broken, {better} the "
+                f"other way; rounding breaks at most {limit} (rate {100 * anew.REPEATED:g}%, error {CHANCE:g})",
             )  # fmt: skip
 
+    @property
+    def proxies(self) -> dict[str, Network]:
+        """The proxies of the transfer attacks that lie beside the record with their weights, on the device."""
+        if self._proxies is None:
+            self._proxies = {}
+            for name, train_id in self.judged["proxies"].items():
+                near = beside(self.record, train_id)
+                if near is not None:
+                    try:
+                        network = networks.network_of(near, self.dataset, self.data_dir)
+                    except UserError:
+                        continue
+                    self._proxies[name] = network.to(self.device)
+        return self._proxies
 
-def _chance() -> int:
-    """A seed that nobody who wrote a record could foresee."""
-    return torch.Generator().seed() % 2**31
+    def _survivors(self, count: int) -> Iterator[Finding]:
+        assert self.evaluator is not None
+        for name, metric in self.record["metrics"].items():
+            if name == "clean":
+                continue
+            what = f"{name} survivors"
+            if missing := anew.needed([name]) - self.proxies.keys():
+                yield Finding(what, NOT_SHOWN, f"the proxy '{missing.pop()}' is not beside the record with its weights")
+                continue
+            right = torch.tensor([value is True or value == 1 for value in self.table[name].fillna(False)])
+            found = anew.Anew(
+                self.network, self.dataset.test, self._threat(), self.evaluator, self._settings(), metric["n"],
+                self.proxies, self.asked.seed,
+            ).of(name, right, count)  # fmt: skip
+            yield Finding(what, FOLLOWS if found.holds else CONTRADICTS, str(found))
 
 
-def _finding(what: str, wrong: list[str], fine: str) -> Finding:
-    return Finding(what, not wrong, f"does not follow: {', '.join(wrong)}" if wrong else fine)
+def rounding(stated: Tensor, found: Tensor, unclear: Tensor) -> tuple[str, str]:
+    """What is wrong with verdicts (n,) that float32 leaves open, if they are too many, and what to say of them.
 
-
-def _equal(stated: Any, due: Any) -> bool:
-    """Whether two figures are the same, up to the last digits of a float."""
-    if isinstance(due, float):
-        return isinstance(stated, int | float) and math.isclose(stated, due, rel_tol=1e-12, abs_tol=1e-12)
-    if isinstance(due, list):
-        return isinstance(stated, list) and len(stated) == len(due) and all(map(_equal, stated, due))
-    return bool(stated == due)
+    Only where it is unclear may the stated verdict be another than the one found; honest records have at most as many
+    such images as a binomial limit at `anew.HONEST` allows.
+    """
+    differ = stated != found
+    if (clear := differ & ~unclear).any():
+        return f"{int(clear.sum())} differ, the first at image {int(clear.nonzero()[0])}", ""
+    limit, other = most(len(stated), anew.HONEST), int(differ.sum())
+    if other > limit:
+        return f"{other} differ within float32's rounding, of which honest records have at most {limit}", ""
+    if not unclear.any():
+        return "", ""
+    return "", f"; {int(unclear.sum())} lie within float32's rounding, {other} of them decided otherwise here"
 
 
 def _brief(value: Any) -> str:

@@ -220,41 +220,51 @@ def cam(
 
 
 @click.command()
-@click.argument("record_path", metavar="RECORD", type=FilePath())
+@click.argument("path", metavar="RECORD|FOLDER", type=FilePath())
 @click.option(
     "--checkpoint",
     type=FilePath(dir_okay=False),
-    help="The network's weights. [default: where the record has them]",
+    help="The network's weights, of one record. [default: where the record has them]",
 )
-@click.option("--again", type=click.IntRange(min=1), metavar="N", help="Attack N test images anew, chosen by chance.")
+@click.option("--again", type=click.IntRange(min=1), metavar="N", help="Repeat the gradient attacks on N test images.")
+@click.option(
+    "--survivors", type=click.IntRange(min=1), is_flag=False, flag_value=200, metavar="[N]",
+    help="Attack N survivors of each attack anew, AutoAttack's and transfer's too. [200 where no N is given]",
+)  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), metavar="N",
+    help="Draws the images of --again and --survivors, and the new starts. [default: by chance]",
+)  # fmt: skip
+@click.option("--strict", is_flag=True, help="Exit code 1 also where something is not shown.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
+    help="JSON as docs/evaluation.md describes it.",
+)  # fmt: skip
 @threads_option()
 @device_option
 @data_dir_option
 def verify(
-    record_path: Path, checkpoint: Path | None, again: int | None, threads: int | None, device: str | None,
-    data_dir: Path,
+    path: Path, checkpoint: Path | None, again: int | None, survivors: int | None, seed: int | None, strict: bool,
+    form: str, threads: int | None, device: str | None, data_dir: Path,
 ) -> None:  # fmt: skip
     """Recompute a record's figures from its checkpoint, the test images and the stored adversarial examples.
 
-    For records made with --keep-adversarial. One line a figure; exit code 1 if any does not follow. Stored examples
-    show that broken images are broken; whether survivors survive, --again tests with the record's gradient attacks.
+    Each finding follows, or something contradicts it (exit code 1), or nothing shows it: no adversarial examples were
+    stored (--keep-adversarial), or files are not there. Stored examples show that broken images are broken; whether
+    survivors survive, --survivors tests. A folder's records are all verified.
 
     \b
-    Example:
-      adbench verify results/.../record.json --again 200
+    Examples:
+      adbench verify results/.../record.json --survivors
+      adbench verify results --again 200 --format json
     """
-    from adbench import record
     from adbench import verify as verification
+    from adbench import verifying
 
-    place = ready(record_path.parent, data_dir, device, threads)
-    path = record_path / record.FILE if record_path.is_dir() else record_path
-    findings = []
-    for finding in verification.verify(
-        path, data_dir=place.data_dir, device=place.torch_device, weights=checkpoint, again=again or 0
-    ):
-        findings.append(finding)
-        click.echo(f"  {'ok' if finding.holds else 'FAILS':5}  {finding.what}: {finding.says}")
-    click.echo(verification.NOT_CHECKED)
-    failed = sum(not finding.holds for finding in findings)
-    click.echo(f"{failed} of {len(findings)} findings fail" if failed else "the record follows")
-    sys.exit(1 if failed else 0)
+    place = ready(path.parent, data_dir, device, threads)
+    asked = verification.Asked(again or 0, survivors or 0, verification.chance() if seed is None else seed)
+    report = verifying.Report(path, place, checkpoint, asked, echo=click.echo if form == "text" else None)
+    report.run()
+    if form == "json":
+        click.echo(report.json())
+    sys.exit(report.exit_code(strict))
