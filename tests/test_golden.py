@@ -33,7 +33,7 @@ def test_every_entry_of_the_shared_reference_agrees(shared: Path) -> None:
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Any]:
-    return json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
+    return json.loads(reference.FILE.read_text(encoding="utf-8"))
 
 
 def replayed(content: dict[str, Any], wanted: str) -> list[Result]:

@@ -88,30 +88,32 @@ def teachers(
 
 
 @click.command()
-@click.argument("file", type=FilePath(dir_okay=False))
+@click.argument("file", type=FilePath(dir_okay=False), required=False)
 @threads_option("1")
-def golden(file: Path, threads: int | None) -> None:
+def golden(file: Path | None, threads: int | None) -> None:
     """Replay reference values of the authors' own code through the methods' losses and attacks.
+
+    Without FILE those that adbench comes with.
 
     One line an entry with its largest absolute and relative error; exit code 1 if any differs. Losses and gradients
     must agree to 1e-9 (relative to |value| + 0.001), adversarial examples to 1e-12.
 
     \b
     Example:
-      adbench golden golden.json
+      adbench golden
     """
     import torch
 
     from adbench import golden as reference
 
     torch.set_num_threads(threads or 1)  # on so small networks, a second thread only waits
-    content = reference.read(file)
+    content = reference.read(file or reference.FILE)
     passed = total = 0
     for result in reference.replay(content):
         click.echo(str(result))
         total, passed = total + 1, passed + result.passed
     if not total:
-        raise UserError(f"reference '{file}' has no entry to replay")
+        raise UserError(f"reference '{file or reference.FILE}' has no entry to replay")
     click.echo(f"{passed} of {total} entries agree")
     sys.exit(0 if passed == total else 1)
 
