@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from adbench.files import content_id
 from adbench.record import read, read_all
 from adbench.report import figures, paired, paper, reading, render, tables, versus
 from adbench.report.findings import findings
+from adbench.report.model import Cell, Column, Row, Table
 from adbench.report.runs import collect
 from adbench.report.view import View
 from adbench.setting import Setting, alike, size
@@ -259,3 +261,36 @@ def test_two_teachers_of_one_name_have_the_same_digest_wherever_they_are_named(t
         assert all(text.count(name) == 2 for name in own.values()), form
     (table,) = tables.white_box(collect(records, "student"), View(tmp_path, records))
     assert {column.group for column in table.columns} == {"", *(f"Teacher {name}" for name in own.values())}
+
+
+def test_rows_named_by_a_digest_say_what_they_differ_in(tmp_path: Path) -> None:
+    for number in (1, 2):
+        settings = dict.fromkeys(("one", "two", "three", "four"), number) | {"source": f"{number}" * 64}
+        add(tmp_path, method="rslad", teacher="t", metrics={"clean": 0.5}, settings=settings)
+    view = View(tmp_path, list(read_all(tmp_path)))
+    (table,) = tables.white_box(collect(view.records, "student"), view)
+    for row in table.rows:
+        (note,) = [note for note in table.footnotes if note.startswith(f"{row.cells[0].text}: ")]
+        number = note.partition("one ")[2][0]
+        assert all(f"{name} {number}" in note for name in ("one", "two", "three", "four"))
+        assert f"source {number * 8}..." in note
+
+
+def test_a_method_without_a_teacher_is_named_where_it_stands_under_one(tmp_path: Path) -> None:
+    for method, teacher in (("trades", None), ("rslad", "t")):
+        add(tmp_path, method=method, teacher=teacher, metrics={"clean": 0.5, "transfer:p:pgd20": 0.4})
+    view = View(tmp_path, list(read_all(tmp_path)), against="rslad")
+    runs = collect(view.records, "student")
+    for table in (*tables.white_box(runs, view), *tables.transfer(runs, view), *versus.tables(runs, view)):
+        assert "TRADES has no teacher" in table.caption, table.label
+
+
+def test_a_heading_wider_than_its_columns_is_broken() -> None:
+    columns = (Column("Method", numeric=False), *(Column(t, "Proxy of a long name (its PGD-20: 62.00)") for t in "ab"))
+    head = (
+        render.latex(Table("t", "T", "C", columns, (Row((Cell("m"), Cell("1"), Cell("2"))),)))
+        .split("toprule")[1]
+        .split("cmidrule")[0]
+    )
+    assert "\\multicolumn{2}{c}{\\begin{tabular}" in head
+    assert max(map(len, re.findall(r"[\w (:.)-]+", head))) <= 30

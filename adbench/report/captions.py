@@ -52,6 +52,15 @@ def seeds(runs: Sequence[Run], spread: str = CI, value: str = "a value") -> str:
     return f"Single runs (seed {listed(found, 'or')})." if found else ""
 
 
+def untaught(runs: Sequence[Run]) -> str:
+    """Which methods stand under a teacher's heading and have none; "" where none does."""
+    alone = dict.fromkeys(run.label for run in runs if run.teacher is None and run.method)
+    if not alone or all(run.teacher is None for run in runs):
+        return ""
+    have, stand = ("have", "stand") if len(alone) > 1 else ("has", "stands")
+    return f"{listed(alone)} {have} no teacher, and {stand} under every teacher's heading."
+
+
 def attacks(records: Sequence[Record], metrics: Sequence[str]) -> str:
     """Budget and steps of the attacks as the records define them."""
     attacked = [m for m in metrics if m != "clean"]
@@ -117,8 +126,9 @@ def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
         notes.append(f"Not all rows were attacked alike ({listed(map(heading, unequal))}): compare with care.")
     if len({record["training"]["epochs"] for record in done if record["training"]}) > 1:
         notes.append("Not all rows were trained equally long: compare with care.")
-    if any(" #" in run.label for run in runs):
+    if any(run.differs for run in runs):
         notes.append("Rows of one name and different # ran with different settings; the digits are their digest.")
+        notes.extend(f"{run.label}: {run.differs}." for run in runs if run.differs)
     return tuple(dict.fromkeys(notes))
 
 

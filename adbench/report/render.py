@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as csv_format
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -64,6 +65,9 @@ _TEX_ROWS = 40
 
 # With more columns than these, they stand closer together.
 _TEX_NARROW = 8
+
+# Characters of a heading that a column of numbers holds.
+_TEX_COLUMN = 9
 
 # Footnotes longer than this stand below the float, where they may go on on the next page.
 _TEX_NOTES = 1500
@@ -159,7 +163,7 @@ def _latex_float(table: Table, rows: Sequence[Row], number: int) -> str:
     if table.groups:
         heads, rules, start = [], [], 1
         for name, span in table.groups:
-            heads.append(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" if name else " & " * (span - 1))
+            heads.append(rf"\multicolumn{{{span}}}{{c}}{{{_latex_head(name, span)}}}" if name else " & " * (span - 1))
             rules += [rf"\cmidrule(lr){{{start}-{start + span - 1}}}"] if name else []
             start += span
         lines += [" & ".join(heads) + r" \\", " ".join(rules)]
@@ -177,6 +181,14 @@ def _latex_float(table: Table, rows: Sequence[Row], number: int) -> str:
     if len(notes) > _TEX_NOTES:
         lines.append(rf"{{\footnotesize\sloppy\noindent Notes on {tex(table.title)}:\par {notes}\par}}")
     return "\n".join(filter(None, lines)) + "\n"
+
+
+def _latex_head(name: str, span: int) -> str:
+    """A heading over columns, broken into lines that they hold: LaTeX would widen the last of them."""
+    lines = textwrap.wrap(name, max(12, _TEX_COLUMN * span), break_long_words=False) or [""]
+    if len(lines) == 1:
+        return tex(name)
+    return r"\begin{tabular}[b]{@{}c@{}}" + r"\\".join(map(tex, lines)) + r"\end{tabular}"
 
 
 def _latex_columns(table: Table) -> str:

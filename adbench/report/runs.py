@@ -98,7 +98,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Run:
-    """All seeds of one experiment: equal data set, student, teacher, label and settings."""
+    """All seeds of one experiment: equal data set, student, teacher, label and settings.
+
+    differs: where a digest in the label stands for settings, these, as far as others of the label have other ones.
+    """
 
     dataset: str
     student: str
@@ -107,6 +110,7 @@ class Run:
     label: str
     done: tuple[Record, ...]
     failed: tuple[Record, ...]
+    differs: str = ""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -183,10 +187,13 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
                 failed=tuple(r for r in members if not r.done),
             )
             if twins:
-                run = replace(run, label=f"{label} #{key[:6]}")
+                told = _told({key: variant[0] for key, variant in variants.items()}, _REPEATED)
+                run = replace(run, label=f"{label} #{key[:6]}", differs=told[key])
             elif len(families[family]) > 1:
-                apart = names[family].get(digests[key], f"#{digests[key][:6]}")
-                run = replace(run, label=f"{label} {apart}")
+                digest = digests[key]
+                apart = names[family].get(digest, f"#{digest[:6]}")
+                told = "" if digest in names[family] else _told(families[family], _PLACE)[digest]
+                run = replace(run, label=f"{label} {apart}", differs=told)
             runs.append(run)
     return sorted(
         runs, key=lambda r: (natural(r.dataset), _student_order(r.student), r.order, natural(r.teacher or ""))
@@ -278,6 +285,29 @@ def _differences(variants: dict[str, Record]) -> dict[str, str]:
         key: f"({', '.join(f'{name} {_spelt(leaves.get(path))}' for name, path in zip(names, apart, strict=True))})"
         for key, leaves in flat.items()
     }
+
+
+MOST_TOLD = 8
+"""Settings that a footnote spells out."""
+
+
+def _told(variants: Mapping[str, Record], ignored: frozenset[str]) -> dict[str, str]:
+    """For each variant, its values of the settings in which they differ, in words; hashes by their beginning."""
+    flat = {key: dict(_leaves(_stripped(record["config"], ignored))) for key, record in variants.items()}
+    paths = {path: None for leaves in flat.values() for path in leaves}
+    apart = [path for path in paths if len({repr(leaves.get(path)) for leaves in flat.values()}) > 1]
+    more = f" and {len(apart) - MOST_TOLD} more settings" if len(apart) > MOST_TOLD else ""
+    return {
+        key: ", ".join(
+            f"{'.'.join(path.split('.')[-2:]).lstrip('.')} {_short(_spelt(leaves.get(path)))}"
+            for path in apart[:MOST_TOLD]
+        ) + more
+        for key, leaves in flat.items()
+    }  # fmt: skip
+
+
+def _short(text: str) -> str:
+    return f"{text[:8]}..." if re.fullmatch("[0-9a-f]{16,}", text) else text
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -98,6 +98,7 @@ def _white_box_page(
         f"{RANKING}, among the rows of one {view.group_by}.",
         ranking.rule,
         "A method without a teacher was trained once and stands under every teacher." if alone else "",
+        captions.untaught(used),
         *_evidence(used, metrics, view.spread),
     )
     notes = captions.warnings(used, metrics) + masking.notes(used)
@@ -133,6 +134,7 @@ def transfer(runs: Sequence[Run], view: View) -> list[Table]:
             f"Black-box robustness on {dataset}: accuracy (%) on adversarial examples made on a proxy.",
             f"{RANKING}, among the rows {among}.",
             ranking.rule,
+            captions.untaught(attacked),
             *_evidence(attacked, metrics, view.spread),
         )
         notes = captions.warnings(attacked, metrics)

@@ -48,6 +48,7 @@ def _table(dataset: str, label: str, references: Sequence[Run], runs: Sequence[R
             (
                 f"Every method's accuracy on {dataset} minus that of {label}, in points.",
                 *_rules(tests),
+                captions.untaught(used),
                 f"†: not told apart from {label} (p ≥ {LEVEL:g}); p values are not corrected for the number of tests.",
                 captions.seeds(used, view.spread, "a difference"),
                 captions.images(done, metrics),
