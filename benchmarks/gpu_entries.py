@@ -171,6 +171,9 @@ def cli(job: Job, *words: str | Path) -> tuple[int, str]:
             adbench(text, prog_name="adbench")
         except SystemExit as end:
             code = int(end.code or 0)
+        except Exception:
+            traceback.print_exc()
+            code = 1
     print(f"$ adbench {' '.join(text)}\n{said.getvalue()}exit code {code}")
     if code:
         job.wrong(f"adbench {text[0]}: exit code {code}: {' '.join(said.getvalue().split())[-300:]}")
