@@ -109,7 +109,8 @@ class Paper:
     def _configuration(self) -> Finding:
         said, training, judged = self.record, self.training, self.judged
         ids = {"train_id": content_id(training)[:16], "eval_id": content_id(judged)[:16]}
-        name = said["dataset"] if said["dataset"] in DATASETS else Path(said["dataset"]).name
+        # One's own data are their content; older records have the file's name.
+        names = [said["dataset"]] if said["dataset"] in DATASETS else ["", Path(said["dataset"]).name]
         due = {
             **ids,
             "id": content_id([ids["train_id"], ids["eval_id"]])[:16],
@@ -119,7 +120,7 @@ class Paper:
             "error": None,
         }
         wrong = differing(said.data, due)
-        wrong += [] if training["data"]["name"] == name else ["dataset"]
+        wrong += [] if training["data"]["name"] in names else ["dataset"]
         unknown: list[str] = []
         student, trained = said["kind"] == "student", said["method"] is not None
         if (student and not trained) or (said["kind"] == "checkpoint" and trained):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench import analysis, files, locks, plans, record
+from adbench.differences import edited
 from adbench.errors import UserError
 from adbench.matrix import safe
 from adbench.plans import FOLDER as PLANS
@@ -172,7 +173,15 @@ def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterat
         _training(cell, target)
         for judged in _evaluations(cell):
             if judged not in incomplete:
-                yield _evaluation(source, judged, into)
+                outcome = _evaluation(source, judged, into)
+                yield outcome
+                if outcome.what == "taken" and _edited(judged / record.FILE):
+                    yield Outcome("made with other code than is installed here")
+
+
+def _edited(path: Path) -> list[str]:
+    found = record.read(path)
+    return edited(found["config"]["training"], found["provenance"]["method_source_sha256"])
 
 
 def _evaluations(cell: Path) -> list[Path]:
