@@ -187,8 +187,8 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
                 failed=tuple(r for r in members if not r.done),
             )
             if twins:
-                told = _told({key: variant[0] for key, variant in variants.items()}, _REPEATED)
-                run = replace(run, label=f"{label} #{key[:6]}", differs=told[key])
+                told = _told({key: variant[0] for key, variant in variants.items()}, _REPEATED)[key]
+                run = replace(run, label=f"{label} #{key[:6]}", differs=told)
             elif len(families[family]) > 1:
                 digest = digests[key]
                 apart = names[family].get(digest, f"#{digest[:6]}")
