@@ -821,7 +821,7 @@ def verify(job: Job) -> None:
             begun = time.perf_counter()
             words = ("--device", judged, "--data-dir", posed.data_dir, "--again", str(images // 4))
             code, said = cli(job, "verify", path, *words)
-            broken = [line for line in said.splitlines() if line.strip().startswith("FAIL")]
+            broken = [line for line in said.splitlines() if line.strip().startswith("CONTRADICTS")]
             job.row(
                 "verified", made_on=made, judged_on=judged, exit_code=code, seconds=time.perf_counter() - begun,
                 does_not_follow=broken,
