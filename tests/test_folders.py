@@ -157,7 +157,8 @@ def test_a_run_goes_on_in_a_linked_dataset_folder(judged: Path, tmp_path: Path) 
     shutil.move(tmp_path / "one" / "digits", tmp_path / "scratch")
     (tmp_path / "one" / "digits").symlink_to(tmp_path / "scratch")
     assert "0 of 2 cells to do" in run("--methods", "pgd-at,natural", "--results", tmp_path / "one").output
-    assert cli("results", "--results", tmp_path / "one").output.count("digits") == 2
+    listed = cli("results", "--results", tmp_path / "one").output
+    assert all(label in listed for label in ("PGD-AT", "natural"))
     assert " 2" in cli("status", "--results", tmp_path / "one").output
 
 
