@@ -29,6 +29,7 @@ from adbench.models import Network, build
 from adbench.networks import dataset_of, network_of
 from adbench.record import read_all
 from adbench.report.finished import groups
+from adbench.report.view import View
 from adbench.testbed import Testbed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -305,7 +306,7 @@ def test_what_has_no_cosine_is_a_dash_with_a_note(results: Path) -> None:
     found["agreement"][0]["clean"]["cosine"] = {"mean": None, "ci_test": None, "n": 0}
     found["examples"]["images"][0]["cosine"][0] = None
     document.write(written(results), found)
-    ((table,), (plot,)) = attribution.contents(results, list(read_all(results)))
+    ((table,), (plot,)) = attribution.contents(View(results, list(read_all(results))))
     assert table.rows[0].cells[3].text == "–"
     assert table.footnotes == ("PGD-AT, clean images: on 40 a map is constant, which has no cosine.",)
     assert plot.render("svg").startswith(b"<svg")

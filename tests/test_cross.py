@@ -28,6 +28,7 @@ from adbench.models import Network
 from adbench.networks import dataset_of, network_of
 from adbench.record import read_all
 from adbench.report.finished import Wanted, groups, names, select
+from adbench.report.view import View
 from adbench.stats import wilson
 from adbench.testbed import Testbed
 
@@ -399,7 +400,7 @@ def test_a_target_that_falls_to_others_more_than_to_itself_is_named(synthetic: P
     from adbench.report import cross
 
     written(synthetic, {"RSLAD": [0.5, 0.3], "ARD": [0.75, 0.4]})
-    ((table,), _) = cross.contents(synthetic, list(read_all(synthetic)))
+    ((table,), _) = cross.contents(View(synthetic, list(read_all(synthetic))))
     (note,) = table.footnotes
     assert note.startswith("ARD is right on fewer images made on RSLAD than on its own (30.00 against 40.00)")
 
