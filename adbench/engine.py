@@ -74,13 +74,11 @@ class Engine:
 
     precision: of convolutions and matrix products (weights and all that is not one stay in float32, and so does all
     that a method computes from logits and feature maps). lean: attacks see `Lean` networks; without it every layer
-    runs as it is written. folded: and these have batch-norm inside their convolutions. compiled: by torch.compile, each
-    shape of a batch by itself.
+    runs as it is written. compiled: by torch.compile, each shape of a batch by itself.
     """
 
     precision: Precision = "float32"
     lean: bool = False
-    folded: bool = True
     compiled: bool = False
 
     @classmethod
@@ -147,7 +145,7 @@ class Lean(nn.Module):
             keep_freed_memory()
         original = _Outputs(network) if isinstance(network, Network) else network
         body = copy.deepcopy(original).eval().requires_grad_(False)
-        pairs, self.body = _without_batch_norm(body) if engine.folded else ([], body)
+        pairs, self.body = _without_batch_norm(body)
         _untie(self.body)
         self._folded: list[tuple[Any, Any, Any]] = [
             (self.body.get_submodule(conv), original.get_submodule(conv), original.get_submodule(norm))

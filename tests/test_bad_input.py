@@ -327,14 +327,6 @@ def test_a_dataset_without_the_arrays_is_refused() -> None:
     assert "lacks x_train, y_train, x_test, y_test; it holds images" in said
 
 
-def test_autoattack_with_three_classes_is_refused_before_anything_is_trained() -> None:
-    path = _npz(Path("data.npz"), 3)
-    small = {"data__train_images": "8", "data__val_images": "8", "eval__attacks": '["fgsm","aa"]'}
-    said = sentence(run("--methods", "pgd-at", "--dataset", path, **small))
-    assert "AutoAttack standard needs at least 4 classes, 'data.npz' has 3" in said
-    assert not Path("results").exists()
-
-
 def test_a_method_without_a_teacher_runs_on_a_dataset_without_one() -> None:
     path = _npz(Path("data.npz"), 3)
     small = {"data__train_images": "8", "data__val_images": "8", "train__batch_size": "4"}

@@ -141,7 +141,8 @@ def test_a_cifar_pickle_makes_arrays_and_nothing_else(
 
 
 def test_an_archive_is_read_and_never_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = pickle.dumps({"data": np.zeros((20, 3072), np.uint8), "labels": [i % 10 for i in range(20)]})
+    images = np.random.default_rng(0).integers(0, 256, (20, 3072), np.uint8)
+    content = pickle.dumps({"data": images, "labels": [i % 10 for i in range(20)]})
     cifar10_of(content, monkeypatch)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
