@@ -30,7 +30,7 @@ from adbench.matrix import Cell, Lookup, configured, passes
 from adbench.method import Ball, Need
 from adbench.models import Network, build, count_parameters
 from adbench.provenance import now, provenance
-from adbench.ranks import ALONE, Ranks
+from adbench.ranks import ALONE, Parted, Ranks
 from adbench.registry import METHODS
 from adbench.seeding import derive
 from adbench.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
@@ -226,6 +226,8 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
     run = _Run(cell, place, report)
     try:
         outcomes = _finish(run, path.parent)
+    except Parted:
+        raise
     except (Exception, SystemExit) as error:  # a plugin may call sys.exit()
         stopping.follow()  # whoever is asked to end records no failure, which the interruption may have caused
         message = str(error) if isinstance(error, UserError) else located(error)

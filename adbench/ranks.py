@@ -85,6 +85,10 @@ class Ranks:
         """Do what the first rank says, until it leaves."""
 
 
+class Parted(SystemExit):
+    """Ends this process because another of its training has ended: no failure of what was done here."""
+
+
 class Lost(Exception):
     """Another rank has ended, or did not come to where this one waited for it."""
 
@@ -152,7 +156,7 @@ class Torchrun(Ranks):
             heard = self.gathered((said, lost, words))
         except Lost as gone:
             if not said:
-                raise SystemExit(ENDED) from gone  # no failure of what was done here
+                raise Parted(ENDED) from gone  # no failure of what was done here
             logger.error("rank %d: %s", self.rank, said)  # nobody else can
             raise mine from gone  # type: ignore[misc]
         self._lost = any(lost for _, lost, _ in heard)
@@ -162,12 +166,12 @@ class Torchrun(Ranks):
             if theirs:
                 raise UserError(f"rank {rank}: {theirs}")
         if lost:
-            raise SystemExit(ENDED) from mine
+            raise Parted(ENDED) from mine
         return [word for _, _, theirs in heard for word in theirs]
 
     def lead(self, work: Any) -> None:
         if self._lost:  # where one collective was given up, no other works
-            raise SystemExit(ENDED)
+            raise Parted(ENDED)
         self._heard(work)
 
     def follow(self, do: Callable[[Any], None]) -> None:
@@ -186,7 +190,7 @@ class Torchrun(Ranks):
         try:
             _all(dist.broadcast_object_list, said, src=0, group=self._words)
         except Lost as lost:
-            raise SystemExit(ENDED) from lost
+            raise Parted(ENDED) from lost
         return said[0]
 
 

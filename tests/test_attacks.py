@@ -226,13 +226,6 @@ def test_autoattacks_warnings_become_flags_and_do_not_leak_into_the_next_model(t
     assert not any("randomized" in flag or "dynamic" in flag for flag in flags)
 
 
-def test_autoattack_refuses_fewer_than_four_classes(trained) -> None:
-    net = build("cnn-4", classes=3, channels=1).eval()
-    x = trained[1].images[:2].float() / 255
-    with pytest.raises(UserError, match="at least 4 classes"):
-        autoattack.attack(net, x, torch.zeros(2, dtype=torch.long), EPS, seed=0)
-
-
 def test_transfer_attacks_are_crafted_on_the_proxy(trained) -> None:
     net, split = trained
     torch.manual_seed(1)
@@ -382,9 +375,7 @@ def test_starts_of_one_attack_differ_between_radii_by_their_scale_alone(x: Tenso
     assert torch.allclose(far - inside, 2 * (near - inside))
 
 
-@pytest.mark.parametrize(
-    "name", ["pgd20@", "pgd20@0/255", "pgd20@2", "pgd20@8/510", "pgd20@x", "pgd@4/255", "aa@4/255"]
-)
+@pytest.mark.parametrize("name", ["pgd20@", "pgd20@0/255", "pgd20@2", "pgd20@8/510", "pgd20@x", "pgd@4/255"])
 def test_a_radius_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"no number|write the radius|unknown attack"):
         gradient_attack(name, EPS, STEP)

@@ -30,7 +30,7 @@ from adbench.errors import UserError
 from adbench.matrix import configured
 from adbench.method import Ball
 from adbench.models import build
-from adbench.ranks import ALONE, Ranks
+from adbench.ranks import ALONE, ENDED, Parted, Ranks
 from adbench.state import Epoch
 from adbench.train import BEST, LAST, LOG, SUMMARY, Trainer
 
@@ -326,6 +326,20 @@ def test_a_shared_training_goes_on_from_its_last_whole_epoch(tmp_path: Path) -> 
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
     assert lines(results)[: len(epochs)] == epochs
     assert [json.loads(line)["epoch"] for line in lines(results)] == list(range(1, 21))
+
+
+def test_that_another_process_of_a_training_ended_is_no_failure_of_its_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny import run
+
+    def parted(*_: object, **__: object) -> None:
+        raise Parted(ENDED)
+
+    monkeypatch.setattr(Trainer, "run", parted)
+    found = run("--methods", "pgd-at", "--results", tmp_path)
+    assert found.exit_code != 0
+    assert not records(tmp_path)
 
 
 @pytest.mark.parametrize("words", [("--jobs", "2"), ("--timeout", "1h"), ("--engine", "ray")])
