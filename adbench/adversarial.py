@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adbench import files
 from adbench.data.batches import to_float
 from adbench.errors import UserError
+from adbench.system import files
 from adbench.verdict import Verdict
 
 FOLDER = "adversarial"

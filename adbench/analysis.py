@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adbench.document import Document, content
 from adbench.errors import UserError
-from adbench.files import below
+from adbench.system.files import below
 
 SCHEMA_VERSION = 1
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, document, files, locks, terminal
+from adbench import analysis, document
 from adbench.analysis import Analysis
 from adbench.cell import Place
 from adbench.errors import UserError
@@ -24,6 +24,7 @@ from adbench.models import Network
 from adbench.provenance import now, provenance
 from adbench.report.finished import Finished, Group
 from adbench.stats import student_t
+from adbench.system import files, locks, terminal
 from adbench.testbed import BATCH, Testbed, load_all
 
 KIND = "cam"

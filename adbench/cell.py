@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adbench import checkpoint, files, kept, locks, masking, prepare, record, robustbench, state, stopping, train
+from adbench import checkpoint, kept, masking, prepare, record, robustbench, state, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
@@ -33,6 +33,7 @@ from adbench.provenance import now, provenance
 from adbench.ranks import ALONE, Parted, Ranks
 from adbench.registry import METHODS
 from adbench.seeding import derive
+from adbench.system import files, locks, signals
 from adbench.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
 
 Report = Callable[[dict[str, Any]], None]
@@ -229,7 +230,7 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
     except Parted:
         raise
     except (Exception, SystemExit) as error:  # a plugin may call sys.exit()
-        stopping.follow()  # whoever is asked to end records no failure, which the interruption may have caused
+        signals.follow()  # whoever is asked to end records no failure, which the interruption may have caused
         message = str(error) if isinstance(error, UserError) else located(error)
         failure = {"phase": run.phase, "type": type(error).__name__, "message": message}
         files.write_text(path.parent / "traceback.txt", traceback.format_exc())

@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adbench import files, weights_file
+from adbench import weights_file
 from adbench.errors import UserError, printable, warn
-from adbench.weights_file import DIGEST, WRITER, Content, Held
-from adbench.weights_file import state_sha256 as state_sha256
+from adbench.system import files
+from adbench.weights_file import DIGEST, WRITER, Content, Held, state_sha256
 
 NORMALISATION = dict.fromkeys(("mean", "mu", "new_mean", "_mean", "image_mean", "pixel_mean", "norm_mean"), "mean")
 NORMALISATION |= dict.fromkeys(("std", "sigma", "new_std", "_std", "image_std", "pixel_std", "norm_std"), "std")

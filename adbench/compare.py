@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adbench import terminal
 from adbench.errors import UserError, unknown
-from adbench.files import below
 from adbench.record import FILE, Record, read, read_all
 from adbench.report.paired import Pair, Seeds, methods, networks
 from adbench.report.paired import unlike as not_alike
 from adbench.report.runs import Run, collect, heading
 from adbench.report.teachers import named_apart
 from adbench.setting import Setting
+from adbench.system import terminal
+from adbench.system.files import below
 
 
 def lines(

@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from adbench.data.threat import as_text, meant, meant_attack
 from adbench.errors import UserError, is_text, unknown
-from adbench.files import user_text
 from adbench.seeding import LARGEST
+from adbench.system.files import user_text
 
 M = TypeVar("M", bound=BaseModel)
 

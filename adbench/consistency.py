@@ -18,12 +18,12 @@ from adbench import REVISION, document, record, teacher
 from adbench.config import Data, Experiment, ThreatModel, Train, validated
 from adbench.data import Dataset
 from adbench.errors import UserError
-from adbench.files import content_id
 from adbench.masking_rules import VERDICTS, contradicted
 from adbench.matrix import configured, passes, safe, teacher_cell
 from adbench.method import Method
 from adbench.record import Record
 from adbench.registry import DATASETS, METHODS
+from adbench.system.files import content_id
 from adbench.train import SUMMARY
 
 FOLLOWS, CONTRADICTS, NOT_SHOWN = "follows", "contradicts", "not shown"

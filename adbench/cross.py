@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, document, locks, terminal
+from adbench import analysis, document
 from adbench.analysis import Analysis
 from adbench.cell import Place
 from adbench.errors import UserError
@@ -23,6 +23,7 @@ from adbench.models import Network
 from adbench.provenance import now, provenance
 from adbench.report.finished import Finished, Group
 from adbench.stats import wilson
+from adbench.system import locks, terminal
 from adbench.testbed import Testbed, load_all, named
 
 KIND = "cross"

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from adbench import terminal
+from adbench.system import terminal
 
 if TYPE_CHECKING:
     from adbench.estimate import Cost

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic_core import CoreSchema, SchemaValidator, ValidationError, core_schema, from_json
 
-from adbench import files
 from adbench.errors import UserError
+from adbench.system import files
 
 DIGEST = "digest"
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench import files, record, terminal
+from adbench import record
 from adbench.errors import Nothing, UserError
 from adbench.record import Record
+from adbench.system import files, terminal
 
 if TYPE_CHECKING:
     import pandas as pd

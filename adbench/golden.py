@@ -19,7 +19,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from adbench import files
 from adbench.attacks import linf
 from adbench.attacks.linf import Objective
 from adbench.data import parse_fraction
@@ -28,6 +27,7 @@ from adbench.losses import Classes, hard_rank, margin, soft_rank, spearman
 from adbench.matrix import configured
 from adbench.method import Ball, Method, Need, Net, Step, Teacher
 from adbench.models import Network
+from adbench.system import files
 
 FILE = Path(__file__).with_name("golden.json")
 """The values that adbench comes with; their entries say whose code made them."""

@@ -15,11 +15,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from adbench import adversarial, files
+from adbench import adversarial
 from adbench.attacks.named import radius
 from adbench.data import Dataset
 from adbench.evaluate import Evaluator, Outcome
 from adbench.matrix import safe
+from adbench.system import files
 
 PARTIAL = "partial-*.npz"
 """The files of an unfinished evaluation, which its record replaces."""

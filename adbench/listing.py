@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from adbench import teacher, terminal
+from adbench import teacher
 from adbench.config import presets
 from adbench.registry import DATASETS, METHODS, MODELS, Registry
+from adbench.system import terminal
 from adbench.teacher import Download, LocalFile, TeacherSpec, Trained
 
 ATTACKS = [

@@ -17,21 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adbench import FAST_SEARCH, REVISION, spelling
 from adbench import teacher as teachers
-from adbench.config import (
-    DEFAULT_TEACHERS,
-    Data,
-    Evaluation,
-    Experiment,
-    ThreatModel,
-    Train,
-    merged,
-    validated,
-)
+from adbench.config import DEFAULT_TEACHERS, Data, Evaluation, Experiment, ThreatModel, Train, merged, validated
 from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
 from adbench.errors import UserError, unknown
-from adbench.files import content_id
 from adbench.models.names import canonical
 from adbench.registry import DATASETS, METHODS, MODELS, Registry
+from adbench.system.files import content_id
 from adbench.teacher import TeacherSpec, Trained
 
 if TYPE_CHECKING:

@@ -18,13 +18,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from adbench import analysis, files, locks, plans, record
+from adbench import analysis, plans, record
 from adbench.differences import edited
 from adbench.errors import UserError
 from adbench.matrix import safe
 from adbench.plans import FOLDER as PLANS
 from adbench.record import Record
 from adbench.status import CONFIGURATION, LOG, SUMMARY, UNDER_WAY
+from adbench.system import files, locks
 
 WEIGHTS = ("last.safetensors", "best.safetensors")
 ANALYSES = ("cross.json", "cam.json")

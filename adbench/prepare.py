@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adbench import download, files
-from adbench.download import Progress
 from adbench.errors import UserError
+from adbench.system import download, files
+from adbench.system.download import Progress
 from adbench.teacher import Download, TeacherSpec, Trained, file_of, wanted
 
 if TYPE_CHECKING:

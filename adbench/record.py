@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adbench import document, files
+from adbench import document
 from adbench.data.identity import is_path
 from adbench.errors import UserError
-from adbench.files import below, sha256
+from adbench.system import files
+from adbench.system.files import below, sha256
 
 if TYPE_CHECKING:
     import numpy as np

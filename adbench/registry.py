@@ -22,7 +22,7 @@ from typing import Any
 from adbench import DISTRIBUTION, source
 from adbench.errors import UserError, unknown
 from adbench.source import Code
-from adbench.stopping import Stopped
+from adbench.system.signals import Stopped
 
 GROUPS = ("all",)
 """Names that stand for several methods."""

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adbench import checkpoint, files
+from adbench import checkpoint
 from adbench.checkpoint import NORMALISATION
 from adbench.errors import UserError, unknown
 from adbench.models import Network
+from adbench.system import files
 from adbench.teacher import published
 
 INSTALL = "pip install robustbench==1.1.1 'setuptools<81'"

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adbench import locks, record, stopping, train
+from adbench import record, train
 from adbench.cell import Place, give_up
 from adbench.engines import Emit, Engine
 from adbench.engines.here import Here
 from adbench.engines.processes import Processes
 from adbench.engines.ray import RayCluster
 from adbench.errors import UserError
-from adbench.machine import cores
 from adbench.matrix import Cell, Matrix
 from adbench.ranks import local_size
 from adbench.registry import METHODS
+from adbench.system import locks, signals
+from adbench.system.machine import cores
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
 
@@ -137,7 +138,7 @@ class _Course:
     def to_the_end(self, engine: Engine) -> dict[str, dict[str, Any]]:
         """Start what can be started, hear what comes of it, until every cell has ended; their records."""
         while self.waiting or self.running:
-            stopping.follow()  # where the cell that was under way has ended before it could
+            signals.follow()  # where the cell that was under way has ended before it could
             for cell in list(self.waiting.values()):
                 if not engine.room():
                     break

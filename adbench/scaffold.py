@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.files import write_text
 from adbench.registry import GROUPS, METHODS
 from adbench.source import locate
+from adbench.system.files import write_text
 
 TEMPLATE = '''\
 """{name}: a method for adbench.

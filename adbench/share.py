@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adbench import __version__, checkpoint, files, networks, state
+from adbench import __version__, checkpoint, networks, state
 from adbench.data import Dataset, parse_fraction
 from adbench.errors import UserError
 from adbench.matrix import safe
@@ -18,6 +18,7 @@ from adbench.models import Network
 from adbench.models.names import is_deepmind, wide_shape
 from adbench.record import Record
 from adbench.registry import DATASETS
+from adbench.system import files
 
 _SPOKEN = {"rn18": "ResNet-18", "mn-v2": "MobileNet-V2"}
 _PROBES = 32

@@ -24,7 +24,7 @@ from types import CodeType
 from typing import Any
 
 from adbench.errors import UserError
-from adbench.files import content_id
+from adbench.system.files import content_id
 
 BUILT_IN = "adbench.methods"
 # Libraries are known by their versions, also where they are built in a checkout.

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import files
 from adbench.seeding import derive, generator
+from adbench.system import files
 
 FILES = ("resume.pt", "resume-2.pt")
 """Written in turn, so that the one before the last is whole whatever happens to the last."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adbench import REVISION, document, files, locks, record
+from adbench import REVISION, document, record
 from adbench.differences import differences, edited
 from adbench.errors import UserError
 from adbench.plans import Planned, expected
 from adbench.record import Record
+from adbench.system import files, locks
 
 STATES = ("done", "running", "failed", "damaged", "stale", "interrupted", "trained", "waiting", "new")
 """damaged: there is a result, but not the one that was written; a run judges it again. stale: there is a result, but

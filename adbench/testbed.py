@@ -21,11 +21,11 @@ from adbench.data import Dataset, parse_fraction
 from adbench.data.batches import to_float
 from adbench.data.threat import meant_attack
 from adbench.errors import UserError
-from adbench.files import content_id
 from adbench.matrix import dataset_folder
 from adbench.models import Network
 from adbench.networks import dataset_of, network_of
 from adbench.report.finished import Finished, Group, names
+from adbench.system.files import content_id
 from adbench.verdict import right
 
 IMAGES = 1000

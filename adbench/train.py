@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adbench import checkpoint, document, files, machine, state, stopping
+from adbench import checkpoint, document, state
 from adbench.attacks.linf import Start, ascend
 from adbench.config import Train
 from adbench.data import Dataset, Split
@@ -36,6 +36,7 @@ from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.models import Network
 from adbench.ranks import ALONE, Ranks
 from adbench.seeding import derive, generator
+from adbench.system import files, machine, signals
 from adbench.verdict import right
 
 LAST, BEST, LOG, SUMMARY, FAILURE = (
@@ -180,7 +181,7 @@ class Trainer:
         Returns the summary, which is on disk too. Raises UserError for a loss or gradient that is not finite, naming
         where, and saves the batch; Stopped where the process was asked to end, with the state on disk.
         """
-        with stopping.held():
+        with signals.held():
             return self._run(on_epoch, on_batch, on_note)
 
     def _run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None) -> Summary:
@@ -201,7 +202,7 @@ class Trainer:
                 entry = self._epoch(on_batch)
                 self._save(entry)
                 on_epoch(entry)
-            stopping.follow()
+            signals.follow()
         with self.ranks.together():
             return self._finish()
 
@@ -275,12 +276,12 @@ class Trainer:
             now.losses.append(self.iterate(index, crops, now.noise, now.logged))
             now.batch += 1
             on_batch(self.epoch, now.batch, len(parts))
-            if stopping.requested():
+            if signals.requested():
                 if self.ranks.size == 1:  # of several, others may be at another batch
                     self._stop_if_failed(now=True)
                     now.seconds = time.perf_counter() - begun
                     self._keep(now)
-                stopping.follow()
+                signals.follow()
         self._stop_if_failed(now=True)
 
     def _means(self, logged: dict[str, list[Tensor]]) -> dict[str, float]:

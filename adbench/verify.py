@@ -17,7 +17,7 @@ import jsonschema
 import torch
 from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, anew, document, files, networks, record, train
+from adbench import FAST_SEARCH, adversarial, anew, document, networks, record, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
@@ -32,6 +32,7 @@ from adbench.method import Ball, Net
 from adbench.models import Network, count_parameters
 from adbench.record import Record
 from adbench.stats import wilson
+from adbench.system import files
 from adbench.verdict import predicted
 
 UNSHOWABLE = (

@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adbench import files
 from adbench.errors import UserError, printable
-from adbench.file_kinds import HEAD, other_kind, zip_of_others
+from adbench.system import files
+from adbench.system.file_kinds import HEAD, other_kind, zip_of_others
 
 WRITER = {"writer": "adbench"}
 """In the header of our own files, whose names are taken as they are."""

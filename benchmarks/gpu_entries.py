@@ -37,7 +37,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adbench import __version__, checkpoint, files, provenance
+from adbench import __version__, checkpoint, provenance
 from adbench.cell import Place
 from adbench.cli import main as adbench
 from adbench.data import Dataset, load
@@ -49,6 +49,7 @@ from adbench.losses import cross_entropy
 from adbench.matrix import configured
 from adbench.models import Network, build
 from adbench.state import Store
+from adbench.system import files
 from adbench.train import BEST, LOG, peak_memory, reset_peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from adbench import record
-from adbench.files import content_id, sha256
 from adbench.stats import wilson
+from adbench.system.files import content_id, sha256
 
 LABELS = {
     "pgd-at": "PGD-AT", "trades": "TRADES", "las-at": "LAS-AT", "ard": "ARD", "iad": "IAD", "rslad": "RSLAD",

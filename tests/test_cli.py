@@ -23,9 +23,9 @@ from adbench.cell import lookup
 from adbench.cli import main
 from adbench.config import experiment, layered, merged, parse_setting, read_preset
 from adbench.display import Display
-from adbench.files import sha256
 from adbench.matrix import Cell, expand
 from adbench.registry import METHODS
+from adbench.system.files import sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

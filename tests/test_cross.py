@@ -23,13 +23,13 @@ from adbench import analysis, document, report
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
-from adbench.files import content_id, write_json
 from adbench.models import Network
 from adbench.networks import dataset_of, network_of
 from adbench.record import read_all
 from adbench.report.finished import Wanted, groups, names, select
 from adbench.report.view import View
 from adbench.stats import wilson
+from adbench.system.files import content_id, write_json
 from adbench.testbed import Testbed
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from test_resume import STATEFUL, assert_same_training, finish, small_cell, without_times
 from tiny import cli, records, run
 
-from adbench import data, document, files, provenance, record, state, stopping, train, weights_file
+from adbench import data, document, provenance, record, state, train, weights_file
 from adbench.cell import Place, execute
 from adbench.checkpoint import save_weights
 from adbench.config import Train
@@ -29,6 +29,7 @@ from adbench.errors import UserError
 from adbench.matrix import Cell, configured
 from adbench.method import Ball, Need
 from adbench.models import build
+from adbench.system import files, signals
 
 EPOCHS, BATCHES = 4, 4
 
@@ -80,7 +81,7 @@ def test_training_that_is_terminated_saves_its_batch_and_ends_in_the_same_bits(m
     train_on(method, tmp_path / "undisturbed", dropout=dropout)
     stopped = tmp_path / "stopped"
     for moment in ((0, 1), (0, 3), (1, BATCHES), (2, 2), (2, 3)):
-        with stopping.heeded(), pytest.raises(stopping.Stopped):
+        with signals.heeded(), pytest.raises(signals.Stopped):
             trainer(method, stopped, dropout=dropout).run(on_epoch=lambda _: None, on_batch=terminate_at(moment))
         kept, _ = state.Store(stopped).load(torch.device("cpu"))
         assert kept is not None
@@ -95,7 +96,7 @@ def test_sigterm_outside_training_ends_the_process_at_once() -> None:
         time.sleep(60)
 
     begun = time.monotonic()
-    with stopping.heeded(), pytest.raises(stopping.Stopped):
+    with signals.heeded(), pytest.raises(signals.Stopped):
         asked()
     assert time.monotonic() - begun < 30
 
@@ -112,7 +113,7 @@ def test_sigterm_during_evaluation_keeps_what_is_finished(tmp_path: Path) -> Non
                 os.kill(os.getpid(), signal.SIGTERM)
 
     place = Place(tmp_path, tmp_path, "cpu")
-    with stopping.heeded(), pytest.raises(stopping.Stopped):
+    with signals.heeded(), pytest.raises(signals.Stopped):
         execute(cell, place, terminate)
     assert not cell.record_path(tmp_path).exists(), "it is neither finished nor failed"
     found = execute(cell, place, terminate)
@@ -138,14 +139,14 @@ def test_sigterm_ends_the_run_also_where_the_cell_fails_meanwhile(
     else:
         monkeypatch.setattr("adbench.cell.evaluate", terminated)
     result = run("--methods", "pgd-at,trades", "--results", tmp_path)
-    assert result.exit_code == stopping.EXIT_CODE == 143
+    assert result.exit_code == signals.EXIT_CODE == 143
     assert not list(tmp_path.rglob("record.json")), "neither cell has failed"
     assert len(list(tmp_path.rglob("cell.json"))) == 1, "the second did not begin"
 
 
 def test_sigterm_that_leads_to_another_refusal_is_still_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> Any:
-        with stopping.held():
+        with signals.held():
             os.kill(os.getpid(), signal.SIGTERM)
             raise UserError("a sentence")
 
@@ -168,7 +169,7 @@ def test_a_run_that_is_terminated_exits_with_143_and_goes_on(jobs: str, tmp_path
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == stopping.EXIT_CODE == 143
+    assert process.returncode == signals.EXIT_CODE == 143
     assert "adbench: stopped by SIGTERM; the same command goes on" in said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("record.json"))

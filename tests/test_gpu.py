@@ -13,13 +13,13 @@ import pytest
 import torch
 from test_train import Watching, run, teacher_for, trainer
 
-from adbench import stopping
 from adbench.data import Split, load
 from adbench.evaluate import Evaluator, evaluate
 from adbench.matrix import configured
 from adbench.method import Teacher
 from adbench.models import build
 from adbench.registry import METHODS
+from adbench.system import signals
 
 SMALL: dict[str, dict[str, Any]] = {"las-at": {"policy": "cnn-4", "interval": 2}}
 
@@ -84,7 +84,7 @@ def test_a_training_that_is_terminated_in_mid_epoch_goes_on_on_the_gpu_though_it
     entries = []
     with pretend.gpu():
         it = trainer(tmp_path, Watching(), device="cuda", epochs=1)
-        with stopping.heeded(), pytest.raises(stopping.Stopped):
+        with signals.heeded(), pytest.raises(signals.Stopped):
             it.run(lambda _: None, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         trainer(tmp_path, Watching(), device="cuda", epochs=1).run(entries.append, lambda *_: None)
     assert [entry["half"] for entry in entries] == [0.5]

@@ -15,9 +15,9 @@ from tiny import cli, records, run
 from adbench import record
 from adbench.consistency import CONTRADICTS
 from adbench.differences import edited
-from adbench.files import content_id
 from adbench.registry import METHODS
 from adbench.report.runs import collect
+from adbench.system.files import content_id
 from adbench.verify import verify
 
 RECORDED = Path(__file__).resolve().parents[1] / "results" / "smaraad"

@@ -12,8 +12,8 @@ import pytest
 import tiny
 import torch
 
-from adbench import locks, machine
 from adbench.errors import UserError
+from adbench.system import locks, machine
 
 ELSEWHERE = """
 import multiprocessing, os, sys

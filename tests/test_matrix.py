@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from adbench import locks
 from adbench import matrix as matrix_module
 from adbench.cell import Place
 from adbench.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
@@ -24,6 +23,7 @@ from adbench.matrix import PAPER_METHODS, Cell, Matrix, expand
 from adbench.registry import METHODS
 from adbench.runner import Local
 from adbench.source import Code, Module
+from adbench.system import locks
 
 THREATS = {"digits": Threat(Fraction(28, 255), Fraction(7, 255)), "cifar10": Threat(Fraction(8, 255), Fraction(2, 255))}
 

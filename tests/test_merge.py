@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tiny import cli, records, run
 
-from adbench import files, locks, plans, record
+from adbench import plans, record
+from adbench.system import files, locks
 from adbench.train import BEST, LAST, SUMMARY
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from tiny import PLUGIN, TEACHER, lasting, records, run
 
-from adbench import locks, record
+from adbench import record
 from adbench.cell import Place
 from adbench.engines import ray as engine
 from adbench.errors import UserError
+from adbench.system import locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,7 +21,6 @@ from tiny import cli
 from adbench import cli as command_line
 from adbench import document, record, report
 from adbench.errors import UserError
-from adbench.files import sha256
 from adbench.record import read_all
 from adbench.registry import METHODS
 from adbench.report import classes, figures, measured, objectives, tables, versus, watching
@@ -29,6 +28,7 @@ from adbench.report.model import Cell, Table
 from adbench.report.plot import FRONT
 from adbench.report.runs import collect
 from adbench.report.view import GROUPS, View
+from adbench.system.files import sha256
 
 PAPER = {"clean": 0.83, "fgsm": 0.6, "pgd20": 0.53, "cw": 0.51, "aa": 0.49}
 

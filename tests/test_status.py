@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from tiny import PLUGIN, TEACHER, cli, options, run
 
-from adbench import document, locks, plans, record
+from adbench import document, plans, record
 from adbench.differences import differences
 from adbench.status import Matrix
+from adbench.system import locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

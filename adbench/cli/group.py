@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 import click
 
-from adbench import stopping, terminal
 from adbench.errors import Caution, UserError, is_text, unknown
+from adbench.system import signals, terminal
 
 SHOWN = 100
 """Letters of a file's name that a complaint about it shows."""
@@ -34,7 +34,7 @@ class Group(click.Group):
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         _print_anything()
         try:
-            with stopping.heeded(), warnings.catch_warnings():
+            with signals.heeded(), warnings.catch_warnings():
                 warnings.showwarning = _show
                 args = _as_text(sys.argv[1:] if args is None else args)
                 code = super().main(args, *more, **{**extra, "standalone_mode": False})
@@ -48,9 +48,9 @@ class Group(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("adbench: interrupted; the same command goes on from the last completed epoch", err=True)
             code = 130
-        except stopping.Stopped:
+        except signals.Stopped:
             click.echo("adbench: stopped by SIGTERM; the same command goes on from where it was", err=True)
-            code = stopping.EXIT_CODE
+            code = signals.EXIT_CODE
         sys.exit(code)
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench import machine, terminal
 from adbench.errors import LeftOut, Nothing, UserError
-from adbench.files import expanded
 from adbench.seeding import LARGEST
+from adbench.system import machine, terminal
+from adbench.system.files import expanded
 
 if TYPE_CHECKING:
     from adbench.cell import Place
@@ -244,7 +244,7 @@ def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
 
 def make_writable(results: Path) -> None:
     """Make the results folder. Raises UserError where nothing can be written."""
-    from adbench import files
+    from adbench.system import files
 
     probe = results / ".writable"
     files.write_text(probe, "")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adbench import terminal
 from adbench.cli.matrix import Asked, matrix_options
 from adbench.cli.options import FilePath, results_option
 from adbench.errors import UserError
+from adbench.system import terminal
 
 if TYPE_CHECKING:
     from adbench.plans import Planned

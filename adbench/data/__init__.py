@@ -18,8 +18,8 @@ from adbench.data.identity import is_path
 from adbench.data.own import read_own
 from adbench.data.threat import Threat, as_text, parse_fraction
 from adbench.errors import UserError, unknown, warn
-from adbench.files import expanded
 from adbench.registry import DATASETS
+from adbench.system.files import expanded
 
 if TYPE_CHECKING:
     import torch

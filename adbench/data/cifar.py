@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from adbench import files
 from adbench.data.arrays import Parts, checked
-from adbench.download import Progress, Wanted, fetch
 from adbench.errors import UserError
+from adbench.system import files
+from adbench.system.download import Progress, Wanted, fetch
 
 # All that the pickles need: a dictionary of lists and one array of bytes.
 _KNOWN = {

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from adbench.errors import UserError, warn
-from adbench.files import no_file
+from adbench.system.files import no_file
 
 PARTS = ("train", "test")
 HELD_OUT = ("val", "valid", "validation")

@@ -15,8 +15,8 @@ from adbench.data.arrays import Arrays, Parts, checked, repeated
 from adbench.data.identity import image_files, is_image_folder
 from adbench.data.threat import Threat
 from adbench.errors import UserError, printable, warn
-from adbench.file_kinds import HEAD, other_kind
-from adbench.files import opened
+from adbench.system.file_kinds import HEAD, other_kind
+from adbench.system.files import opened
 
 THREAT = Threat(eps=Fraction(8, 255), step=Fraction(2, 255))
 

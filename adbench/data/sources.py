@@ -12,7 +12,7 @@ from adbench.data import cifar
 from adbench.data.arrays import Arrays, stratified_order
 from adbench.data.own import read_npz
 from adbench.data.threat import Threat
-from adbench.files import expanded
+from adbench.system.files import expanded
 
 CIFAR_THREAT = Threat(eps=Fraction(8, 255), step=Fraction(2, 255))
 

@@ -19,13 +19,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from adbench import stopping
 from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
 from adbench.engines.worker import begin, safe_path, work
 from adbench.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
+from adbench.system import signals
 
 # The second is what torch.optim imports when it is first used, the third what the digits are read with.
 PRELOADED = ["adbench.engines.processes", "torch._dynamo", "sklearn.datasets"]
@@ -147,11 +147,11 @@ def _cell(pipe: Connection, cell: Cell, place: Place, threads: int, plugins: Map
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_run, args=(pipe,), daemon=True).start()
     try:
-        with stopping.heeded():
+        with signals.heeded():
             begin(place, threads, plugins)
             work(cell, place, pipe.send)
-    except stopping.Stopped:
-        sys.exit(stopping.EXIT_CODE)
+    except signals.Stopped:
+        sys.exit(signals.EXIT_CODE)
 
 
 def _end_with_the_run(pipe: Connection) -> None:

@@ -22,15 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adbench import REVISION, __version__, files, locks, stopping
+from adbench import REVISION, __version__
 from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
 from adbench.engines.worker import begin, work
 from adbench.errors import UserError
-from adbench.machine import cores
 from adbench.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
+from adbench.system import files, locks, signals
+from adbench.system.machine import cores
 
 PROBE = ".ray"
 """Folder in the results, there during a run: a node that does not see it works somewhere else."""
@@ -96,7 +97,7 @@ class RayEngine:
         probe = absolute.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
         self.errand = Errand(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
         share = cluster.gpu_share(place)
-        with stopping.held(), _own_signals():
+        with signals.held(), _own_signals():
             _connect(self.ray, cluster.address)
         try:
             self._see(share)
@@ -122,7 +123,7 @@ class RayEngine:
             time.sleep(seconds)
             return
         # What is raised within Ray's compiled code comes out as something else.
-        with stopping.held():
+        with signals.held():
             self._hear(seconds)
 
     def _hear(self, seconds: float) -> None:

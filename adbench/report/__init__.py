@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from adbench.errors import Nothing, UserError
-from adbench.files import write_atomic, write_text
 from adbench.record import Record
 from adbench.report import (
     attribution,
@@ -40,6 +39,7 @@ from adbench.report.plot import Plot
 from adbench.report.runs import CI, collect
 from adbench.report.view import View
 from adbench.report.workers import mapped
+from adbench.system.files import write_atomic, write_text
 
 __all__ = ["FORMATS", "write"]
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from adbench.analysis import Analysis
 from adbench.document import beside
 from adbench.errors import UserError
-from adbench.files import sha256
 from adbench.report import captions
 from adbench.report.finished import shown
 from adbench.report.model import MISSING, Cell, Column, Row, Table
 from adbench.report.plot import NARROWEST, Plot
 from adbench.report.runs import slug
 from adbench.report.view import View
+from adbench.system.files import sha256
 
 _KINDS = {"adversarial": "Adversarial images", "clean": "Clean images"}
 _COLOURS = "inferno"

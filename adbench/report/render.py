@@ -15,8 +15,8 @@ from pathlib import PurePosixPath
 import jinja2
 from markupsafe import Markup
 
-from adbench import terminal
 from adbench.report.model import MISSING, Cell, Mark, Row, Table
+from adbench.system import terminal
 
 _TEX = {
     "\\": r"\textbackslash{}",

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from adbench.files import content_id
 from adbench.record import Record
 from adbench.setting import Setting, alike
 from adbench.stats import student_t
+from adbench.system.files import content_id
 
 METHODS = {
     "pgd-at": "PGD-AT",

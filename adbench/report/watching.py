@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.files import below
 from adbench.record import FILE
+from adbench.system.files import below
 
 SECONDS = 5.0
 """Between two looks at the folder."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from adbench import machine
+from adbench.system import machine
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

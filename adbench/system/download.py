@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from adbench import __version__, files, locks
+from adbench import __version__
 from adbench.errors import UserError
+from adbench.system import files, locks
 
 ATTEMPTS = 5
 """How often one mirror is asked before the next is."""
