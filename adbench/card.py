@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from adbench.matrix import asked, configured, passes
+from adbench.experiment.matrix import asked, configured, passes
 from adbench.method import Need, Passes
 from adbench.registry import METHODS
 

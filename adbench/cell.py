@@ -21,12 +21,13 @@ from adbench import checkpoint, kept, masking, prepare, record, robustbench, sta
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
-from adbench.config import Evaluation, Experiment, Train
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.engine import multiplies_bfloat16
 from adbench.errors import UserError, located
 from adbench.evaluate import Evaluator, Outcome, evaluate
-from adbench.matrix import Cell, Lookup, configured, passes
+from adbench.experiment.config import Evaluation, Experiment, Train
+from adbench.experiment.matrix import Cell, Lookup, configured, passes
+from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
 from adbench.method import Ball, Need
 from adbench.models import Network, build, count_parameters
 from adbench.provenance import now, provenance
@@ -34,7 +35,6 @@ from adbench.ranks import ALONE, Parted, Ranks
 from adbench.registry import METHODS
 from adbench.seeding import derive
 from adbench.system import files, locks, signals
-from adbench.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
 
 Report = Callable[[dict[str, Any]], None]
 

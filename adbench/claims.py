@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from adbench import record, runner, teacher
+from adbench import record, runner
 from adbench.cell import Place, check, lookup
-from adbench.config import DEFAULT_PRESETS, experiment, merged, read_preset
 from adbench.errors import UserError
-from adbench.matrix import Matrix, teacher_cell
+from adbench.experiment import teacher
+from adbench.experiment.config import DEFAULT_PRESETS, experiment, merged, read_preset
+from adbench.experiment.matrix import Matrix, teacher_cell
 from adbench.runner import OnEvent
 from adbench.stats import wilson
 

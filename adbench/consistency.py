@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adbench import REVISION, document, record, teacher
-from adbench.config import Data, Experiment, ThreatModel, Train, validated
+from adbench import REVISION, document, record
 from adbench.data import Dataset
 from adbench.errors import UserError
+from adbench.experiment import teacher
+from adbench.experiment.config import Data, Experiment, ThreatModel, Train, validated
+from adbench.experiment.matrix import configured, passes, safe, teacher_cell
 from adbench.masking_rules import VERDICTS, contradicted
-from adbench.matrix import configured, passes, safe, teacher_cell
 from adbench.method import Method
 from adbench.record import Record
 from adbench.registry import DATASETS, METHODS

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adbench.engine import AS_WRITTEN, Engine
 from adbench.errors import UserError, located
-from adbench.matrix import configured, passes
+from adbench.experiment.matrix import configured, passes
 from adbench.method import Ball, Method, Mode, Need, Net, Step, Teacher, complaint
 from adbench.models import Network, build
 

@@ -20,7 +20,7 @@ from adbench.system import terminal
 
 if TYPE_CHECKING:
     from adbench.estimate import Cost
-    from adbench.matrix import Cell
+    from adbench.experiment.matrix import Cell
     from adbench.runner import Plan
 
 

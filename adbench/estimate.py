@@ -17,9 +17,9 @@ from adbench import masking
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.cell import Place, cell_dataset, network_for
+from adbench.experiment.matrix import Cell, configured, passes
 from adbench.flops import matrix_rate, multiply_adds
 from adbench.losses import cross_entropy
-from adbench.matrix import Cell, configured, passes
 from adbench.method import Passes
 from adbench.train import LOG
 

@@ -23,8 +23,8 @@ from adbench.attacks import linf
 from adbench.attacks.linf import Objective
 from adbench.data import parse_fraction
 from adbench.errors import UserError
+from adbench.experiment.matrix import configured
 from adbench.losses import Classes, hard_rank, margin, soft_rank, spearman
-from adbench.matrix import configured
 from adbench.method import Ball, Method, Need, Net, Step, Teacher
 from adbench.models import Network
 from adbench.system import files

@@ -19,7 +19,7 @@ from adbench import adversarial
 from adbench.attacks.named import radius
 from adbench.data import Dataset
 from adbench.evaluate import Evaluator, Outcome
-from adbench.matrix import safe
+from adbench.experiment.matrix import safe
 from adbench.system import files
 
 PARTIAL = "partial-*.npz"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from adbench import teacher
-from adbench.config import presets
+from adbench.experiment import teacher
+from adbench.experiment.config import presets
+from adbench.experiment.teacher import Download, LocalFile, TeacherSpec, Trained
 from adbench.registry import DATASETS, METHODS, MODELS, Registry
 from adbench.system import terminal
-from adbench.teacher import Download, LocalFile, TeacherSpec, Trained
 
 ATTACKS = [
     ("fgsm", "one step of size eps on the cross-entropy (Goodfellow et al., ICLR 2015)"),

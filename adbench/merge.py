@@ -21,7 +21,7 @@ from typing import Any
 from adbench import analysis, plans, record
 from adbench.differences import edited
 from adbench.errors import UserError
-from adbench.matrix import safe
+from adbench.experiment.matrix import safe
 from adbench.plans import FOLDER as PLANS
 from adbench.record import Record
 from adbench.status import CONFIGURATION, LOG, SUMMARY, UNDER_WAY

@@ -21,8 +21,8 @@ from adbench.registry import METHODS
 from adbench.system import files
 
 if TYPE_CHECKING:
-    from adbench.config import Experiment
-    from adbench.matrix import Cell, Matrix
+    from adbench.experiment.config import Experiment
+    from adbench.experiment.matrix import Cell, Matrix
 
 FOLDER = "plans"
 SCHEMA_VERSION = 1

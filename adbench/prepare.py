@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adbench.errors import UserError
+from adbench.experiment.teacher import Download, TeacherSpec, Trained, file_of, wanted
 from adbench.system import download, files
 from adbench.system.download import Progress
-from adbench.teacher import Download, TeacherSpec, Trained, file_of, wanted
 
 if TYPE_CHECKING:
     from adbench.cell import Place
-    from adbench.config import Experiment
-    from adbench.matrix import Cell
+    from adbench.experiment.config import Experiment
+    from adbench.experiment.matrix import Cell
 
 
 def teacher_file(spec: TeacherSpec, dataset: str, data_dir: Path, progress: Progress | None = None) -> Path:
@@ -67,7 +67,7 @@ def prepare(
     progress: gives the listener for the transfer of that name.
     """
     from adbench.cell import check, lookup
-    from adbench.matrix import expand
+    from adbench.experiment.matrix import expand
 
     if source is not None and not source.is_dir():
         raise UserError(f"--from: '{source}' is no folder")

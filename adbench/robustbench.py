@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from adbench import checkpoint
 from adbench.checkpoint import NORMALISATION
 from adbench.errors import UserError, unknown
+from adbench.experiment.teacher import published
 from adbench.models import Network
 from adbench.system import files
-from adbench.teacher import published
 
 INSTALL = "pip install robustbench==1.1.1 'setuptools<81'"
 """What the optional package takes."""

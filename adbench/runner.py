@@ -19,7 +19,7 @@ from adbench.engines.here import Here
 from adbench.engines.processes import Processes
 from adbench.engines.ray import RayCluster
 from adbench.errors import UserError
-from adbench.matrix import Cell, Matrix
+from adbench.experiment.matrix import Cell, Matrix
 from adbench.ranks import local_size
 from adbench.registry import METHODS
 from adbench.system import locks, signals

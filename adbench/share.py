@@ -13,7 +13,7 @@ import torch
 from adbench import __version__, checkpoint, networks, state
 from adbench.data import Dataset, parse_fraction
 from adbench.errors import UserError
-from adbench.matrix import safe
+from adbench.experiment.matrix import safe
 from adbench.models import Network
 from adbench.models.names import is_deepmind, wide_shape
 from adbench.record import Record

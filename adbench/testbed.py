@@ -21,7 +21,7 @@ from adbench.data import Dataset, parse_fraction
 from adbench.data.batches import to_float
 from adbench.data.threat import meant_attack
 from adbench.errors import UserError
-from adbench.matrix import dataset_folder
+from adbench.experiment.matrix import dataset_folder
 from adbench.models import Network
 from adbench.networks import dataset_of, network_of
 from adbench.report.finished import Finished, Group, names

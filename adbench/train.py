@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from adbench import checkpoint, document, state
 from adbench.attacks.linf import Start, ascend
-from adbench.config import Train
 from adbench.data import Dataset, Split
 from adbench.data.batches import batches, cropped, draw_crops, epoch_order, to_float
 from adbench.engine import Engine, Precision
 from adbench.errors import UserError
+from adbench.experiment.config import Train
 from adbench.finite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.losses import cross_entropy
 from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint

@@ -35,12 +35,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from adbench.attacks.linf import Start, ascend, start_point
-from adbench.config import Train
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
 from adbench.engine import AS_WRITTEN, Engine, multiplies_bfloat16
+from adbench.experiment.config import Train
+from adbench.experiment.matrix import configured
 from adbench.losses import cross_entropy
-from adbench.matrix import configured
 from adbench.method import Ball, Mode, Need, Net, Step, Teacher
 from adbench.models import build
 from adbench.train import Trainer

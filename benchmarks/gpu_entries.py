@@ -45,8 +45,8 @@ from adbench.data.batches import to_float
 from adbench.engine import multiply_adds
 from adbench.engines.worker import prepare_torch
 from adbench.evaluate import Evaluator, Outcome
+from adbench.experiment.matrix import configured
 from adbench.losses import cross_entropy
-from adbench.matrix import configured
 from adbench.models import Network, build
 from adbench.state import Store
 from adbench.system import files

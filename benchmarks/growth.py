@@ -19,7 +19,7 @@ from step import Bench, arguments, heading, in_turn, methods, table
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from adbench.matrix import configured
+from adbench.experiment.matrix import configured
 from adbench.method import Ball, Net, Step, Teacher
 from adbench.models import build, count_parameters
 

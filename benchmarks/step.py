@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from adbench.checkpoint import load
-from adbench.config import Train
 from adbench.data import Dataset, Split, Threat
 from adbench.engine import multiplies_bfloat16
-from adbench.matrix import PAPER_METHODS, configured
+from adbench.experiment.config import Train
+from adbench.experiment.matrix import PAPER_METHODS, configured
 from adbench.method import Ball, Need
 from adbench.models import build
 from adbench.train import Trainer

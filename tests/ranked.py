@@ -20,10 +20,10 @@ from torch import Tensor
 
 from adbench import ranks, train
 from adbench.attacks import linf
-from adbench.config import Train
 from adbench.data import load
 from adbench.engine import Engine
-from adbench.matrix import configured
+from adbench.experiment.config import Train
+from adbench.experiment.matrix import configured
 from adbench.method import Ball, Need
 from adbench.models import build
 

@@ -21,9 +21,9 @@ from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, re
 from adbench import cell, record
 from adbench.cell import lookup
 from adbench.cli import main
-from adbench.config import experiment, layered, merged, parse_setting, read_preset
 from adbench.display import Display
-from adbench.matrix import Cell, expand
+from adbench.experiment.config import experiment, layered, merged, parse_setting, read_preset
+from adbench.experiment.matrix import Cell, expand
 from adbench.registry import METHODS
 from adbench.system.files import sha256
 

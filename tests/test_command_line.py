@@ -17,7 +17,7 @@ from tiny import TEACHER, run
 
 from adbench import runner
 from adbench.cli import main
-from adbench.config import Data, Evaluation, Experiment, ThreatModel, Train
+from adbench.experiment.config import Data, Evaluation, Experiment, ThreatModel, Train
 from adbench.registry import METHODS
 
 EXAMPLES = int(os.environ.get("ADBENCH_CLI_EXAMPLES", "500"))

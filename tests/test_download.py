@@ -17,14 +17,14 @@ import pytest
 import torch
 from tiny import cli
 
-from adbench import teacher
 from adbench.errors import UserError
+from adbench.experiment import teacher
+from adbench.experiment.teacher import TeacherSpec
 from adbench.models import build
 from adbench.prepare import teacher_file
 from adbench.system import download
 from adbench.system.download import Wanted, fetch, google_drive
 from adbench.system.files import content_id
-from adbench.teacher import TeacherSpec
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 HASH = hashlib.sha256(CONTENT).hexdigest()

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from adbench import checkpoint, engine
 from adbench.attacks.linf import Start, start_point
 from adbench.cell import lookup
-from adbench.config import Train, experiment
 from adbench.engine import AS_WRITTEN, Engine, Lean, multiply_adds
 from adbench.errors import UserError
+from adbench.experiment.config import Train, experiment
+from adbench.experiment.matrix import Cell, configured, expand
 from adbench.finite import Watch
 from adbench.losses import kl
-from adbench.matrix import Cell, configured, expand
 from adbench.method import Need, Net, Teacher
 from adbench.models import build
 

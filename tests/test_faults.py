@@ -24,9 +24,9 @@ from tiny import cli, records, run
 from adbench import data, document, provenance, record, state, train, weights_file
 from adbench.cell import Place, execute
 from adbench.checkpoint import save_weights
-from adbench.config import Train
 from adbench.errors import UserError
-from adbench.matrix import Cell, configured
+from adbench.experiment.config import Train
+from adbench.experiment.matrix import Cell, configured
 from adbench.method import Ball, Need
 from adbench.models import build
 from adbench.system import files, signals

@@ -15,7 +15,7 @@ from test_train import Watching, run, teacher_for, trainer
 
 from adbench.data import Split, load
 from adbench.evaluate import Evaluator, evaluate
-from adbench.matrix import configured
+from adbench.experiment.matrix import configured
 from adbench.method import Teacher
 from adbench.models import build
 from adbench.registry import METHODS

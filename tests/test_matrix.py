@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from adbench import matrix as matrix_module
 from adbench.cell import Place
-from adbench.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
 from adbench.data import Threat
 from adbench.engines.ray import RayCluster
 from adbench.errors import UserError
 from adbench.estimate import steps
-from adbench.matrix import PAPER_METHODS, Cell, Matrix, expand
+from adbench.experiment import matrix as matrix_module
+from adbench.experiment.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
+from adbench.experiment.matrix import PAPER_METHODS, Cell, Matrix, expand
 from adbench.registry import METHODS
 from adbench.runner import Local
 from adbench.source import Code, Module
@@ -114,7 +114,7 @@ def test_another_version_of_the_fast_search_is_another_judgement_of_the_same_wei
     searches: list[dict[str, Any]] = [{"aa_search": "fast"}, {"aa_search": "exact"}, {"attacks": ["fgsm"]}]
     before = [one(eval=settings) for settings in searches]
     ids = [cell.id for cell in before]
-    monkeypatch.setattr("adbench.matrix.FAST_SEARCH", 99)
+    monkeypatch.setattr("adbench.experiment.matrix.FAST_SEARCH", 99)
     after = [one(eval=settings) for settings in searches]
     assert [cell.id == known for cell, known in zip(after, ids, strict=True)] == [False, True, True]
     assert after[0].train_id == before[0].train_id
@@ -269,7 +269,7 @@ def test_a_plugin_without_a_loss_is_refused_before_anything_is_trained(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         registry = Registry("method", "adbench.methods")
         registry.add_file(path)
-        patch.setattr("adbench.matrix.METHODS", registry)
+        patch.setattr("adbench.experiment.matrix.METHODS", registry)
         with pytest.raises(UserError, match="does not implement `loss`"):
             cells(methods=["half-done"])
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from adbench.contract import counted
 from adbench.errors import UserError
+from adbench.experiment.matrix import PAPER_METHODS, configured
 from adbench.losses import cross_entropy
-from adbench.matrix import PAPER_METHODS, configured
 from adbench.method import Ball, Method, Need, Net, Step, Teacher
 from adbench.models import build
 

@@ -24,10 +24,10 @@ from tiny import PLUGIN, options, record_of, records
 from torch import Tensor
 
 from adbench import ranks as ranks_module
-from adbench.config import Train
 from adbench.data import load
 from adbench.errors import UserError
-from adbench.matrix import configured
+from adbench.experiment.config import Train
+from adbench.experiment.matrix import configured
 from adbench.method import Ball
 from adbench.models import build
 from adbench.ranks import ALONE, ENDED, Parted, Ranks
@@ -54,9 +54,9 @@ from pathlib import Path
 import torch
 
 from adbench import ranks
-from adbench.config import Train
+from adbench.experiment.config import Train
 from adbench.data import load
-from adbench.matrix import configured
+from adbench.experiment.matrix import configured
 from adbench.method import Ball
 from adbench.models import build
 from adbench.train import Trainer

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from adbench.cell import _training_attack
-from adbench.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
 from adbench.data import Threat
 from adbench.errors import UserError
-from adbench.matrix import PAPER_METHODS, Cell, configured, expand
+from adbench.experiment.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
+from adbench.experiment.matrix import PAPER_METHODS, Cell, configured, expand
 from adbench.method import Ball, Passes
 from adbench.registry import METHODS
 

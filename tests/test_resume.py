@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 
 from adbench import data, evaluate, record
 from adbench.cell import Place, execute, lookup
-from adbench.config import Train, experiment
-from adbench.matrix import Cell, configured, expand
+from adbench.experiment.config import Train, experiment
+from adbench.experiment.matrix import Cell, configured, expand
 from adbench.method import Ball, Need
 from adbench.models import build
 from adbench.system import files

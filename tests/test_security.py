@@ -24,10 +24,11 @@ from tiny import PLUGIN as WORKS
 from tiny import cli, options
 from torchvision.datasets import CIFAR10
 
-from adbench import document, kept, matrix, record, state, teacher, weights_file
+from adbench import document, kept, record, state, weights_file
 from adbench.data import load
 from adbench.errors import UserError
-from adbench.matrix import safe
+from adbench.experiment import matrix, teacher
+from adbench.experiment.matrix import safe
 from adbench.record import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from adbench import checkpoint
-from adbench.config import Train
 from adbench.data import load
 from adbench.errors import UserError
-from adbench.matrix import configured
+from adbench.experiment.config import Train
+from adbench.experiment.matrix import configured
 from adbench.method import Ball, Method, Need, Step, Teacher
 from adbench.models import Network, build
 from adbench.registry import METHODS

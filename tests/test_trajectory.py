@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adbench import engine
 from adbench.attacks import linf
-from adbench.matrix import configured
+from adbench.experiment.matrix import configured
 from adbench.method import Ball, Need, Net, Step, Teacher
 from adbench.models import build
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from adbench import FAST_SEARCH, adversarial, checkpoint, document, masking, networks, record
 from adbench.anew import Judged, judged
 from adbench.evaluate import Evaluator, evaluate
+from adbench.experiment.matrix import configured, passes, safe
 from adbench.kept import write_table
 from adbench.masking_rules import RATES
-from adbench.matrix import configured, passes, safe
 from adbench.registry import METHODS
 from adbench.stats import wilson
 from adbench.system.files import content_id, sha256, write_json

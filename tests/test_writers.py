@@ -17,10 +17,10 @@ from tiny import TEACHER, record_of, records, run
 
 from adbench import record, runner, train
 from adbench.cell import Place, lookup
-from adbench.config import experiment
 from adbench.engines.processes import devices, ended
 from adbench.errors import UserError
-from adbench.matrix import Cell, expand
+from adbench.experiment.config import experiment
+from adbench.experiment.matrix import Cell, expand
 from adbench.system import locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

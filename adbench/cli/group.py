@@ -98,7 +98,7 @@ def _refuse(sentence: str) -> int:
 
 def _instead_of(error: click.NoSuchOption) -> str:
     """What somebody may have meant by an option that there is not: another one, or a setting."""
-    from adbench.config import settings_called
+    from adbench.experiment.config import settings_called
 
     name = error.option_name.lstrip("-")
     options = [option.lstrip("-") for option in error.possibilities or ()]

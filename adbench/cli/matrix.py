@@ -13,7 +13,7 @@ import click
 from adbench.cli.options import FilePath, fast_aa_option, keep_option, names, plugin_option, precision_option, seeds_of
 
 if TYPE_CHECKING:
-    from adbench.config import Experiment
+    from adbench.experiment.config import Experiment
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Asked:
 
     def experiment(self) -> Experiment:
         """The experiment: presets, then file, then --set, then the named options. Raises UserError."""
-        from adbench import config as configuration
+        from adbench.experiment import config as configuration
 
         named: dict[str, Any] = {
             key: getattr(self, key) for key in ("methods", "students", "teachers", "datasets", "seeds")

@@ -41,7 +41,7 @@ def listed(value: str) -> list[str]:
 
 def _exists(name: str) -> bool:
     """Whether a dataset, a teacher's file or the checkpoint of ARCHITECTURE@FILE is there."""
-    from adbench.teacher import split_key
+    from adbench.experiment.teacher import split_key
 
     with suppress(UserError, OSError, ValueError):
         return any(split_key(Path(path.strip()))[0].exists() for path in (name, name.partition("@")[2]) if path.strip())

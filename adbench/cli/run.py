@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from adbench.cell import Place
-    from adbench.config import Experiment
     from adbench.engines.ray import RayCluster
     from adbench.estimate import Cost
+    from adbench.experiment.config import Experiment
     from adbench.runner import Local, Plan
 
 
@@ -177,7 +177,7 @@ def _carry_out(
 def _plan(experiment: Experiment, place: Place) -> Plan:
     from adbench import runner
     from adbench.cell import lookup
-    from adbench.matrix import expand
+    from adbench.experiment.matrix import expand
 
     return runner.plan(expand(experiment, lookup(place.data_dir)), place.results)
 
@@ -274,10 +274,11 @@ def eval_(
     Example:
       adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
     """
-    from adbench import config, record, runner, teacher
+    from adbench import record, runner
     from adbench.cell import check, lookup
     from adbench.display import Display, console, percent
-    from adbench.matrix import Matrix, teacher_cell
+    from adbench.experiment import config, teacher
+    from adbench.experiment.matrix import Matrix, teacher_cell
 
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
     judging |= {"aa_search": "fast"} if fast_aa else {}

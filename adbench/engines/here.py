@@ -7,7 +7,7 @@ import time
 from adbench.cell import Place
 from adbench.engines import Emit
 from adbench.engines.worker import prepare_torch, work
-from adbench.matrix import Cell
+from adbench.experiment.matrix import Cell
 
 
 class Here:

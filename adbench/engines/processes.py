@@ -22,7 +22,7 @@ from typing import Any
 from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
 from adbench.engines.worker import begin, safe_path, work
-from adbench.matrix import Cell
+from adbench.experiment.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
 from adbench.system import signals

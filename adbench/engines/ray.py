@@ -27,7 +27,7 @@ from adbench.cell import Place
 from adbench.engines import LAST_WORDS, Emit
 from adbench.engines.worker import begin, work
 from adbench.errors import UserError
-from adbench.matrix import Cell
+from adbench.experiment.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
 from adbench.system import files, locks, signals

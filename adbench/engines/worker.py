@@ -12,7 +12,7 @@ from typing import Any
 
 from adbench.cell import Place, execute
 from adbench.errors import Caution, UserError
-from adbench.matrix import Cell
+from adbench.experiment.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
 

@@ -15,15 +15,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adbench import FAST_SEARCH, REVISION, spelling
-from adbench import teacher as teachers
-from adbench.config import DEFAULT_TEACHERS, Data, Evaluation, Experiment, ThreatModel, Train, merged, validated
+from adbench import FAST_SEARCH, REVISION
 from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
 from adbench.errors import UserError, unknown
+from adbench.experiment import spelling
+from adbench.experiment import teacher as teachers
+from adbench.experiment.config import (
+    DEFAULT_TEACHERS,
+    Data,
+    Evaluation,
+    Experiment,
+    ThreatModel,
+    Train,
+    merged,
+    validated,
+)
+from adbench.experiment.teacher import TeacherSpec, Trained
 from adbench.models.names import canonical
 from adbench.registry import DATASETS, METHODS, MODELS, Registry
 from adbench.system.files import content_id
-from adbench.teacher import TeacherSpec, Trained
 
 if TYPE_CHECKING:
     from adbench.method import Method, Passes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from adbench.config import Data, Evaluation, ThreatModel, Train
 from adbench.data.threat import parse_fraction
+from adbench.experiment.config import Data, Evaluation, ThreatModel, Train
 
 _AUTOATTACK = re.compile("aa.*")
 _WITH_STEP = re.compile(r"(pgd|cw).*")

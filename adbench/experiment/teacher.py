@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from adbench.config import Section, Train, read_toml, validated
 from adbench.errors import UserError, unknown
+from adbench.experiment.config import Section, Train, read_toml, validated
 from adbench.models.names import canonical
 from adbench.system.download import Wanted, google_drive
 from adbench.system.files import content_id, expanded, no_file, sha256

@@ -173,7 +173,7 @@ def default_preset(settings: Mapping[str, Any]) -> str:
 def presets() -> dict[str, str]:
     """The presets' names and what each is for (the comment that its file begins with)."""
     found = {}
-    for file in files("adbench.presets").iterdir():
+    for file in files("adbench.experiment.presets").iterdir():
         if file.name.endswith(".toml"):
             first = file.read_text(encoding="utf-8").partition("\n")[0]
             found[file.name.removesuffix(".toml")] = first.lstrip("# ")
@@ -184,7 +184,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """The settings of a preset. Raises UserError for an unknown name."""
     if name not in presets():
         raise unknown("preset", name, presets())
-    return tomllib.loads((files("adbench.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((files("adbench.experiment.presets") / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
