@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, document
-from adbench.analysis import Analysis
 from adbench.cell import Place
 from adbench.errors import UserError
 from adbench.losses import CamNorm, alignment, cam, normalise_map
 from adbench.models import Network
-from adbench.provenance import now, provenance
-from adbench.report.finished import Finished, Group
-from adbench.stats import student_t
+from adbench.results import analyses, document
+from adbench.results.analyses import Analysis
+from adbench.results.networks import Finished, Group
+from adbench.results.provenance import now, provenance
+from adbench.results.stats import student_t
 from adbench.system import files, locks, terminal
 from adbench.testbed import BATCH, Testbed, load_all
 
@@ -86,7 +86,7 @@ def _teacher(bed: Testbed, networks: list[Finished], skip_missing: bool, refused
             # Another process may have finished it while this one waited.
             if not path.is_file():
                 _compute(bed, loaded, path, identity)
-    yield from table(analysis.read(path))
+    yield from table(analyses.read(path))
 
 
 def _path(bed: Testbed, networks: Sequence[Finished]) -> tuple[Path, str]:

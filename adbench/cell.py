@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adbench import checkpoint, kept, masking, prepare, record, robustbench, state, train
+from adbench import checkpoint, kept, masking, prepare, robustbench, state, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
@@ -30,9 +30,10 @@ from adbench.experiment.matrix import Cell, Lookup, configured, passes
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
 from adbench.method import Ball, Need
 from adbench.models import Network, build, count_parameters
-from adbench.provenance import now, provenance
 from adbench.ranks import ALONE, Parted, Ranks
 from adbench.registry import METHODS
+from adbench.results import record
+from adbench.results.provenance import now, provenance
 from adbench.seeding import derive
 from adbench.system import files, locks, signals
 

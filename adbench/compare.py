@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from adbench.errors import UserError, unknown
-from adbench.record import FILE, Record, read, read_all
-from adbench.report.paired import Pair, Seeds, methods, networks
-from adbench.report.paired import unlike as not_alike
-from adbench.report.runs import Run, collect, heading
-from adbench.report.teachers import named_apart
-from adbench.setting import Setting
+from adbench.results.paired import Pair, Seeds, methods, networks
+from adbench.results.paired import unlike as not_alike
+from adbench.results.record import FILE, Record, read, read_all
+from adbench.results.runs import Run, collect, heading
+from adbench.results.setting import Setting
+from adbench.results.teachers import named_apart
 from adbench.system import terminal
 from adbench.system.files import below
 

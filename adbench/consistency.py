@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adbench import REVISION, document, record
+from adbench import REVISION
 from adbench.data import Dataset
 from adbench.errors import UserError
 from adbench.experiment import teacher
@@ -22,8 +22,9 @@ from adbench.experiment.config import Data, Experiment, ThreatModel, Train, vali
 from adbench.experiment.matrix import configured, passes, safe, teacher_cell
 from adbench.masking_rules import VERDICTS, contradicted
 from adbench.method import Method
-from adbench.record import Record
 from adbench.registry import DATASETS, METHODS
+from adbench.results import document, record
+from adbench.results.record import Record
 from adbench.system.files import content_id
 from adbench.train import SUMMARY
 

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import analysis, document
-from adbench.analysis import Analysis
 from adbench.cell import Place
 from adbench.errors import UserError
 from adbench.models import Network
-from adbench.provenance import now, provenance
-from adbench.report.finished import Finished, Group
-from adbench.stats import wilson
+from adbench.results import analyses, document
+from adbench.results.analyses import Analysis
+from adbench.results.networks import Finished, Group
+from adbench.results.provenance import now, provenance
+from adbench.results.stats import wilson
 from adbench.system import locks, terminal
 from adbench.testbed import Testbed, load_all, named
 
@@ -74,7 +74,7 @@ def _matrix(bed: Testbed, skip_missing: bool) -> Generator[str, None, bool]:
             # Another process may have finished it while this one waited.
             if not path.is_file():
                 yield from _compute(bed, loaded, path, identity)
-    yield from table(analysis.read(path))
+    yield from table(analyses.read(path))
     return True
 
 

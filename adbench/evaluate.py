@@ -21,7 +21,7 @@ from adbench.attacks.named import GradientAttack, gradient_attack
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
 from adbench.models import Network
-from adbench.stats import wilson
+from adbench.results.stats import wilson
 from adbench.verdict import Verdict
 
 

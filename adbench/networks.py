@@ -11,7 +11,7 @@ from adbench.data import Dataset, Threat, is_path, load, parse_fraction
 from adbench.errors import UserError
 from adbench.experiment.teacher import robustbench_file, split_key
 from adbench.models import Network, build
-from adbench.record import Record
+from adbench.results.record import Record
 from adbench.train import BEST, LAST, check_weights
 
 

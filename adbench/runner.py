@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adbench import record, train
+from adbench import train
 from adbench.cell import Place, give_up
 from adbench.engines import Emit, Engine
 from adbench.engines.here import Here
@@ -22,6 +22,7 @@ from adbench.errors import UserError
 from adbench.experiment.matrix import Cell, Matrix
 from adbench.ranks import local_size
 from adbench.registry import METHODS
+from adbench.results import record
 from adbench.system import locks, signals
 from adbench.system.machine import cores
 

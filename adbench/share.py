@@ -16,8 +16,8 @@ from adbench.errors import UserError
 from adbench.experiment.matrix import safe
 from adbench.models import Network
 from adbench.models.names import is_deepmind, wide_shape
-from adbench.record import Record
 from adbench.registry import DATASETS
+from adbench.results.record import Record
 from adbench.system import files
 
 _SPOKEN = {"rn18": "ResNet-18", "mn-v2": "MobileNet-V2"}

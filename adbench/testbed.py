@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from adbench import REVISION
-from adbench.analysis import SCHEMA_VERSION
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import GradientAttack, gradient_attack
@@ -24,7 +23,8 @@ from adbench.errors import UserError
 from adbench.experiment.matrix import dataset_folder
 from adbench.models import Network
 from adbench.networks import dataset_of, network_of
-from adbench.report.finished import Finished, Group, names
+from adbench.results.analyses import SCHEMA_VERSION
+from adbench.results.networks import Finished, Group, names
 from adbench.system.files import content_id
 from adbench.verdict import right
 

@@ -17,7 +17,7 @@ import jsonschema
 import torch
 from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, anew, document, networks, record, train
+from adbench import FAST_SEARCH, adversarial, anew, networks, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
@@ -30,8 +30,9 @@ from adbench.evaluate import Evaluator, Outcome
 from adbench.masking_rules import CHANCE, most
 from adbench.method import Ball, Net
 from adbench.models import Network, count_parameters
-from adbench.record import Record
-from adbench.stats import wilson
+from adbench.results import document, record
+from adbench.results.record import Record
+from adbench.results.stats import wilson
 from adbench.system import files
 from adbench.verdict import predicted
 

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adbench import __version__, record
+from adbench import __version__
 from adbench.cell import Place
 from adbench.consistency import ANSWERS, CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding
 from adbench.errors import UserError
+from adbench.results import record
 from adbench.system import files
 from adbench.verify import UNSHOWABLE, Asked, verify
 

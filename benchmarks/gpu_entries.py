@@ -37,7 +37,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adbench import __version__, checkpoint, provenance
+from adbench import __version__, checkpoint
 from adbench.cell import Place
 from adbench.cli import main as adbench
 from adbench.data import Dataset, load
@@ -48,6 +48,7 @@ from adbench.evaluate import Evaluator, Outcome
 from adbench.experiment.matrix import configured
 from adbench.losses import cross_entropy
 from adbench.models import Network, build
+from adbench.results import provenance
 from adbench.state import Store
 from adbench.system import files
 from adbench.train import BEST, LOG, peak_memory, reset_peak_memory

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adbench.losses import soft_rank, spearman
-from adbench.record import read_all
-from adbench.report.runs import Run, attacks_of, collect, heading
+from adbench.results.record import read_all
+from adbench.results.runs import Run, attacks_of, collect, heading
 
 GAMMAS = (3.0, 10.0, 30.0, 100.0, 1000.0)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from tiny import TEACHER, cli, options
 
-from adbench import analysis, cell, checkpoint, kept, plans, record, state, train
+from adbench import cell, checkpoint, kept, state, train
 from adbench.data.own import read_own
 from adbench.data.sources import digits
 from adbench.errors import UserError
 from adbench.models import build
 from adbench.report import attribution
+from adbench.results import analyses, plans, record
 
 Reader = Callable[[], object]
 """Reads a file as a command does, into something that can be compared. Raises UserError, or Told, for damage."""
@@ -71,9 +72,9 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
         "training.json": (trained / train.SUMMARY, lambda: train.finished(trained)),
         "log.jsonl": (trained / train.LOG, lambda: record.read(judged / record.FILE).log()),
         "plan": (plan, lambda: plans.read(plan).data),
-        "cross.json": (cross, lambda: analysis.read(cross).data),
-        "cam.json": (cam, lambda: analysis.read(cam).data),
-        "attribution maps": (cam.with_name("examples.npz"), lambda: attribution._examples(analysis.read(cam))),
+        "cross.json": (cross, lambda: analyses.read(cross).data),
+        "cam.json": (cam, lambda: analyses.read(cam).data),
+        "attribution maps": (cam.with_name("examples.npz"), lambda: attribution._examples(analyses.read(cam))),
         "dataset .npz": (images, lambda: read_own(images)),
     }
 

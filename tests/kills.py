@@ -36,9 +36,10 @@ from PIL import Image
 from safetensors import safe_open
 from tiny import TEACHER, lasting, options, records
 
-from adbench import record, state
+from adbench import state
 from adbench.cli import main
 from adbench.models import build
+from adbench.results import record
 
 # Trained as good as naturally and attacked in a large ball: no image keeps AutoAttack busy for long.
 SETTINGS = {

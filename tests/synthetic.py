@@ -16,8 +16,8 @@ import jsonschema
 import numpy as np
 import pandas as pd
 
-from adbench import record
-from adbench.stats import wilson
+from adbench.results import record
+from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256
 
 LABELS = {

@@ -21,15 +21,16 @@ from synthetic import add
 from tiny import cli, family
 from torch import Tensor, nn
 
-from adbench import cam, document, report
+from adbench import cam, report
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
 from adbench.models import Network, build
 from adbench.networks import dataset_of, network_of
-from adbench.record import read_all
-from adbench.report.finished import groups
 from adbench.report.view import View
+from adbench.results import document
+from adbench.results.networks import groups
+from adbench.results.record import read_all
 from adbench.testbed import Testbed
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,13 +18,14 @@ import torch
 from rich.console import Console
 from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, records, run
 
-from adbench import cell, record
+from adbench import cell
 from adbench.cell import lookup
 from adbench.cli import main
 from adbench.display import Display
 from adbench.experiment.config import experiment, layered, merged, parse_setting, read_preset
 from adbench.experiment.matrix import Cell, expand
 from adbench.registry import METHODS
+from adbench.results import record
 from adbench.system.files import sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread")

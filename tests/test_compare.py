@@ -10,10 +10,10 @@ from synthetic import add
 from tiny import cli
 
 from adbench.errors import UserError
-from adbench.record import read, read_all
-from adbench.report import paired
-from adbench.report.runs import collect
-from adbench.stats import mcnemar, student_t
+from adbench.results import paired
+from adbench.results.record import read, read_all
+from adbench.results.runs import collect
+from adbench.results.stats import mcnemar, student_t
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (5, 5), (3, 12), (40, 8), (1, 0)])

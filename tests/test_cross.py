@@ -19,16 +19,17 @@ from synthetic import add
 from tiny import cli, family, records
 from torch import Tensor
 
-from adbench import analysis, document, report
+from adbench import report
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
 from adbench.models import Network
 from adbench.networks import dataset_of, network_of
-from adbench.record import read_all
-from adbench.report.finished import Wanted, groups, names, select
 from adbench.report.view import View
-from adbench.stats import wilson
+from adbench.results import analyses, document
+from adbench.results.networks import Wanted, groups, names, select
+from adbench.results.record import read_all
+from adbench.results.stats import wilson
 from adbench.system.files import content_id, write_json
 from adbench.testbed import Testbed
 
@@ -367,13 +368,13 @@ def test_without_a_matrix_there_is_no_section(synthetic: Path, tmp_path: Path) -
 def test_a_later_matrix_of_the_same_or_more_networks_wins(synthetic: Path) -> None:
     written(synthetic, {"RSLAD": [0.1, 0.2], "ARD": [0.3, 0.4]}, finished="2026-03-01")
     written(synthetic, {"RSLAD": [0.5, 0.6], "ARD": [0.7, 0.8]}, finished="2026-04-01")
-    (found,) = analysis.latest(analysis.read_all(synthetic, "cross"))
+    (found,) = analyses.latest(analyses.read_all(synthetic, "cross"))
     assert found["matrix"][0][0]["correct"] == 500
     more = {"RSLAD": [0.5] * 3, "ARD": [0.7] * 3, NASTY: [0.6] * 3}
     written(synthetic, more, finished="2026-03-15")
-    assert len(analysis.latest(analysis.read_all(synthetic, "cross"))) == 2, "an earlier one with more stays"
+    assert len(analyses.latest(analyses.read_all(synthetic, "cross"))) == 2, "an earlier one with more stays"
     written(synthetic, more, finished="2026-05-01")
-    (found,) = analysis.latest(analysis.read_all(synthetic, "cross"))
+    (found,) = analyses.latest(analyses.read_all(synthetic, "cross"))
     assert len(found["networks"]) == 3
 
 

@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 from synthetic import add
 
-from adbench import document, record
 from adbench.errors import UserError
+from adbench.results import document, record
 from adbench.system.files import content_id
 
 ODD: tuple[Any, ...] = (None, True, "x", "", -1, -0.5, 7.0, 2**63, [], ["x"], {}, {"x": 1}, [[]], 0, "9" * 40)

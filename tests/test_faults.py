@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from test_resume import STATEFUL, assert_same_training, finish, small_cell, without_times
 from tiny import cli, records, run
 
-from adbench import data, document, provenance, record, state, train, weights_file
+from adbench import data, state, train, weights_file
 from adbench.cell import Place, execute
 from adbench.checkpoint import save_weights
 from adbench.errors import UserError
@@ -29,6 +29,7 @@ from adbench.experiment.config import Train
 from adbench.experiment.matrix import Cell, configured
 from adbench.method import Ball, Need
 from adbench.models import build
+from adbench.results import document, provenance, record
 from adbench.system import files, signals
 
 EPOCHS, BATCHES = 4, 4

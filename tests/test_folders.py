@@ -15,8 +15,8 @@ import pytest
 from synthetic import add
 from tiny import cli, records, run
 
-from adbench import record
 from adbench.errors import UserError
+from adbench.results import record
 from adbench.system import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")

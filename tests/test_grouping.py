@@ -12,11 +12,11 @@ import torch
 from synthetic import add
 from tiny import cli, records, run
 
-from adbench import record
 from adbench.consistency import CONTRADICTS
-from adbench.differences import edited
 from adbench.registry import METHODS
-from adbench.report.runs import collect
+from adbench.results import record
+from adbench.results.diff import edited
+from adbench.results.runs import collect
 from adbench.system.files import content_id
 from adbench.verify import verify
 

@@ -12,9 +12,9 @@ import pytest
 from synthetic import add
 from tiny import cli
 
-from adbench import record
 from adbench.report import page, reading
 from adbench.report.model import Table
+from adbench.results import record
 from adbench.system.files import sha256
 
 SHARES = {"pgd-at": 0.40, "trades": 0.41, "rslad": 0.45}

@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from adbench import masking, masking_rules, stats
+from adbench import masking, masking_rules
 from adbench.attacks import square
 from adbench.attacks.linf import Start, ascend, attacking
 from adbench.data import Split, Threat
 from adbench.evaluate import Evaluator, Outcome
 from adbench.losses import cross_entropy
 from adbench.models import build
-from adbench.record import schema
+from adbench.results import stats
+from adbench.results.record import schema
 
 SMALL, WIDE = Fraction(8, 255), Fraction(32, 255)
 

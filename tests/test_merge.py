@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny import cli, records, run
 
-from adbench import plans, record
+from adbench.results import plans, record
 from adbench.system import files, locks
 from adbench.train import BEST, LAST, SUMMARY
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from tiny import TEACHER, cli, options, run
 
-from adbench import cell, networks, record
+from adbench import cell, networks
 from adbench.checkpoint import weights_sha256
 from adbench.cli.options import listed
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment import config, teacher
 from adbench.models import build
+from adbench.results import record
 from adbench.system import files
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from tiny import PLUGIN, TEACHER, lasting, records, run
 
-from adbench import record
 from adbench.cell import Place
 from adbench.engines import ray as engine
 from adbench.errors import UserError
+from adbench.results import record
 from adbench.system import locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

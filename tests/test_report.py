@@ -20,12 +20,13 @@ from synthetic import LABELS, TEACHERLESS, add
 
 from adbench import report
 from adbench.errors import UserError
-from adbench.record import Record, read_all
-from adbench.report import captions, costs, figures, logs, page, paper, render, tables, teachers
+from adbench.report import captions, costs, figures, logs, page, paper, render, tables
 from adbench.report.model import Cell, Column, Mark, Row, Table, ranked
 from adbench.report.plot import labels_of, look
-from adbench.report.runs import ATTACKS, STUDENTS, collect, slug
 from adbench.report.view import View
+from adbench.results import teachers
+from adbench.results.record import Record, read_all
+from adbench.results.runs import ATTACKS, STUDENTS, collect, slug
 from adbench.system.files import SEPARATE, below
 
 NASTY = r"<script>alert(1)</script> a_b & 100% $x$ {~^\} `#|*"

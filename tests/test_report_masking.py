@@ -15,12 +15,13 @@ import pytest
 from scipy import stats
 from synthetic import add
 
-from adbench import masking_rules, record, report
-from adbench.record import read_all
+from adbench import masking_rules, report
 from adbench.report import classes, masking, render, tables
 from adbench.report.model import MISSING, Mark, Table
-from adbench.report.runs import collect
 from adbench.report.view import View
+from adbench.results import record
+from adbench.results.record import read_all
+from adbench.results.runs import collect
 
 NASTY = r"<script>alert(1)</script> a_b & 100% $x$ {~^\} `#|*"
 

@@ -15,10 +15,10 @@ import pytest
 from synthetic import add
 
 from adbench import report
-from adbench.record import read_all
 from adbench.report import classes, figures, logs, render, tables
-from adbench.report.runs import collect
 from adbench.report.view import View
+from adbench.results.record import read_all
+from adbench.results.runs import collect
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 

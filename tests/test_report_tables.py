@@ -19,15 +19,16 @@ from synthetic import LABELS, add
 from tiny import cli
 
 from adbench import cli as command_line
-from adbench import document, record, report
+from adbench import report
 from adbench.errors import UserError
-from adbench.record import read_all
 from adbench.registry import METHODS
 from adbench.report import classes, figures, measured, objectives, tables, versus, watching
 from adbench.report.model import Cell, Table
 from adbench.report.plot import FRONT
-from adbench.report.runs import collect
 from adbench.report.view import GROUPS, View
+from adbench.results import document, record
+from adbench.results.record import read_all
+from adbench.results.runs import collect
 from adbench.system.files import sha256
 
 PAPER = {"clean": 0.83, "fgsm": 0.6, "pgd20": 0.53, "cw": 0.51, "aa": 0.49}

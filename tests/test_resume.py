@@ -22,12 +22,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adbench import data, evaluate, record
+from adbench import data, evaluate
 from adbench.cell import Place, execute, lookup
 from adbench.experiment.config import Train, experiment
 from adbench.experiment.matrix import Cell, configured, expand
 from adbench.method import Ball, Need
 from adbench.models import build
+from adbench.results import record
 from adbench.system import files
 from adbench.train import BEST, LAST, LOG, RESUME, SUMMARY, Trainer
 

@@ -24,12 +24,13 @@ from tiny import PLUGIN as WORKS
 from tiny import cli, options
 from torchvision.datasets import CIFAR10
 
-from adbench import document, kept, record, state, weights_file
+from adbench import kept, state, weights_file
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment import matrix, teacher
 from adbench.experiment.matrix import safe
-from adbench.record import Record
+from adbench.results import document, record
+from adbench.results.record import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,14 +15,14 @@ from scipy import stats
 from synthetic import add
 from tiny import cli
 
-from adbench import record
-from adbench.record import read, read_all
-from adbench.report import figures, paired, paper, reading, render, tables, versus
+from adbench.report import figures, paper, reading, render, tables, versus
 from adbench.report.findings import findings
 from adbench.report.model import Cell, Column, Row, Table
-from adbench.report.runs import collect
 from adbench.report.view import View
-from adbench.setting import Setting, alike, size
+from adbench.results import paired, record
+from adbench.results.record import read, read_all
+from adbench.results.runs import collect
+from adbench.results.setting import Setting, alike, size
 from adbench.system.files import content_id
 
 METRICS = {"clean": 0.9, "pgd20": 0.5, "aa": 0.4}

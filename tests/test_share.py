@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from tiny import TEACHER, cli, record_of, records, run
 
-from adbench import checkpoint, networks, record, share
+from adbench import checkpoint, networks, share
 from adbench.errors import UserError
 from adbench.models import build
+from adbench.results import record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from adbench.stats import student_t, wilson
+from adbench.results.stats import student_t, wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (5, 10), (437, 1000), (1, 3)])

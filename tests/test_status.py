@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from tiny import PLUGIN, TEACHER, cli, options, run
 
-from adbench import document, plans, record
-from adbench.differences import differences
-from adbench.status import Matrix
+from adbench.results import document, plans, record
+from adbench.results.diff import differences
+from adbench.results.status import Matrix
 from adbench.system import locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,7 +153,7 @@ def test_results_of_a_plugin_that_was_edited_since_are_stale(tmp_path: Path, mon
     assert states(Path("results")) == {"mine cnn-4 seed 0": "stale", "pgd-at cnn-4 seed 0": "done"}
     assert "the code of method 'mine' changed since; a run now makes other cells" in cli("status").output
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adbench.status.REVISION", 99)
+        patch.setattr("adbench.results.status.REVISION", 99)
         assert set(states(Path("results")).values()) == {"stale"}
 
 

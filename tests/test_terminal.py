@@ -10,9 +10,10 @@ from rich.cells import cell_len
 from synthetic import add
 from tiny import cli
 
-from adbench import display, record, report
+from adbench import display, report
 from adbench.report import heat, render
-from adbench.report.runs import slug
+from adbench.results import record
+from adbench.results.runs import slug
 from adbench.system import terminal
 
 NASTY = "\x1b[31mred\x07 \u202eevil\u2066 \r\n\t<img src=x onerror=alert(1)> |a| =b"

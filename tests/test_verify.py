@@ -21,14 +21,15 @@ from safetensors.torch import load_file
 from tiny import TEACHER, cli, run
 from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, checkpoint, document, masking, networks, record
+from adbench import FAST_SEARCH, adversarial, checkpoint, masking, networks
 from adbench.anew import Judged, judged
 from adbench.evaluate import Evaluator, evaluate
 from adbench.experiment.matrix import configured, passes, safe
 from adbench.kept import write_table
 from adbench.masking_rules import RATES
 from adbench.registry import METHODS
-from adbench.stats import wilson
+from adbench.results import document, record
+from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256, write_json
 from adbench.verify import UNSHOWABLE, rounding
 

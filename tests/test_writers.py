@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from tiny import TEACHER, record_of, records, run
 
-from adbench import record, runner, train
+from adbench import runner, train
 from adbench.cell import Place, lookup
 from adbench.engines.processes import devices, ended
 from adbench.errors import UserError
 from adbench.experiment.config import experiment
 from adbench.experiment.matrix import Cell, expand
+from adbench.results import record
 from adbench.system import locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -132,12 +132,12 @@ def results_(
       adbench results --kind student --format csv --out students.csv
       adbench results --spread std            # mean and standard deviation over seeds
     """
-    from adbench import export
+    from adbench.results import table
 
     wanted = {"dataset": dataset, "method": method, "teacher": teacher, "student": student,
               "kind": kind, "status": status}  # fmt: skip
     with leaving_out() as left_out:
-        export.export(results, {k: v for k, v in wanted.items() if v}, form, out, left_out, spread)
+        table.export(results, {k: v for k, v in wanted.items() if v}, form, out, left_out, spread)
 
 
 @click.command()
@@ -184,7 +184,7 @@ def cross(
       adbench cross --dataset cifar10 --methods trades,rslad --attack cw --images 500
     """
     from adbench import cross as crossing
-    from adbench.report.finished import Wanted, select
+    from adbench.results.networks import Wanted, select
 
     with leaving_out() as left_out:
         groups = select(results, Wanted(dataset, methods, students, seed), left_out)
@@ -210,7 +210,7 @@ def cam(
       adbench cam --dataset cifar10 --methods ard,smaraad --images 500
     """
     from adbench import cam as attribution
-    from adbench.report.finished import Wanted, select
+    from adbench.results.networks import Wanted, select
 
     with leaving_out() as left_out:
         groups = select(results, Wanted(dataset, methods, students, seed), left_out)

@@ -142,9 +142,10 @@ def _carry_out(
     """Show the plan, run it, show the summary; returns the number of cells that failed."""
     results = place.results
     with console.status("reading data and teachers"):
-        from adbench import plans, runner
+        from adbench import runner
         from adbench.cell import check
         from adbench.display import Display, duration, plan_table, summary_table
+        from adbench.results import plans
 
         plan = _plan(experiment, place)
         for cell in plan.matrix.cells:
@@ -193,7 +194,7 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
 
 
 def _summarise(console: Console, plan: Plan, results: Path, table: Callable[[list[dict[str, Any]]], Any]) -> int:
-    from adbench import record
+    from adbench.results import record
 
     records = [record.read(cell.record_path(results)).data for cell in plan.matrix.cells]
     failed = [r["status"] for r in records].count("failed")
@@ -274,11 +275,12 @@ def eval_(
     Example:
       adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
     """
-    from adbench import record, runner
+    from adbench import runner
     from adbench.cell import check, lookup
     from adbench.display import Display, console, percent
     from adbench.experiment import config, teacher
     from adbench.experiment.matrix import Matrix, teacher_cell
+    from adbench.results import record
 
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
     judging |= {"aa_search": "fast"} if fast_aa else {}

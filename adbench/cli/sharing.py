@@ -90,7 +90,8 @@ def export(record_path: Path, out: Path, name: str | None, checkpoint: Path | No
       adbench export results/.../record.json --out shared
       adbench eval shared/RSLAD_rn18.safetensors --arch rn18 --dataset cifar10
     """
-    from adbench import record, share
+    from adbench import share
+    from adbench.results import record
 
     path = record_path / record.FILE if record_path.is_dir() else record_path
     for line in share.export(record.read(path), out, data_dir, name=name, file=checkpoint):

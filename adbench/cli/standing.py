@@ -17,8 +17,8 @@ from adbench.errors import UserError
 from adbench.system import terminal
 
 if TYPE_CHECKING:
-    from adbench.plans import Planned
-    from adbench.status import Matrix
+    from adbench.results.plans import Planned
+    from adbench.results.status import Matrix
 
 LISTED = 10
 """Cells of one state that are printed one by one."""
@@ -42,7 +42,7 @@ def status(asked: Asked, plan_id: str | None, why: str | None, form: str, result
       adbench status --dataset cifar10 --methods all --student rn18
       adbench status --why 3f2a91c0
     """
-    from adbench import status as standing
+    from adbench.results import status as standing
 
     plans, plan = _plan(asked, plan_id, results)
     matrix = standing.Matrix(plan)
@@ -66,7 +66,7 @@ def status(asked: Asked, plan_id: str | None, why: str | None, form: str, result
 
 
 def _plan(asked: Asked, plan_id: str | None, results: Path) -> tuple[list[Planned], Planned]:
-    from adbench import plans
+    from adbench.results import plans
 
     found = plans.read_all(results)
     if not found:
@@ -87,7 +87,7 @@ def _plan(asked: Asked, plan_id: str | None, results: Path) -> tuple[list[Planne
 def _table(matrix: Matrix) -> Iterator[str]:
     """The matrix as lines of text: counts by dataset and network, then what needs a word."""
     from adbench.display import duration
-    from adbench.status import STATES
+    from adbench.results.status import STATES
 
     plan, standings = matrix.plan, list(matrix.standings.values())
     yield f"plan {plan['id'][:8]} of {plan['written']}: {plan['command']}"
@@ -139,7 +139,7 @@ def merge(folders: tuple[Path, ...], into: Path) -> None:
     Example:
       adbench merge node1/results node2/results --into results
     """
-    from adbench import merge as merging
+    from adbench.results import merge as merging
 
     wrong = 0
     for outcome in merging.merge(folders, into):

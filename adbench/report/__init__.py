@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from adbench.errors import Nothing, UserError
-from adbench.record import Record
 from adbench.report import (
     attribution,
     classes,
@@ -30,15 +29,16 @@ from adbench.report import (
     reading,
     render,
     tables,
-    teachers,
     versus,
 )
 from adbench.report.model import Table
 from adbench.report.page import Section
 from adbench.report.plot import Plot
-from adbench.report.runs import CI, collect
 from adbench.report.view import View
 from adbench.report.workers import mapped
+from adbench.results import teachers
+from adbench.results.record import Record
+from adbench.results.runs import CI, collect
 from adbench.system.files import write_atomic, write_text
 
 __all__ = ["FORMATS", "write"]

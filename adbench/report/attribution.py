@@ -12,15 +12,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from adbench.analysis import Analysis
-from adbench.document import beside
 from adbench.errors import UserError
 from adbench.report import captions
-from adbench.report.finished import shown
 from adbench.report.model import MISSING, Cell, Column, Row, Table
 from adbench.report.plot import NARROWEST, Plot
-from adbench.report.runs import slug
 from adbench.report.view import View
+from adbench.results.analyses import Analysis
+from adbench.results.document import beside
+from adbench.results.networks import shown
+from adbench.results.runs import slug
 from adbench.system.files import sha256
 
 _KINDS = {"adversarial": "Adversarial images", "clean": "Clean images"}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from adbench.record import Record
-from adbench.report.runs import CI, Run, heading
-from adbench.setting import EXACT, search, size
+from adbench.results.record import Record
+from adbench.results.runs import CI, Run, heading
+from adbench.results.setting import EXACT, search, size
 
 # A narrow no-break space: SI digit grouping that survives HTML, LaTeX and Markdown.
 _THIN = "\u202f"

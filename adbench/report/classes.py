@@ -19,8 +19,8 @@ from adbench.report.figures import places, where_of
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
 from adbench.report.parts import by_setting
 from adbench.report.plot import NARROWEST, Plot, drawn, labels_of
-from adbench.report.runs import CI, Estimate, Run, attacks_of, heading, natural, slug
-from adbench.stats import student_t_of, wilson
+from adbench.results.runs import CI, Estimate, Run, attacks_of, heading, natural, slug
+from adbench.results.stats import student_t_of, wilson
 
 EVERY = 10
 """Up to so many classes, each has a column of its own."""

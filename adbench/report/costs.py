@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from adbench.record import Record
 from adbench.report import captions
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
-from adbench.report.runs import Run, slug
 from adbench.report.tables import mean
 from adbench.report.view import View
+from adbench.results.record import Record
+from adbench.results.runs import Run, slug
 
 KINDS = {
     "student": "student, forward and backward",

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from adbench.analysis import Analysis
 from adbench.report import captions, heat
-from adbench.report.finished import shown
 from adbench.report.model import Cell, Column, Row, Table, about
 from adbench.report.plot import NARROWEST, Plot
-from adbench.report.runs import slug
 from adbench.report.view import View
-from adbench.setting import size
+from adbench.results.analyses import Analysis
+from adbench.results.networks import shown
+from adbench.results.runs import slug
+from adbench.results.setting import size
 
 _CLEAN = "Clean images"
 _AXES = ("Accuracy (%) of →", "Images made on ↓")

@@ -18,10 +18,10 @@ from adbench.report.logs import Log
 from adbench.report.model import about
 from adbench.report.parts import by_setting
 from adbench.report.plot import FRONT, Plot, drawn, labels_of
-from adbench.report.runs import Run, attacks_of, heading, natural, slug
 from adbench.report.tables import variants
-from adbench.report.teachers import teacher_accuracy
 from adbench.report.view import View
+from adbench.results.runs import Run, attacks_of, heading, natural, slug
+from adbench.results.teachers import teacher_accuracy
 
 _WIDE = (6.6, 4.0)
 

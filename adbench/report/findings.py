@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from adbench.report.captions import listed
 from adbench.report.model import About, Cell, Table, about
-from adbench.report.runs import ATTACKS
+from adbench.results.runs import ATTACKS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from adbench.errors import UserError
-from adbench.record import Record
+from adbench.results.record import Record
 
 Log = dict[str, list[tuple[int, float]]]
 """Each logged quantity as (epoch, mean over seeds)."""

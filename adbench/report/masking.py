@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from adbench.record import Record
 from adbench.report.captions import listed, name, versions, whole
 from adbench.report.model import MISSING, Cell, Column, Mark, Row, Table
 from adbench.report.parts import titles
-from adbench.report.runs import Run, natural
+from adbench.results.record import Record
+from adbench.results.runs import Run, natural
 
 VERDICTS = ("pass", "suspect", "fail")
 LATER = "transfer", "autoattack-flags"

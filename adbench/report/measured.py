@@ -8,9 +8,9 @@ from itertools import groupby
 
 from adbench.report import captions, paper
 from adbench.report.model import FAILED, MISSING, About, Cell, Column, Mark, Row, ranked
-from adbench.report.paired import Standing, standing
-from adbench.report.runs import Estimate, Run
 from adbench.report.view import View
+from adbench.results.paired import Standing, standing
+from adbench.results.runs import Estimate, Run
 
 MOST_SEEDS = 10
 """Accuracies of more seeds than these are not listed one by one."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from adbench.differences import edited
 from adbench.registry import METHODS
 from adbench.report.captions import listed
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
-from adbench.report.runs import Run
+from adbench.results.diff import edited
+from adbench.results.runs import Run
 
 _NAMED = re.compile(r"([a-zA-Z][\w ]{0,15}):\s+(.*)|(with)\s+(.*)")
 _LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "lambda": "λ", "rho": "ρ", "tau": "τ"}

@@ -14,13 +14,13 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 import adbench
-from adbench.record import Record
 from adbench.report import render
 from adbench.report.captions import listed, whole
 from adbench.report.findings import findings
 from adbench.report.model import FACETS, Cell, Table
 from adbench.report.plot import Plot
-from adbench.report.runs import natural
+from adbench.results.record import Record
+from adbench.results.runs import natural
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from functools import cache
 from importlib.resources import files
 
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
-from adbench.report.runs import ATTACKS, METHODS, STUDENTS, Run, heading, natural, proxy_and_attack, slug
 from adbench.report.view import View
+from adbench.results.runs import ATTACKS, METHODS, STUDENTS, Run, heading, natural, proxy_and_attack, slug
 
 FGSM = (
     "Read the FGSM column with caution: in several rows of the paper it falls little from clean to FGSM "

@@ -9,8 +9,8 @@ from itertools import groupby
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from adbench.report.model import Table, about
-from adbench.report.runs import Run, heading, natural, slug
-from adbench.setting import Setting, alike
+from adbench.results.runs import Run, heading, natural, slug
+from adbench.results.setting import Setting, alike
 
 P = ParamSpec("P")
 Shown = TypeVar("Shown", bound=Any)

@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from adbench.report import heat
 from adbench.report.chart import Chart, Panel, Series
 from adbench.report.model import About
-from adbench.report.runs import METHODS, Run
+from adbench.results.runs import METHODS, Run
 
 _MARKERS = "osD^vP*Xph<>"
 _DASHES: tuple[Any, ...] = (

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.record import Contradiction, Record, read_all
-from adbench.report.teachers import named_apart
+from adbench.results.record import Contradiction, Record, read_all
+from adbench.results.teachers import named_apart
 
 
 @contextmanager

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from adbench.record import Record
 from adbench.report import captions, masking
 from adbench.report.measured import RANKING, Line, accuracy, rank
 from adbench.report.model import FAILED, MISSING, Cell, Column, Row, Table, about
 from adbench.report.parts import by_setting, titles
-from adbench.report.runs import ABLATION, Run, heading, natural, slug
-from adbench.report.teachers import proxy_accuracy, teacher_accuracy
 from adbench.report.view import View
+from adbench.results.record import Record
+from adbench.results.runs import ABLATION, Run, heading, natural, slug
+from adbench.results.teachers import proxy_accuracy, teacher_accuracy
 
 ABREAST = 10
 """A page holds about this many columns of numbers: two teachers with the paper's five attacks, as the paper prints."""

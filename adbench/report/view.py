@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from adbench.errors import unknown
-from adbench.record import Record
-from adbench.report.runs import CI, Run, attacks_of, proxy_and_attack
+from adbench.results.record import Record
+from adbench.results.runs import CI, Run, attacks_of, proxy_and_attack
 
 GROUPS = ("student", "teacher", "method")
 """What rows of a table may be grouped by; the first is the paper's way."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.record import FILE
+from adbench.results.record import FILE
 from adbench.system.files import below
 
 SECONDS = 5.0

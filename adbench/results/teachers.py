@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adbench.record import Record
-from adbench.report.runs import Run
-from adbench.setting import Setting
+from adbench.results.record import Record
+from adbench.results.runs import Run
+from adbench.results.setting import Setting
 
 
 def named_apart(records: Sequence[Record]) -> list[Record]:

@@ -39,7 +39,7 @@ class Document:
 @cache
 def schema(kind: str) -> dict[str, Any]:
     """The published JSON schema (draft 2020-12) of "record", "cross", "cam", "plan" or "log"."""
-    text = (resources.files("adbench") / f"{kind}.schema.json").read_text(encoding="utf-8")
+    text = (resources.files("adbench.results") / f"{kind}.schema.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 

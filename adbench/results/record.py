@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adbench import document
 from adbench.data.identity import is_path
 from adbench.errors import UserError
+from adbench.results import document
 from adbench.system import files
 from adbench.system.files import below, sha256
 
@@ -262,7 +262,7 @@ def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from adbench.setting import Setting, search
+    from adbench.results.setting import Setting, search
 
     rows = []
     for record in records:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from adbench.record import Record
-from adbench.setting import Setting, alike
-from adbench.stats import student_t
+from adbench.results.record import Record
+from adbench.results.setting import Setting, alike
+from adbench.results.stats import student_t
 from adbench.system.files import content_id
 
 METHODS = {

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench import record
 from adbench.errors import Nothing, UserError
-from adbench.record import Record
+from adbench.results import record
+from adbench.results.record import Record
 from adbench.system import files, terminal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def export(
     spread: a row for all seeds of a network, with their mean and what `Estimate.spread` calls so. Raises UserError when
     nothing matches.
     """
-    from adbench.report.teachers import named_apart
+    from adbench.results.teachers import named_apart
 
     everything = list(record.read_all(results, left_out))
     records = [
@@ -65,7 +65,7 @@ def export(
 
 def _order(one: Record) -> tuple[Any, ...]:
     """As the report's tables have them: students by method in the paper's order, then teachers, then others."""
-    from adbench.report.runs import METHODS, natural
+    from adbench.results.runs import METHODS, natural
 
     kinds, known = ("student", "teacher", "checkpoint"), list(METHODS)
     method = known.index(one["method"]) if one["method"] in known else len(known)
@@ -79,7 +79,7 @@ def _order(one: Record) -> tuple[Any, ...]:
 def _over_seeds(records: Sequence[Record], spread: str) -> pd.DataFrame:
     """A row for the finished seeds of each network that were judged alike: `record.frame`'s columns of what they share,
     the number of seeds, and for every metric m the mean `m`, `m.spread` (fractions) and `m.spread_is`."""
-    from adbench.report.runs import collect
+    from adbench.results.runs import collect
 
     runs = [run for kind in ("student", "teacher", "checkpoint") for run in collect(records, kind) if run.done]
     table = record.frame([run.done[0] for run in runs])
@@ -181,6 +181,6 @@ def _percent(value: float | None, spread: float | None) -> str:
 
 def _images(row: dict[Any, Any], metrics: Sequence[str]) -> str:
     """How many test images, of each metric where they differ: "360", "360 (AA 100)"."""
-    from adbench.setting import images
+    from adbench.results.setting import images
 
     return images({m: int(row[f"{m}.n"]) for m in metrics if row[f"{m}.n"] == row[f"{m}.n"] and row[f"{m}.n"]}) or "-"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from adbench.record import Record
+from adbench.results.record import Record
 
 EXACT = "exact"
 """AutoAttack as its authors' package searches, in float32."""

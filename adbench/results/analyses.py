@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from adbench.document import Document, content
 from adbench.errors import UserError
+from adbench.results.document import Document, content
 from adbench.system.files import below
 
 SCHEMA_VERSION = 1

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adbench.errors import UserError
-from adbench.record import Record
-from adbench.report.runs import CI, Estimate, Run, Spread
-from adbench.setting import Setting
-from adbench.stats import mcnemar, student_t, t_test
+from adbench.results.record import Record
+from adbench.results.runs import CI, Estimate, Run, Spread
+from adbench.results.setting import Setting
+from adbench.results.stats import mcnemar, student_t, t_test
 
 LEVEL = 0.05
 """Two networks differ where McNemar's p is below it; intervals over seeds are those of 1 - LEVEL."""

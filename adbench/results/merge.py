@@ -18,13 +18,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from adbench import analysis, plans, record
-from adbench.differences import edited
 from adbench.errors import UserError
 from adbench.experiment.matrix import safe
-from adbench.plans import FOLDER as PLANS
-from adbench.record import Record
-from adbench.status import CONFIGURATION, LOG, SUMMARY, UNDER_WAY
+from adbench.results import analyses, plans, record
+from adbench.results.diff import edited
+from adbench.results.plans import FOLDER as PLANS
+from adbench.results.record import Record
+from adbench.results.status import CONFIGURATION, LOG, SUMMARY, UNDER_WAY
 from adbench.system import files, locks
 
 WEIGHTS = ("last.safetensors", "best.safetensors")
@@ -109,7 +109,7 @@ def _incomplete(left_out: Iterable[Path]) -> set[Path]:
 
 def _analysis(path: Path, target: Path, into: Path) -> Outcome:
     try:
-        analysis.read(path)
+        analyses.read(path)
     except UserError as error:
         return Outcome("damaged", f"{error}; left out", wrong=True)
     if link := _link(target, into):

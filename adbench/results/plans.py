@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adbench import REVISION, __version__, document
+from adbench import REVISION, __version__
 from adbench.errors import UserError
-from adbench.provenance import now
 from adbench.registry import METHODS
+from adbench.results import document
+from adbench.results.provenance import now
 from adbench.system import files
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adbench import REVISION, document, record
-from adbench.differences import differences, edited
+from adbench import REVISION
 from adbench.errors import UserError
-from adbench.plans import Planned, expected
-from adbench.record import Record
+from adbench.results import document, record
+from adbench.results.diff import differences, edited
+from adbench.results.plans import Planned, expected
+from adbench.results.record import Record
 from adbench.system import files, locks
 
 STATES = ("done", "running", "failed", "damaged", "stale", "interrupted", "trained", "waiting", "new")

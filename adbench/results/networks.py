@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adbench import analysis
-from adbench.analysis import Analysis
 from adbench.errors import Nothing, UserError, unknown
-from adbench.record import Record, read_all
-from adbench.report.runs import collect, natural
-from adbench.report.teachers import fullness, named_apart
 from adbench.report.view import View
+from adbench.results import analyses
+from adbench.results.analyses import Analysis
+from adbench.results.record import Record, read_all
+from adbench.results.runs import collect, natural
+from adbench.results.teachers import fullness, named_apart
 
 KINDS = ("teacher", "student", "checkpoint")
 """Kinds of network in the order in which they are listed."""
@@ -204,7 +204,7 @@ def shown(view: View, kind: str) -> list[tuple[Analysis, list[str]]]:
 
     Those whose networks are all in the report, the latest of equal or fewer networks.
     """
-    written = analysis.latest(analysis.read_all(view.results, kind, view.left_out))
+    written = analyses.latest(analyses.read_all(view.results, kind, view.left_out))
     # Records need not be grouped where there is nothing to find in them.
     by_setting = {(g.fingerprint, g.setting): g for g in (groups(view.records) if written else ())}
     found = []

@@ -1,0 +1,1 @@
+"""Records: what cells leave behind, and what is read off many of them. Free of torch."""
