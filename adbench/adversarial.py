@@ -20,8 +20,8 @@ from torch import Tensor
 
 from adbench.data.batches import to_float
 from adbench.errors import UserError
+from adbench.models.verdict import Verdict
 from adbench.system import files
-from adbench.verdict import Verdict
 
 FOLDER = "adversarial"
 

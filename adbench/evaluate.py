@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench import __version__, verdict
+from adbench import __version__
 from adbench.attacks import autoattack
 from adbench.attacks.linf import NOT_FOLLOWED, Start
 from adbench.attacks.named import GradientAttack, gradient_attack
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
-from adbench.models import Network
+from adbench.models import Network, verdict
+from adbench.models.verdict import Verdict
 from adbench.results.stats import wilson
-from adbench.verdict import Verdict
 
 
 @dataclass

@@ -23,8 +23,8 @@ from adbench.attacks.named import GradientAttack, gradient_attack
 from adbench.evaluate import Evaluator, Outcome
 from adbench.losses import cross_entropy
 from adbench.masking_rules import VERDICTS, counted, differing, leading, telling, warned
+from adbench.models.verdict import COUNTED
 from adbench.seeding import derive
-from adbench.verdict import COUNTED
 
 STEPS, FURTHER, QUERIES, REPEATS = 100, 4, 500, 10
 LARGE = Fraction(1, 2)

@@ -34,11 +34,11 @@ from adbench.finite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.losses import cross_entropy
 from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.models import Network
+from adbench.models.verdict import right
 from adbench.ranks import ALONE, Ranks
 from adbench.results import document
 from adbench.seeding import derive, generator
 from adbench.system import files, machine, signals
-from adbench.verdict import right
 
 LAST, BEST, LOG, SUMMARY, FAILURE = (
     "last.safetensors",

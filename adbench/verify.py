@@ -30,11 +30,11 @@ from adbench.evaluate import Evaluator, Outcome
 from adbench.masking_rules import CHANCE, most
 from adbench.method import Ball, Net
 from adbench.models import Network, count_parameters
+from adbench.models.verdict import predicted
 from adbench.results import document, record
 from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
-from adbench.verdict import predicted
 
 UNSHOWABLE = (
     "a forged training: weights made in another way (method, settings, seed) than a log and names made to fit say",

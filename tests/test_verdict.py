@@ -14,13 +14,13 @@ from test_autoattack import shortened
 from tiny import cli
 from torch import Tensor, nn
 
-from adbench import adversarial, train, verdict
+from adbench import adversarial, train
 from adbench.attacks.linf import NOT_FOLLOWED
 from adbench.checkpoint import load
 from adbench.data import Split, Threat
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, evaluate
-from adbench.models import build
+from adbench.models import build, verdict
 from adbench.testbed import Testbed
 
 NAN, INF = float("nan"), float("inf")

@@ -30,7 +30,7 @@ from adbench.attacks.linf import NOT_FOLLOWED, ascend, attacking, usable
 from adbench.data.threat import as_text
 from adbench.engine import Engine, Lean
 from adbench.losses import margin
-from adbench.verdict import Verdict
+from adbench.models.verdict import Verdict
 
 VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 """Names of the attack, and what its authors call these versions."""
