@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adbench import checkpoint, kept, masking, prepare, robustbench, state, train
+from adbench import kept, masking, prepare, state, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
@@ -36,6 +36,7 @@ from adbench.results import record
 from adbench.results.provenance import now, provenance
 from adbench.seeding import derive
 from adbench.system import files, locks, signals
+from adbench.weights import checkpoint, robustbench
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -23,10 +23,10 @@ from adbench.errors import UserError
 from adbench.experiment.matrix import dataset_folder
 from adbench.models import Network
 from adbench.models.verdict import right
-from adbench.networks import dataset_of, network_of
 from adbench.results.analyses import SCHEMA_VERSION
 from adbench.results.networks import Finished, Group, names
 from adbench.system.files import content_id
+from adbench.weights.networks import dataset_of, network_of
 
 IMAGES = 1000
 """Test images where the user asks for no other number and there are so many."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adbench import checkpoint, state
+from adbench import state
 from adbench.attacks.linf import Start, ascend
 from adbench.data import Dataset, Split
 from adbench.data.batches import batches, cropped, draw_crops, epoch_order, to_float
@@ -39,6 +39,7 @@ from adbench.ranks import ALONE, Ranks
 from adbench.results import document
 from adbench.seeding import derive, generator
 from adbench.system import files, machine, signals
+from adbench.weights import checkpoint
 
 LAST, BEST, LOG, SUMMARY, FAILURE = (
     "last.safetensors",

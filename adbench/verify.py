@@ -17,7 +17,7 @@ import jsonschema
 import torch
 from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, anew, networks, train
+from adbench import FAST_SEARCH, adversarial, anew, train
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
@@ -35,6 +35,7 @@ from adbench.results import document, record
 from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
+from adbench.weights import networks
 
 UNSHOWABLE = (
     "a forged training: weights made in another way (method, settings, seed) than a log and names made to fit say",

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from adbench.attacks import autoattack
-from adbench.checkpoint import load
 from adbench.data import Split, Threat
 from adbench.evaluate import Evaluator, evaluate
 from adbench.models import Network, build
+from adbench.weights.checkpoint import load
 
 EPS = Fraction(8, 255)
 

@@ -37,7 +37,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adbench import __version__, checkpoint
+from adbench import __version__
 from adbench.cell import Place
 from adbench.cli import main as adbench
 from adbench.data import Dataset, load
@@ -52,6 +52,7 @@ from adbench.results import provenance
 from adbench.state import Store
 from adbench.system import files
 from adbench.train import BEST, LOG, peak_memory, reset_peak_memory
+from adbench.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 FORK = multiprocessing.get_context("fork")

@@ -30,7 +30,6 @@ import plain
 import torch
 from torch import Tensor
 
-from adbench.checkpoint import load
 from adbench.data import Dataset, Split, Threat
 from adbench.engine import multiplies_bfloat16
 from adbench.experiment.config import Train
@@ -38,6 +37,7 @@ from adbench.experiment.matrix import PAPER_METHODS, configured
 from adbench.method import Ball, Need
 from adbench.models import build
 from adbench.train import Trainer
+from adbench.weights.checkpoint import load
 
 WAYS = ("plain", "naive", "exact", "auto", "bfloat16")
 

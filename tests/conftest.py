@@ -64,7 +64,7 @@ def cifar10_npz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def robust_teacher(shared: Path) -> Any:
     """The shared WRN-10-2, adversarially trained on CIFAR-10."""
-    from adbench.checkpoint import load
+    from adbench.weights.checkpoint import load
 
     net = build("wrn-10-2", classes=10)
     load(net, shared / "data" / "teachers" / "wrn-10-2_cifar10_linf.pt")

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from tiny import TEACHER, cli, options
 
-from adbench import cell, checkpoint, kept, state, train
+from adbench import cell, kept, state, train
 from adbench.data.own import read_own
 from adbench.data.sources import digits
 from adbench.errors import UserError
 from adbench.models import build
 from adbench.report import attribution
 from adbench.results import analyses, plans, record
+from adbench.weights import checkpoint
 
 Reader = Callable[[], object]
 """Reads a file as a command does, into something that can be compared. Raises UserError, or Told, for damage."""

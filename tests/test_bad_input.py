@@ -19,11 +19,11 @@ from click.testing import CliRunner, Result
 from tiny import TEACHER, cli, record_of, records, run
 
 from adbench import models, runner
-from adbench.checkpoint import save_weights
 from adbench.cli import main
 from adbench.registry import METHODS
 from adbench.results import record
 from adbench.system import files
+from adbench.weights.checkpoint import save_weights
 
 
 @pytest.fixture(autouse=True)

@@ -26,12 +26,12 @@ from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
 from adbench.models import Network, build
-from adbench.networks import dataset_of, network_of
 from adbench.report.view import View
 from adbench.results import document
 from adbench.results.networks import groups
 from adbench.results.record import read_all
 from adbench.testbed import Testbed
+from adbench.weights.networks import dataset_of, network_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

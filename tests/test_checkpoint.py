@@ -25,10 +25,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from adbench import weights_file
-from adbench.checkpoint import load, load_into, save_weights, weights_sha256
 from adbench.errors import Caution, UserError
 from adbench.models import Network, build
+from adbench.weights import file_reader
+from adbench.weights.checkpoint import load, load_into, save_weights, weights_sha256
 
 State = dict[str, Tensor]
 
@@ -49,7 +49,7 @@ def same(a: State, b: State) -> bool:
 
 def read(path: Path, sha256: str | None = None) -> State:
     """The tensors of a file by their full names."""
-    return {name: held.tensor for name, held in weights_file.read(path, sha256).tensors.items()}
+    return {name: held.tensor for name, held in file_reader.read(path, sha256).tensors.items()}
 
 
 def loaded(path: Path, like: nn.Module, **options: Any) -> State:

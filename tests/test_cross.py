@@ -24,7 +24,6 @@ from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
 from adbench.models import Network
-from adbench.networks import dataset_of, network_of
 from adbench.report.view import View
 from adbench.results import analyses, document
 from adbench.results.networks import Wanted, groups, names, select
@@ -32,6 +31,7 @@ from adbench.results.record import read_all
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, write_json
 from adbench.testbed import Testbed
+from adbench.weights.networks import dataset_of, network_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

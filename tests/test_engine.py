@@ -16,7 +16,7 @@ import torch
 from test_train import Broken, run, trainer
 from torch import Tensor, nn
 
-from adbench import checkpoint, engine
+from adbench import engine
 from adbench.attacks.linf import Start, start_point
 from adbench.cell import lookup
 from adbench.engine import AS_WRITTEN, Engine, Lean, multiply_adds
@@ -27,6 +27,7 @@ from adbench.finite import Watch
 from adbench.losses import kl
 from adbench.method import Need, Net, Teacher
 from adbench.models import build
+from adbench.weights import checkpoint
 
 FAST = Engine("float32", lean=True)
 HALF = Engine("bfloat16", lean=True)

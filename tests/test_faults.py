@@ -21,9 +21,8 @@ from safetensors.torch import load_file
 from test_resume import STATEFUL, assert_same_training, finish, small_cell, without_times
 from tiny import cli, records, run
 
-from adbench import data, state, train, weights_file
+from adbench import data, state, train
 from adbench.cell import Place, execute
-from adbench.checkpoint import save_weights
 from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.experiment.matrix import Cell, configured
@@ -31,6 +30,8 @@ from adbench.method import Ball, Need
 from adbench.models import build
 from adbench.results import document, provenance, record
 from adbench.system import files, signals
+from adbench.weights import file_reader
+from adbench.weights.checkpoint import save_weights
 
 EPOCHS, BATCHES = 4, 4
 
@@ -273,7 +274,7 @@ def test_any_flipped_bit_of_saved_weights_is_noticed(tmp_path: Path) -> None:
     for place in [*range(start, len(whole), max(1, (len(whole) - start) // 50)), len(whole) - 1]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match="damaged, its weights have another SHA-256 than it states"):
-            weights_file.read(path)
+            file_reader.read(path)
 
 
 def test_a_cell_whose_weights_are_damaged_fails_with_the_remedy_and_the_others_go_on(tmp_path: Path) -> None:

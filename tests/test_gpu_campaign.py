@@ -22,9 +22,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 import gpu_campaign
 from gpu_campaign import Campaign, Entry
 
-from adbench import checkpoint
 from adbench.models import build
 from adbench.results import record
+from adbench.weights import checkpoint
 
 if TYPE_CHECKING:
     from gpu_entries import Job

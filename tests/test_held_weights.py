@@ -12,10 +12,11 @@ import safetensors.torch
 import torch
 from tiny import TEACHER, cli, record_of, run
 
-from adbench import checkpoint, state
+from adbench import state
 from adbench.errors import UserError
 from adbench.results import document, record
 from adbench.train import Summary, check_weights
+from adbench.weights import checkpoint
 
 RECIPE = {"train__epochs": "2", "data__train_images": "200"}
 

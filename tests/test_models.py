@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from adbench.checkpoint import load
 from adbench.errors import UserError
 from adbench.models import Network, build, canonical, count_parameters
 from adbench.registry import MODELS
+from adbench.weights.checkpoint import load
 
 SMALL = ["wrn-10-2", "dm-wrn-10-2", "wrn-10-1", "cnn-8", "mn-v2", "rn18"]
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from tiny import TEACHER, cli, options, run
 
-from adbench import cell, networks
-from adbench.checkpoint import weights_sha256
+from adbench import cell
 from adbench.cli.options import listed
 from adbench.data import load
 from adbench.errors import UserError
@@ -22,6 +21,8 @@ from adbench.experiment import config, teacher
 from adbench.models import build
 from adbench.results import record
 from adbench.system import files
+from adbench.weights import networks
+from adbench.weights.checkpoint import weights_sha256
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adbench.errors import UserError
 from adbench.models import build
-from adbench.robustbench import RobustBenchNetwork, _package, load
+from adbench.weights.robustbench import RobustBenchNetwork, _package, load
 
 
 class Pooled(nn.Module):

@@ -24,13 +24,14 @@ from tiny import PLUGIN as WORKS
 from tiny import cli, options
 from torchvision.datasets import CIFAR10
 
-from adbench import kept, state, weights_file
+from adbench import kept, state
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment import matrix, teacher
 from adbench.experiment.matrix import safe
 from adbench.results import document, record
 from adbench.results.record import Record
+from adbench.weights import file_reader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,12 +91,12 @@ def test_weights_that_would_run_code_are_refused(wrapped: bool, mark: Path, tmp_
     content: Any = {"weight": torch.zeros(1), "extra": Payload(mark)}
     torch.save({"state_dict": content} if wrapped else content, path)
     with pytest.raises(UserError, match="refused, because the file holds Python objects"):
-        weights_file.read(path)
+        file_reader.read(path)
     result = cli("eval", path, "--arch", "cnn-4", "--results", tmp_path / "results")
     assert result.exit_code == 2
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match="refused"):
-        weights_file.read(path)
+        file_reader.read(path)
     assert not mark.exists()
 
 

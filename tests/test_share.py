@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from tiny import TEACHER, cli, record_of, records, run
 
-from adbench import checkpoint, networks, share
 from adbench.errors import UserError
 from adbench.models import build
 from adbench.results import record
+from adbench.weights import checkpoint, export, networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,7 +98,7 @@ def test_the_card_is_robustbenchs_and_claims_autoattack_of_all_images_alone(resu
     judged = record.read(record_path(results, "teacher"))
     dataset = networks.dataset_of(judged, Path(), whole_test=True)
     network = networks.network_of(judged, dataset, Path())
-    written, left = share.card(judged, dataset, network)
+    written, left = export.card(judged, dataset, network)
     assert written.keys() <= CARD
     assert "autoattack_acc" not in written
     assert "clean_acc" not in written, "it was measured on a part"
@@ -109,14 +109,14 @@ def test_the_card_is_robustbenchs_and_claims_autoattack_of_all_images_alone(resu
     whole = {"value": 0.25, "correct": 90, "n": 360}
     metrics = judged["metrics"] | {"clean": judged["metrics"]["clean"] | whole}
     everything = record.Record(judged.path, judged.data | {"metrics": metrics})
-    assert share.card(everything, dataset, network)[0]["clean_acc"] == "25.00"
+    assert export.card(everything, dataset, network)[0]["clean_acc"] == "25.00"
     assert written["eps"] == "28/255"
     assert "mean" in written["footnote"]
 
     def with_autoattack(n: int, eps: str) -> tuple[dict[str, Any], str]:
         metric = {"value": 0.5, "correct": n // 2, "n": n, "attack": {"name": "aa", "eps": eps}}
         changed = judged.data | {"metrics": judged["metrics"] | {"aa": metric}}
-        return share.card(record.Record(judged.path, changed), dataset, network)
+        return export.card(record.Record(judged.path, changed), dataset, network)
 
     written, _ = with_autoattack(360, "28/255")
     assert (written["autoattack_acc"], written["reported"]) == ("50.00", "50.00")
@@ -135,7 +135,7 @@ def test_the_card_is_robustbenchs_and_claims_autoattack_of_all_images_alone(resu
     ],
 )
 def test_architectures_are_named_as_papers_name_them(ours: str, theirs: str) -> None:
-    assert share.spoken(ours) == theirs
+    assert export.spoken(ours) == theirs
 
 
 def test_a_name_cannot_lead_out_of_the_folder(results: Path, tmp_path: Path) -> None:
@@ -162,4 +162,4 @@ def test_what_cannot_be_exported_is_refused(results: Path, tmp_path: Path) -> No
     found = record.read(record_path(results, "student"))
     failed = record.Record(found.path, record_of(results, "ard") | {"status": "failed"})
     with pytest.raises(UserError, match="the record of a failed cell"):
-        list(share.export(failed, tmp_path, Path()))
+        list(export.export(failed, tmp_path, Path()))

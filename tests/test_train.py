@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from adbench import checkpoint
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment.config import Train
@@ -20,6 +19,7 @@ from adbench.models import Network, build
 from adbench.registry import METHODS
 from adbench.seeding import derive
 from adbench.train import Trainer, finished
+from adbench.weights import checkpoint
 
 CONFIG = {"epochs": 3, "batch_size": 32, "attack_steps": 1, "val_steps": 1}
 

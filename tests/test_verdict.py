@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from adbench import adversarial, train
 from adbench.attacks.linf import NOT_FOLLOWED
-from adbench.checkpoint import load
 from adbench.data import Split, Threat
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, evaluate
 from adbench.models import build, verdict
 from adbench.testbed import Testbed
+from adbench.weights.checkpoint import load
 
 NAN, INF = float("nan"), float("inf")
 EPS = Fraction(8, 255)

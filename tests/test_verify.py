@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tiny import TEACHER, cli, run
 from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, checkpoint, masking, networks
+from adbench import FAST_SEARCH, adversarial, masking
 from adbench.anew import Judged, judged
 from adbench.evaluate import Evaluator, evaluate
 from adbench.experiment.matrix import configured, passes, safe
@@ -32,6 +32,7 @@ from adbench.results import document, record
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256, write_json
 from adbench.verify import UNSHOWABLE, rounding
+from adbench.weights import checkpoint, networks
 
 EPS = Fraction(12, 255)
 ROOT = Path(__file__).resolve().parents[1]

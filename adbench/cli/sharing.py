@@ -90,9 +90,9 @@ def export(record_path: Path, out: Path, name: str | None, checkpoint: Path | No
       adbench export results/.../record.json --out shared
       adbench eval shared/RSLAD_rn18.safetensors --arch rn18 --dataset cifar10
     """
-    from adbench import share
     from adbench.results import record
+    from adbench.weights import export
 
     path = record_path / record.FILE if record_path.is_dir() else record_path
-    for line in share.export(record.read(path), out, data_dir, name=name, file=checkpoint):
+    for line in export.export(record.read(path), out, data_dir, name=name, file=checkpoint):
         click.echo(line)

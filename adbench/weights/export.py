@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adbench import __version__, checkpoint, networks, state
+from adbench import __version__, state
 from adbench.data import Dataset, parse_fraction
 from adbench.errors import UserError
 from adbench.experiment.matrix import safe
@@ -19,6 +19,7 @@ from adbench.models.names import is_deepmind, wide_shape
 from adbench.registry import DATASETS
 from adbench.results.record import Record
 from adbench.system import files
+from adbench.weights import checkpoint, networks
 
 _SPOKEN = {"rn18": "ResNet-18", "mn-v2": "MobileNet-V2"}
 _PROBES = 32

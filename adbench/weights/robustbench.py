@@ -1,6 +1,6 @@
 """Teachers from RobustBench's model zoo (Croce et al., NeurIPS Datasets and Benchmarks 2021).
 
-The optional package knows the architectures and where the files are; `adbench.checkpoint` reads the files, so
+The optional package knows the architectures and where the files are; `adbench.weights.checkpoint` reads the files, so
 that nothing in them runs.
 """
 
@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adbench import checkpoint
-from adbench.checkpoint import NORMALISATION
 from adbench.errors import UserError, unknown
 from adbench.experiment.teacher import published
 from adbench.models import Network
 from adbench.system import files
+from adbench.weights import checkpoint
+from adbench.weights.checkpoint import NORMALISATION
 
 INSTALL = "pip install robustbench==1.1.1 'setuptools<81'"
 """What the optional package takes."""

@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adbench import weights_file
 from adbench.errors import UserError, printable, warn
 from adbench.system import files
-from adbench.weights_file import DIGEST, WRITER, Content, Held, state_sha256
+from adbench.weights import file_reader
+from adbench.weights.file_reader import DIGEST, WRITER, Content, Held, state_sha256
 
 NORMALISATION = dict.fromkeys(("mean", "mu", "new_mean", "_mean", "image_mean", "pixel_mean", "norm_mean"), "mean")
 NORMALISATION |= dict.fromkeys(("std", "sigma", "new_std", "_std", "image_std", "pixel_std", "norm_std"), "std")
@@ -64,7 +64,7 @@ def load(
     Raises UserError where the file cannot be read (see `weights_file.read`), and where no network in it fits, or
     several do that differ.  Warns of tensors beside the network's that may have been a part of it.
     """
-    content = weights_file.read(path, sha256)
+    content = file_reader.read(path, sha256)
     if content.ours:
         load_into(network, {name: held.tensor for name, held in content.tensors.items()}, str(path))
         return

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adbench import checkpoint, robustbench
 from adbench.data import Dataset, Threat, is_path, load, parse_fraction
 from adbench.errors import UserError
 from adbench.experiment.teacher import robustbench_file, split_key
 from adbench.models import Network, build
 from adbench.results.record import Record
 from adbench.train import BEST, LAST, check_weights
+from adbench.weights import checkpoint, robustbench
 
 
 class Missing(UserError):
