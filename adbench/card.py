@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from adbench.experiment.matrix import asked, configured, passes
-from adbench.method import Need, Passes
 from adbench.registry import METHODS
+from adbench.training.method import Need, Passes
 
 WIDTH = 110
 

@@ -17,25 +17,26 @@ from typing import Any
 
 import torch
 
-from adbench import kept, masking, prepare, state, train
+from adbench import kept, masking, prepare
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
 from adbench.data import Dataset, Threat, load, parse_fraction
-from adbench.engine import multiplies_bfloat16
 from adbench.errors import UserError, located
 from adbench.evaluate import Evaluator, Outcome, evaluate
 from adbench.experiment.config import Evaluation, Experiment, Train
 from adbench.experiment.matrix import Cell, Lookup, configured, passes
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
-from adbench.method import Ball, Need
 from adbench.models import Network, build, count_parameters
-from adbench.ranks import ALONE, Parted, Ranks
 from adbench.registry import METHODS
 from adbench.results import record
 from adbench.results.provenance import now, provenance
 from adbench.seeding import derive
 from adbench.system import files, locks, signals
+from adbench.training import resume, trainer
+from adbench.training.distributed import ALONE, Parted, Ranks
+from adbench.training.lean_form import multiplies_bfloat16
+from adbench.training.method import Ball, Need
 from adbench.weights import checkpoint, robustbench
 
 Report = Callable[[dict[str, Any]], None]
@@ -108,15 +109,15 @@ def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Networ
     network = network_for(cell, dataset)
     if isinstance(source, LocalFile):
         checkpoint.load(network, source.path, sha256=source.sha256, key=source.key)
-        train.check_weights(source.path, checkpoint.weights_sha256(network))
+        trainer.check_weights(source.path, checkpoint.weights_sha256(network))
     elif isinstance(source, Download) and cell.spec:
         path = prepare.teacher_file(cell.spec, cell.dataset, place.data_dir)
         # RobustBench's own loader takes this mapping where there is one.
         checkpoint.load(network, path, key=source.key, prefer="state_dict" if source.id else None)
     else:
-        path = cell.folder(place.results) / (train.BEST if which == "best" else train.LAST)
+        path = cell.folder(place.results) / (trainer.BEST if which == "best" else trainer.LAST)
         checkpoint.load(network, path)
-        train.check_weights(path, checkpoint.weights_sha256(network))
+        trainer.check_weights(path, checkpoint.weights_sha256(network))
     return network
 
 
@@ -167,7 +168,7 @@ class _Run:
     timing: dict[str, float] = field(default_factory=dict)
     model: dict[str, Any] | None = None
     teachers: dict[str, Any] = field(default_factory=lambda: {"robust": None, "natural": None})
-    summary: train.Summary | None = None
+    summary: trainer.Summary | None = None
     dataset: Dataset | None = None
     masking: dict[str, Any] | None = None
 
@@ -294,16 +295,16 @@ def _network_entry(cell: Cell, network: Network, which: str, place: Place) -> di
     }
 
 
-def _train(run: _Run, dataset: Dataset) -> train.Summary:
+def _train(run: _Run, dataset: Dataset) -> trainer.Summary:
     cell, place = run.cell, run.place
     folder = cell.folder(place.results)
     assert cell.method is not None
     needed = _teachers(cell, place, dataset)
     for need, teacher in _needed(cell).items():
         run.teachers[KEYS[need]] = _network_entry(teacher, needed[need], "best", place)
-    done = train.finished(folder)
+    done = trainer.finished(folder)
     if done:
-        state.clear(folder)  # left by a process killed between its last two deeds
+        resume.clear(folder)  # left by a process killed between its last two deeds
         return done
     _check_source(cell)
     files.write_json(folder / "cell.json", cell.training)
@@ -340,9 +341,9 @@ def _teachers(cell: Cell, place: Place, dataset: Dataset) -> dict[Need, Network]
     return {need: teacher_network(teacher, place, dataset) for need, teacher in _needed(cell).items()}
 
 
-def _trainer(cell: Cell, place: Place, dataset: Dataset, teachers: dict[Need, Network]) -> train.Trainer:
+def _trainer(cell: Cell, place: Place, dataset: Dataset, teachers: dict[Need, Network]) -> trainer.Trainer:
     assert cell.method is not None
-    return train.Trainer(
+    return trainer.Trainer(
         method=configured(cell.method, cell.hyper),
         student=network_for(cell, dataset),
         teachers=teachers,
@@ -417,7 +418,7 @@ def _record(
     if run.summary:
         device = device if run.summary.devices == 1 else f"{run.summary.devices} x {device}"
         training = {**run.summary.__dict__, "log": f"../{train.LOG}", **_passes(cell)}
-        if (log := cell.folder(run.place.results) / train.LOG).is_file():
+        if (log := cell.folder(run.place.results) / trainer.LOG).is_file():
             training["log_sha256"] = files.sha256(log)
     return {
         "schema_version": record.SCHEMA_VERSION,

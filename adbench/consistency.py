@@ -21,12 +21,12 @@ from adbench.experiment import teacher
 from adbench.experiment.config import Data, Experiment, ThreatModel, Train, validated
 from adbench.experiment.matrix import configured, passes, safe, teacher_cell
 from adbench.masking_rules import VERDICTS, contradicted
-from adbench.method import Method
 from adbench.registry import DATASETS, METHODS
 from adbench.results import document, record
 from adbench.results.record import Record
 from adbench.system.files import content_id
-from adbench.train import SUMMARY
+from adbench.training.method import Method
+from adbench.training.trainer import SUMMARY
 
 FOLLOWS, CONTRADICTS, NOT_SHOWN = "follows", "contradicts", "not shown"
 ANSWERS = (FOLLOWS, CONTRADICTS, NOT_SHOWN)

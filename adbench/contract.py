@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adbench.engine import AS_WRITTEN, Engine
 from adbench.errors import UserError, located
 from adbench.experiment.matrix import configured, passes
-from adbench.method import Ball, Method, Mode, Need, Net, Step, Teacher, complaint
 from adbench.models import Network, build
+from adbench.training.lean_form import AS_WRITTEN, Engine
+from adbench.training.method import Ball, Method, Mode, Need, Net, Step, Teacher, complaint
 
 IMAGES, CLASSES = 8, 10
 BALL, SMALL_BALL = Ball(0.1, 0.03, 4), Ball(0.02, 0.01, 2)

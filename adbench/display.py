@@ -193,7 +193,7 @@ def cost_csv(plan: Plan, costs: Mapping[str, Cost]) -> str:
     """The same for machines: passes by kind, multiply-adds a training image and epoch, seconds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    from adbench.method import Passes
+    from adbench.training.method import Passes
 
     kinds = [field.name for field in fields(Passes)]
     head = ["dataset", "kind", "method", "student", "teacher", "seeds", "epochs", *kinds]

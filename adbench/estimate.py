@@ -20,8 +20,8 @@ from adbench.cell import Place, cell_dataset, network_for
 from adbench.experiment.matrix import Cell, configured, passes
 from adbench.flops import matrix_rate, multiply_adds
 from adbench.losses import cross_entropy
-from adbench.method import Passes
-from adbench.train import LOG
+from adbench.training.method import Passes
+from adbench.training.trainer import LOG
 
 # Standard AutoAttack on an image that survives: 100 + 9 x 100 APGD steps, 9 x 100 FAB steps of about one and a half
 # passes each, 5,000 queries of Square. An image that falls costs a small part of it.

@@ -7,8 +7,8 @@ from functools import cache
 
 import torch
 
-from adbench import engine
 from adbench.models import build
+from adbench.training import lean_form
 
 
 @cache
@@ -16,7 +16,7 @@ def multiply_adds(architecture: str, classes: int, image_shape: tuple[int, int, 
     """Multiply-adds of one forward pass of one image (C, H, W) through an architecture; nothing is computed."""
     with torch.device("meta"):
         network = build(architecture, classes=classes, channels=image_shape[0])
-    return engine.multiply_adds(network, image_shape)
+    return lean_form.multiply_adds(network, image_shape)
 
 
 @cache

@@ -25,9 +25,9 @@ from adbench.data import parse_fraction
 from adbench.errors import UserError
 from adbench.experiment.matrix import configured
 from adbench.losses import Classes, hard_rank, margin, soft_rank, spearman
-from adbench.method import Ball, Method, Need, Net, Step, Teacher
 from adbench.models import Network
 from adbench.system import files
+from adbench.training.method import Ball, Method, Need, Net, Step, Teacher
 
 FILE = Path(__file__).with_name("golden.json")
 """The values that adbench comes with; their entries say whose code made them."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adbench import train
 from adbench.cell import Place, give_up
 from adbench.engines import Emit, Engine
 from adbench.engines.here import Here
@@ -20,11 +19,12 @@ from adbench.engines.processes import Processes
 from adbench.engines.ray import RayCluster
 from adbench.errors import UserError
 from adbench.experiment.matrix import Cell, Matrix
-from adbench.ranks import local_size
 from adbench.registry import METHODS
 from adbench.results import record
 from adbench.system import locks, signals
 from adbench.system.machine import cores
+from adbench.training import trainer
+from adbench.training.distributed import local_size
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
 
@@ -40,9 +40,9 @@ def status(cell: Cell, results: Path) -> str:
     if record.finished(path):
         return "done"
     folder = cell.folder(results)
-    if cell.method is None or (folder / train.SUMMARY).is_file():
+    if cell.method is None or (folder / trainer.SUMMARY).is_file():
         return "evaluate"
-    if (folder / train.RESUME).is_file():
+    if (folder / trainer.RESUME).is_file():
         return "continue"
     return "retry" if path.is_file() else "new"
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start
 from adbench.losses import cross_entropy, kl
-from adbench.method import Method, Need, Passes, Step, hyper
+from adbench.training.method import Method, Need, Passes, Step, hyper
 
 
 class {cls}(Method):

@@ -17,24 +17,25 @@ import jsonschema
 import torch
 from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, anew, train
+from adbench import FAST_SEARCH, adversarial, anew
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
 from adbench.consistency import CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding, Paper, beside, equal, guides
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.data.batches import to_float
-from adbench.engine import Engine
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, Outcome
 from adbench.masking_rules import CHANCE, most
-from adbench.method import Ball, Net
 from adbench.models import Network, count_parameters
 from adbench.models.verdict import predicted
 from adbench.results import document, record
 from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
+from adbench.training import trainer
+from adbench.training.lean_form import Engine
+from adbench.training.method import Ball, Net
 from adbench.weights import networks
 
 UNSHOWABLE = (
@@ -203,7 +204,7 @@ class _Verification:
         shape = self.dataset.image_shape
         engine = Engine.chosen("bfloat16" if narrow else "float32", self.network, shape)
         val = self.dataset.val.to(self.device)
-        clean, robust = train.held_out(
+        clean, robust = trainer.held_out(
             Net(self.network, engine), val, ball, recipe["batch_size"], self.training["seed"]
         )
         found, n = {"val_clean": clean, "val_robust": robust}, len(val)

@@ -37,13 +37,13 @@ from torch.utils._pytree import tree_map_only
 from adbench.attacks.linf import Start, ascend, start_point
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
-from adbench.engine import AS_WRITTEN, Engine, multiplies_bfloat16
 from adbench.experiment.config import Train
 from adbench.experiment.matrix import configured
 from adbench.losses import cross_entropy
-from adbench.method import Ball, Mode, Need, Net, Step, Teacher
 from adbench.models import build
-from adbench.train import Trainer
+from adbench.training.lean_form import AS_WRITTEN, Engine, multiplies_bfloat16
+from adbench.training.method import Ball, Mode, Need, Net, Step, Teacher
+from adbench.training.trainer import Trainer
 
 BALL = Ball(8 / 255, 2 / 255, 10)
 ENGINES = {"float32": Engine("float32", lean=True), "bfloat16": Engine("bfloat16", lean=True)}

@@ -42,16 +42,16 @@ from adbench.cell import Place
 from adbench.cli import main as adbench
 from adbench.data import Dataset, load
 from adbench.data.batches import to_float
-from adbench.engine import multiply_adds
 from adbench.engines.worker import prepare_torch
 from adbench.evaluate import Evaluator, Outcome
 from adbench.experiment.matrix import configured
 from adbench.losses import cross_entropy
 from adbench.models import Network, build
 from adbench.results import provenance
-from adbench.state import Store
 from adbench.system import files
-from adbench.train import BEST, LOG, peak_memory, reset_peak_memory
+from adbench.training.lean_form import multiply_adds
+from adbench.training.resume import Store
+from adbench.training.trainer import BEST, LOG, peak_memory, reset_peak_memory
 from adbench.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

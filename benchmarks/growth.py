@@ -20,8 +20,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from adbench.experiment.matrix import configured
-from adbench.method import Ball, Net, Step, Teacher
 from adbench.models import build, count_parameters
+from adbench.training.method import Ball, Net, Step, Teacher
 
 GROWING: dict[str, tuple[str, list[Any]]] = {
     "classes": ("classes", [10, 100, 1000]),

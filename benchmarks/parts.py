@@ -21,8 +21,8 @@ from torchvision import transforms
 
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import cropped, draw_crops, to_float
-from adbench.engine import Engine, Lean, multiply_adds
 from adbench.losses import cross_entropy
+from adbench.training.lean_form import Engine, Lean, multiply_adds
 
 SIDES = {"cpu": 2048, "cuda": 8192}
 LOADED = 20

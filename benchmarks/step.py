@@ -31,12 +31,12 @@ import torch
 from torch import Tensor
 
 from adbench.data import Dataset, Split, Threat
-from adbench.engine import multiplies_bfloat16
 from adbench.experiment.config import Train
 from adbench.experiment.matrix import PAPER_METHODS, configured
-from adbench.method import Ball, Need
 from adbench.models import build
-from adbench.train import Trainer
+from adbench.training.lean_form import multiplies_bfloat16
+from adbench.training.method import Ball, Need
+from adbench.training.trainer import Trainer
 from adbench.weights.checkpoint import load
 
 WAYS = ("plain", "naive", "exact", "auto", "bfloat16")

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from adbench.losses import kl
-from adbench.method import Step
+from adbench.training.method import Step
 
 from .guided import Guided, Output, Regions, Slack
 

@@ -2,7 +2,7 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start
 from adbench.losses import Classes, kl
-from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
+from adbench.training.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
 
 
 class AdaAD(Method):

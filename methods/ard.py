@@ -2,7 +2,7 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start
 from adbench.losses import Classes, cross_entropy, kl
-from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Step, hyper
+from adbench.training.method import ATTACK_BN, Method, Mode, Need, Passes, Step, hyper
 
 
 class ARD(Method):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start
 from adbench.losses import CamNorm, alignment, cam, hard_rank, kl, normalise_map, soft_rank, spearman
-from adbench.method import ATTACK_BN, Method, Mode, Need, Net, Passes, Step, hyper
+from adbench.training.method import ATTACK_BN, Method, Mode, Need, Net, Passes, Step, hyper
 
 Output = tuple[Tensor, Tensor]  # logits (B, C) and the last feature map (B, K, H, W)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start
 from adbench.losses import cross_entropy, kl, true_class_probability
-from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Step, hyper
+from adbench.training.method import ATTACK_BN, Method, Mode, Need, Passes, Step, hyper
 
 
 class IAD(Method):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from adbench.attacks.linf import Start, climb, start_point
 from adbench.losses import cross_entropy, wide
-from adbench.method import Method, Net, Passes, Step, hyper
 from adbench.models import build, canonical
+from adbench.training.method import Method, Net, Passes, Step, hyper
 
 Choices = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start
 from adbench.losses import Classes, cross_entropy, kl, wide
-from adbench.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
+from adbench.training.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
 
 FLOOR = 1e-5  # the authors' guard inside the teacher's logarithm
 

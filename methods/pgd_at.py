@@ -2,7 +2,7 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start
 from adbench.losses import cross_entropy
-from adbench.method import ATTACK_BN, Method, Mode, Passes, Step, hyper
+from adbench.training.method import ATTACK_BN, Method, Mode, Passes, Step, hyper
 
 
 class PGDAT(Method):

@@ -3,7 +3,7 @@ from typing import Literal
 from torch import Tensor
 
 from adbench.losses import cross_entropy, entropy_weight, spearman, true_class_probability
-from adbench.method import Passes, Step, hyper
+from adbench.training.method import Passes, Step, hyper
 
 from .smaraad import SmaraAD
 

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from tiny import TEACHER, cli, options
 
-from adbench import cell, kept, state, train
+from adbench import cell, kept
 from adbench.data.own import read_own
 from adbench.data.sources import digits
 from adbench.errors import UserError
 from adbench.models import build
 from adbench.report import attribution
 from adbench.results import analyses, plans, record
+from adbench.training import resume, trainer
 from adbench.weights import checkpoint
 
 Reader = Callable[[], object]
@@ -47,7 +48,7 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     np.savez_compressed(images, x_train=found.x_train[:60], y_train=found.y_train[:60], x_test=found.x_test[:30],
                         y_test=found.y_test[:30])  # fmt: skip
     words = options(train__epochs="2")
-    with mock.patch.object(cell, "_tidy"), mock.patch.object(state, "clear"):  # what a killed run leaves
+    with mock.patch.object(cell, "_tidy"), mock.patch.object(resume, "clear"):  # what a killed run leaves
         _run("run", "--methods", "pgd-at,ard", "--teacher", teacher, "--keep-adversarial", *words, "--results", results)
     _run("cross", "--results", results, "--images", "8")
     _run("cam", "--results", results, "--images", "8")
@@ -60,18 +61,18 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     (cross,), (cam,) = results.rglob("cross.json"), results.rglob("cam.json")
     (plan,) = (results / "plans").iterdir()
     (tensors,) = (folder / "shared").glob("*.safetensors")
-    resume = trained / state.FILES[0]
+    resume = trained / resume.FILES[0]
     return {
         "record.json": (judged / record.FILE, lambda: record.read(judged / record.FILE).data),
         "outcomes.parquet": (judged / record.OUTCOMES, lambda: _outcomes(judged / record.FILE)),
         "partial outcomes": (partial, lambda: _partial(partial, weights)),
         "adversarial examples": (stored, lambda: _stored(judged, stored)),
-        "best.safetensors": (trained / train.BEST, lambda: _weights(trained / train.BEST)),
-        "last.safetensors": (trained / train.LAST, lambda: _weights(trained / train.LAST)),
+        "best.safetensors": (trained / trainer.BEST, lambda: _weights(trained / trainer.BEST)),
+        "last.safetensors": (trained / trainer.LAST, lambda: _weights(trained / trainer.LAST)),
         "exported safetensors": (tensors, lambda: _weights(tensors)),
         "resume state": (resume, lambda: _state(resume)),
-        "training.json": (trained / train.SUMMARY, lambda: train.finished(trained)),
-        "log.jsonl": (trained / train.LOG, lambda: record.read(judged / record.FILE).log()),
+        "training.json": (trained / trainer.SUMMARY, lambda: trainer.finished(trained)),
+        "log.jsonl": (trained / trainer.LOG, lambda: record.read(judged / record.FILE).log()),
         "plan": (plan, lambda: plans.read(plan).data),
         "cross.json": (cross, lambda: analyses.read(cross).data),
         "cam.json": (cam, lambda: analyses.read(cam).data),
@@ -111,14 +112,14 @@ def _stored(judged: Path, path: Path) -> object:
 def _weights(path: Path) -> object:
     network = build("cnn-4", classes=10, channels=1)
     checkpoint.load(network, path)
-    train.check_weights(path, checkpoint.weights_sha256(network))
+    trainer.check_weights(path, checkpoint.weights_sha256(network))
     return network.state_dict()
 
 
 def _state(path: Path) -> object:
     try:
-        return state._read(path)
-    except state.Damaged as error:
+        return resume._read(path)
+    except resume.Damaged as error:
         raise Told(str(error)) from error
 
 

@@ -36,10 +36,10 @@ from PIL import Image
 from safetensors import safe_open
 from tiny import TEACHER, lasting, options, records
 
-from adbench import state
 from adbench.cli import main
 from adbench.models import build
 from adbench.results import record
+from adbench.training import resume
 
 # Trained as good as naturally and attacked in a large ball: no image keeps AutoAttack busy for long.
 SETTINGS = {
@@ -95,7 +95,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".jsonl": lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()],
     ".parquet": pd.read_parquet,
     ".npz": lambda path: [np.load(path)[key] for key in np.load(path)],
-    ".pt": lambda path: state._read(path) if path.name in state.FILES else torch.load(path, weights_only=True),
+    ".pt": lambda path: resume._read(path) if path.name in resume.FILES else torch.load(path, weights_only=True),
     ".png": lambda path: Image.open(path).verify(),
 }
 

@@ -18,14 +18,14 @@ import torch
 from adbench.methods.las_at import LASAT
 from torch import Tensor
 
-from adbench import ranks, train
 from adbench.attacks import linf
 from adbench.data import load
-from adbench.engine import Engine
 from adbench.experiment.config import Train
 from adbench.experiment.matrix import configured
-from adbench.method import Ball, Need
 from adbench.models import build
+from adbench.training import distributed, trainer
+from adbench.training.lean_form import Engine
+from adbench.training.method import Ball, Need
 
 HYPER: dict[str, dict[str, Any]] = {
     "las-at": {"policy": "cnn-4", "interval": 1, "policy_lr": 0.1},
@@ -49,16 +49,16 @@ def without_randomness() -> None:
 
     linf.gauss_noise = linf.unit_noise = noise
     LASAT.sample = likeliest  # type: ignore[method-assign]
-    train.to_float = lambda images: images.double() / 255  # type: ignore[assignment]
+    trainer.to_float = lambda images: images.double() / 255  # type: ignore[assignment]
 
 
-def trained(name: str, way: str, mine: ranks.Ranks, folder: Path) -> dict[str, Any]:
+def trained(name: str, way: str, mine: distributed.Ranks, folder: Path) -> dict[str, Any]:
     """What a training of two epochs leaves on this rank."""
     torch.manual_seed(0)
     method = configured(name, HYPER.get(name, {}) | ({"attack_bn": "train"} if way == "moving" else {}))
     dataset = load("digits", folder, train_images=IMAGES, val_images=16, test_images=16)
     student, *teachers = (build("cnn-4", classes=10, channels=1) for _ in range(3))
-    it = train.Trainer(
+    it = trainer.Trainer(
         method=method,
         student=student,
         teachers={need: net for need, net in zip(Need, teachers, strict=True) if need in method.needed()},
@@ -88,7 +88,7 @@ def main(out: Path, wanted: list[str]) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     without_randomness()
-    with ranks.joined(torch.device("cpu")) as mine:
+    with distributed.joined(torch.device("cpu")) as mine:
         for name in wanted:
             method, way = name.split("/")
             with tempfile.TemporaryDirectory() as folder:

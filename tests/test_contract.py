@@ -16,7 +16,7 @@ PLUGIN = '''
 import torch
 from adbench.attacks.linf import Start
 from adbench.losses import cross_entropy, kl
-from adbench.method import Method, Mode, Need, Passes
+from adbench.training.method import Method, Mode, Need, Passes
 
 class Plugin(Method):
     """A plugin."""

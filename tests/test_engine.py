@@ -16,17 +16,17 @@ import torch
 from test_train import Broken, run, trainer
 from torch import Tensor, nn
 
-from adbench import engine
 from adbench.attacks.linf import Start, start_point
 from adbench.cell import lookup
-from adbench.engine import AS_WRITTEN, Engine, Lean, multiply_adds
 from adbench.errors import UserError
 from adbench.experiment.config import Train, experiment
 from adbench.experiment.matrix import Cell, configured, expand
-from adbench.finite import Watch
 from adbench.losses import kl
-from adbench.method import Need, Net, Teacher
 from adbench.models import build
+from adbench.training import lean_form
+from adbench.training.lean_form import AS_WRITTEN, Engine, Lean, multiply_adds
+from adbench.training.method import Need, Net, Teacher
+from adbench.training.nonfinite import Watch
 from adbench.weights import checkpoint
 
 FAST = Engine("float32", lean=True)
@@ -52,7 +52,7 @@ def outputs(network: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 KEPT = """
 import resource, torch
-from adbench.engine import keep_freed_memory
+from adbench.training.lean_form import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -107,7 +107,7 @@ def test_the_lean_form_follows_weights_and_statistics_and_leaves_the_network_alo
 def test_a_batch_goes_through_a_cpu_in_parts_and_comes_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     lean, x = Lean(used("cnn-16"), FAST), torch.rand(7, 3, 16, 16, dtype=torch.float64)
     whole = outputs(lean, x)
-    monkeypatch.setattr(engine, "PART", 3)
+    monkeypatch.setattr(lean_form, "PART", 3)
     for mine, theirs in zip(outputs(lean, x), whole, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 

@@ -21,15 +21,16 @@ from safetensors.torch import load_file
 from test_resume import STATEFUL, assert_same_training, finish, small_cell, without_times
 from tiny import cli, records, run
 
-from adbench import data, state, train
+from adbench import data
 from adbench.cell import Place, execute
 from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.experiment.matrix import Cell, configured
-from adbench.method import Ball, Need
 from adbench.models import build
 from adbench.results import document, provenance, record
 from adbench.system import files, signals
+from adbench.training import resume, trainer
+from adbench.training.method import Ball, Need
 from adbench.weights import file_reader
 from adbench.weights.checkpoint import save_weights
 
@@ -41,12 +42,12 @@ def _deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def trainer(method: str, folder: Path, *, dropout: bool = False) -> train.Trainer:
+def trainer(method: str, folder: Path, *, dropout: bool = False) -> trainer.Trainer:
     torch.manual_seed(7)
     networks = [build("cnn-4", classes=10, channels=1) for _ in range(3)]
     if dropout:
         networks[0].register_forward_pre_hook(lambda net, x: (torch.nn.functional.dropout(x[0], 0.1, net.training),))
-    return train.Trainer(
+    return trainer.Trainer(
         method=configured(method, STATEFUL.get(method, {})),
         student=networks[0],
         teachers={Need.TEACHER: networks[1], Need.NATURAL_TEACHER: networks[2]},
@@ -60,7 +61,7 @@ def trainer(method: str, folder: Path, *, dropout: bool = False) -> train.Traine
     )
 
 
-def train_on(method: str, folder: Path, **extra: Any) -> train.Summary:
+def train_on(method: str, folder: Path, **extra: Any) -> trainer.Summary:
     return trainer(method, folder, **extra).run(on_epoch=lambda _: None, on_batch=lambda *_: None)
 
 
@@ -85,7 +86,7 @@ def test_training_that_is_terminated_saves_its_batch_and_ends_in_the_same_bits(m
     for moment in ((0, 1), (0, 3), (1, BATCHES), (2, 2), (2, 3)):
         with signals.heeded(), pytest.raises(signals.Stopped):
             trainer(method, stopped, dropout=dropout).run(on_epoch=lambda _: None, on_batch=terminate_at(moment))
-        kept, _ = state.Store(stopped).load(torch.device("cpu"))
+        kept, _ = resume.Store(stopped).load(torch.device("cpu"))
         assert kept is not None
         assert (kept["epoch"], kept["under_way"]["batch"]) == moment, "the batch under way was finished and no other"
     train_on(method, stopped, dropout=dropout)
@@ -137,7 +138,7 @@ def test_sigterm_ends_the_run_also_where_the_cell_fails_meanwhile(
             raise RuntimeError("what the interruption has broken")
 
     if phase == "train":
-        monkeypatch.setattr(train.Trainer, "iterate", terminated)
+        monkeypatch.setattr(trainer.Trainer, "iterate", terminated)
     else:
         monkeypatch.setattr("adbench.cell.evaluate", terminated)
     result = run("--methods", "pgd-at,trades", "--results", tmp_path)
@@ -165,7 +166,7 @@ def test_a_run_that_is_terminated_exits_with_143_and_goes_on(jobs: str, tmp_path
     words += [word for setting in settings for word in ("--set", setting)]
     process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     patience = time.monotonic() + 120
-    while not list(tmp_path.rglob(train.RESUME)):
+    while not list(tmp_path.rglob(trainer.RESUME)):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < patience
         time.sleep(0.05)
@@ -175,7 +176,7 @@ def test_a_run_that_is_terminated_exits_with_143_and_goes_on(jobs: str, tmp_path
     assert "adbench: stopped by SIGTERM; the same command goes on" in said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("record.json"))
-    found = [state.Store(path.parent).load(torch.device("cpu")) for path in tmp_path.rglob(train.RESUME)]
+    found = [resume.Store(path.parent).load(torch.device("cpu")) for path in tmp_path.rglob(trainer.RESUME)]
     assert all(kept and not wrong for kept, wrong in found), "what is on disk is whole"
 
 
@@ -227,7 +228,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     damage: Any, place: float, undisturbed: Path, tmp_path: Path
 ) -> None:
     stop_after(tmp_path, 3)
-    newest = max((tmp_path / name for name in state.FILES), key=lambda path: path.stat().st_mtime_ns)
+    newest = max((tmp_path / name for name in resume.FILES), key=lambda path: path.stat().st_mtime_ns)
     damage(newest, place)
     told: list[str] = []
     summary = trainer("las-at", tmp_path).run(lambda _: None, lambda *_: None, told.append)
@@ -235,29 +236,29 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     assert told[0].startswith(f"'{newest}' is damaged (")
     assert told[0].endswith("the training goes on from the state after epoch 2")
     assert summary.notes == told, "the record says so too"
-    (tmp_path / train.SUMMARY).write_text(
-        json.dumps(json.loads((tmp_path / train.SUMMARY).read_text()) | {"notes": []}), encoding="utf-8"
+    (tmp_path / trainer.SUMMARY).write_text(
+        json.dumps(json.loads((tmp_path / trainer.SUMMARY).read_text()) | {"notes": []}), encoding="utf-8"
     )
     assert_same_training(tmp_path, undisturbed)
 
 
 def test_where_both_states_are_damaged_the_training_starts_over(undisturbed: Path, tmp_path: Path) -> None:
     stop_after(tmp_path, 3)
-    for name in state.FILES:
+    for name in resume.FILES:
         flip(tmp_path / name, 0.7)
     told: list[str] = []
     trainer("las-at", tmp_path).run(lambda _: None, lambda *_: None, told.append)
     assert len(told) == 2
     assert all(said.endswith("the training starts over") for said in told)
     assert all(
-        torch.equal(a, load_file(undisturbed / train.BEST)[k]) for k, a in load_file(tmp_path / train.BEST).items()
+        torch.equal(a, load_file(undisturbed / trainer.BEST)[k]) for k, a in load_file(tmp_path / trainer.BEST).items()
     )
 
 
 def test_any_flipped_bit_of_a_state_is_noticed(tmp_path: Path) -> None:
-    store = state.Store(tmp_path)
+    store = resume.Store(tmp_path)
     store.save({"weights": torch.arange(40.0)}, 1)
-    path = tmp_path / state.FILES[0]
+    path = tmp_path / resume.FILES[0]
     whole = path.read_bytes()
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
@@ -280,7 +281,7 @@ def test_any_flipped_bit_of_saved_weights_is_noticed(tmp_path: Path) -> None:
 def test_a_cell_whose_weights_are_damaged_fails_with_the_remedy_and_the_others_go_on(tmp_path: Path) -> None:
     cell = small_cell()
     finish(cell, tmp_path)
-    flip(cell.folder(tmp_path) / train.BEST, 0.9)
+    flip(cell.folder(tmp_path) / trainer.BEST, 0.9)
     cell.record_path(tmp_path).unlink()
     found = finish(cell, tmp_path)
     assert found["status"] == "failed"
@@ -320,7 +321,7 @@ def test_a_cell_with_a_damaged_record_or_outcomes_is_judged_again_and_not_traine
     name: str, damage: Any, finished_cell: tuple[Cell, Path, dict[str, Any]]
 ) -> None:
     cell, results, expected = finished_cell
-    weights = (cell.folder(results) / train.BEST).stat().st_mtime_ns
+    weights = (cell.folder(results) / trainer.BEST).stat().st_mtime_ns
     damage(cell.record_path(results).parent / name, 0.5)
     told: list[str] = []
 
@@ -333,7 +334,7 @@ def test_a_cell_with_a_damaged_record_or_outcomes_is_judged_again_and_not_traine
     assert found["status"] == "done"
     assert without_times(found["metrics"]) == without_times(expected["metrics"])
     assert found["outcomes"] == expected["outcomes"]
-    assert (cell.folder(results) / train.BEST).stat().st_mtime_ns == weights
+    assert (cell.folder(results) / trainer.BEST).stat().st_mtime_ns == weights
     if (name, damage.__name__) != ("record.json", "<lambda>"):
         assert len(told) == 1
         assert name in told[0]
@@ -376,7 +377,7 @@ def test_a_damaged_log_or_summary_of_a_training_is_told(tmp_path: Path) -> None:
     cell = small_cell()
     finish(cell, tmp_path)
     found = record.read(cell.record_path(tmp_path))
-    log, summary = cell.folder(tmp_path) / train.LOG, cell.folder(tmp_path) / train.SUMMARY
+    log, summary = cell.folder(tmp_path) / trainer.LOG, cell.folder(tmp_path) / trainer.SUMMARY
     assert len(found.log()) == 3
     flip(log, 0.5)
     with pytest.raises(UserError, match=r"log.jsonl' is damaged .*; delete it to go on without its curve"):
@@ -388,7 +389,7 @@ def test_a_damaged_log_or_summary_of_a_training_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"training.json' is damaged .*another SHA-256.*; delete its folder to train again"
     ):
-        train.finished(cell.folder(tmp_path))
+        trainer.finished(cell.folder(tmp_path))
 
 
 # Disks
@@ -412,7 +413,7 @@ def test_a_disk_that_takes_no_more_is_named_and_costs_one_epoch_at_most(
         train_on("las-at", tmp_path)
     monkeypatch.setattr(os, "fsync", fsync)
     assert not list(tmp_path.glob(".*.tmp"))
-    kept, said = state.Store(tmp_path).load(torch.device("cpu"))
+    kept, said = resume.Store(tmp_path).load(torch.device("cpu"))
     assert kept is not None
     assert (kept["epoch"], said) == (2, [])
     train_on("las-at", tmp_path)

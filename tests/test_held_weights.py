@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from tiny import TEACHER, cli, record_of, run
 
-from adbench import state
 from adbench.errors import UserError
 from adbench.results import document, record
-from adbench.train import Summary, check_weights
+from adbench.training import resume
+from adbench.training.trainer import Summary, check_weights
 from adbench.weights import checkpoint
 
 RECIPE = {"train__epochs": "2", "data__train_images": "200"}
@@ -126,7 +126,7 @@ def test_a_state_of_another_training_is_not_gone_on_from(copy: Path) -> None:
     for left in (cell / "training.json", *cell.glob("eval-*/*")):
         left.unlink()
     kept = {"identity": "0123456789abcdef"}
-    state.Store(cell).save(kept, 1)
+    resume.Store(cell).save(kept, 1)
     again = run("--methods", "pgd-at", "--results", copy, **RECIPE)
     assert again.exit_code == 1
     assert "another training's" in failure(cell)

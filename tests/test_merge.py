@@ -12,7 +12,7 @@ from tiny import cli, records, run
 
 from adbench.results import plans, record
 from adbench.system import files, locks
-from adbench.train import BEST, LAST, SUMMARY
+from adbench.training.trainer import BEST, LAST, SUMMARY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from adbench import losses
 from adbench.experiment.matrix import configured
 from adbench.losses import CamNorm, Classes
-from adbench.train import peak_memory, reset_peak_memory
+from adbench.training.trainer import peak_memory, reset_peak_memory
 
 SMARA: Any = configured("smaraad", {})
 SOFTER: Any = configured("smaraad", {"gamma": 10.0})

@@ -23,16 +23,16 @@ from safetensors.torch import load_file
 from tiny import PLUGIN, options, record_of, records
 from torch import Tensor
 
-from adbench import ranks as ranks_module
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.experiment.matrix import configured
-from adbench.method import Ball
 from adbench.models import build
-from adbench.ranks import ALONE, ENDED, Parted, Ranks
-from adbench.state import Epoch
-from adbench.train import BEST, LAST, LOG, SUMMARY, Trainer
+from adbench.training import distributed as ranks_module
+from adbench.training.distributed import ALONE, ENDED, Parted, Ranks
+from adbench.training.method import Ball
+from adbench.training.resume import Epoch
+from adbench.training.trainer import BEST, LAST, LOG, SUMMARY, Trainer
 
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 SHARED = [f"{name}/written" for name in METHODS] + ["smaraad/lean", "trades/parts", "rslad/moving"]
@@ -57,9 +57,9 @@ from adbench import ranks
 from adbench.experiment.config import Train
 from adbench.data import load
 from adbench.experiment.matrix import configured
-from adbench.method import Ball
+from adbench.training.method import Ball
 from adbench.models import build
-from adbench.train import Trainer
+from adbench.training.trainer import Trainer
 from adbench.methods.pgd_at import PGDAT
 
 ranks.PATIENCE = timedelta(seconds=2)

@@ -13,8 +13,8 @@ from adbench.data import Threat
 from adbench.errors import UserError
 from adbench.experiment.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
 from adbench.experiment.matrix import PAPER_METHODS, Cell, configured, expand
-from adbench.method import Ball, Passes
 from adbench.registry import METHODS
+from adbench.training.method import Ball, Passes
 
 THREAT = Threat(Fraction(8, 255), Fraction(2, 255))
 

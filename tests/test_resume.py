@@ -26,11 +26,11 @@ from adbench import data, evaluate
 from adbench.cell import Place, execute, lookup
 from adbench.experiment.config import Train, experiment
 from adbench.experiment.matrix import Cell, configured, expand
-from adbench.method import Ball, Need
 from adbench.models import build
 from adbench.results import record
 from adbench.system import files
-from adbench.train import BEST, LAST, LOG, RESUME, SUMMARY, Trainer
+from adbench.training.method import Ball, Need
+from adbench.training.trainer import BEST, LAST, LOG, RESUME, SUMMARY, Trainer
 
 EPOCHS, KILLS = 20, 10
 STATEFUL: dict[str, dict[str, Any]] = {"mtard": {}, "las-at": {"policy": "cnn-4", "interval": 2}}

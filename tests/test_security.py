@@ -24,13 +24,14 @@ from tiny import PLUGIN as WORKS
 from tiny import cli, options
 from torchvision.datasets import CIFAR10
 
-from adbench import kept, state
+from adbench import kept
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment import matrix, teacher
 from adbench.experiment.matrix import safe
 from adbench.results import document, record
 from adbench.results.record import Record
+from adbench.training import resume
 from adbench.weights import file_reader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +103,7 @@ def test_weights_that_would_run_code_are_refused(wrapped: bool, mark: Path, tmp_
 
 def test_a_resume_state_that_would_run_code_is_refused(mark: Path, tmp_path: Path) -> None:
     """Also one with a right checksum: whoever can write the file can write that too."""
-    store = state.Store(tmp_path)
+    store = resume.Store(tmp_path)
     store.save({"epoch": 1, "student": Payload(mark)}, 1)
     with pytest.raises(pickle.UnpicklingError):
         store.load(torch.device("cpu"))

@@ -19,7 +19,7 @@ from adbench.registry import METHODS, Registry
 SPELT = '''
 """A module."""
 import math
-from adbench.method import Method, hyper
+from adbench.training.method import Method, hyper
 
 
 class Mine(Method):

@@ -14,11 +14,11 @@ from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.experiment.matrix import configured
-from adbench.method import Ball, Method, Need, Step, Teacher
 from adbench.models import Network, build
 from adbench.registry import METHODS
 from adbench.seeding import derive
-from adbench.train import Trainer, finished
+from adbench.training.method import Ball, Method, Need, Step, Teacher
+from adbench.training.trainer import Trainer, finished
 from adbench.weights import checkpoint
 
 CONFIG = {"epochs": 3, "batch_size": 32, "attack_steps": 1, "val_steps": 1}
@@ -113,7 +113,7 @@ def test_images_a_second_are_those_of_the_batches_in_log_and_summary(
 
     it = trainer(tmp_path, epochs=2)
     it._validate = lambda: tick(100) or (0.5, 0.5)  # type: ignore[method-assign, func-returns-value]
-    monkeypatch.setattr("adbench.train.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("adbench.training.trainer.time.perf_counter", lambda: now[0])
     entries: list[dict[str, Any]] = []
     summary = it.run(entries.append, lambda *_: tick(1))
     assert [entry["images_per_second"] for entry in entries] == [70 / 3, 70 / 3]

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from test_train import trainer
 from torch import Tensor, nn
 
-from adbench import engine
 from adbench.attacks import linf
 from adbench.experiment.matrix import configured
-from adbench.method import Ball, Need, Net, Step, Teacher
 from adbench.models import build
+from adbench.training import lean_form
+from adbench.training.method import Ball, Need, Net, Step, Teacher
 
 EPS, STEP, STEPS, DECAY, LR = 8 / 255, 2 / 255, 10, 5e-4, 0.1
 
@@ -78,8 +78,8 @@ class Loop:
 def test_four_steps_of_the_trainer_are_those_of_a_loop_of_its_own(
     name: str, hyper: dict[str, Any], decay: str, lean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "LEAST_WORK", 0 if lean else engine.LEAST_WORK)
-    monkeypatch.setattr("adbench.train.to_float", lambda images: images.double() / 255)
+    monkeypatch.setattr(lean_form, "LEAST_WORK", 0 if lean else lean_form.LEAST_WORK)
+    monkeypatch.setattr("adbench.training.trainer.to_float", lambda images: images.double() / 255)
     it = trainer(
         tmp_path, configured(name, hyper), images=14, epochs=2, batch_size=8, milestones=(0.5,), decay=decay,
         weight_decay=DECAY, lr=LR,

@@ -14,13 +14,14 @@ from test_autoattack import shortened
 from tiny import cli
 from torch import Tensor, nn
 
-from adbench import adversarial, train
+from adbench import adversarial
 from adbench.attacks.linf import NOT_FOLLOWED
 from adbench.data import Split, Threat
 from adbench.errors import UserError
 from adbench.evaluate import Evaluator, evaluate
 from adbench.models import build, verdict
 from adbench.testbed import Testbed
+from adbench.training import trainer
 from adbench.weights.checkpoint import load
 
 NAN, INF = float("nan"), float("inf")
@@ -139,7 +140,7 @@ def test_a_network_without_a_first_class_is_right_nowhere(value: float) -> None:
     assert [flag.partition(" images")[0] for flag in found["clean"].flags] == ["counted as wrong: 6"]
     assert (evaluator(net, split).predicted != split.labels).all(), "as outcomes on disk are read"
     x, y = split.images.float() / 255, split.labels
-    assert train._correct(net, x, y) == 0
+    assert trainer._correct(net, x, y) == 0
     assert not Testbed.right(SimpleNamespace(y=y), net, x).any()  # type: ignore[arg-type]
 
 

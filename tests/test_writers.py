@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tiny import TEACHER, record_of, records, run
 
-from adbench import runner, train
+from adbench import runner
 from adbench.cell import Place, lookup
 from adbench.engines.processes import devices, ended
 from adbench.errors import UserError
@@ -23,6 +23,7 @@ from adbench.experiment.config import experiment
 from adbench.experiment.matrix import Cell, expand
 from adbench.results import record
 from adbench.system import locks
+from adbench.training import trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -169,14 +170,14 @@ def test_what_another_run_found_of_a_cell_counts_also_where_it_failed(tmp_path: 
 
 def _run_counted(words: list[str], folder: Path, barrier: Any, trainings: Path) -> None:
     """What each of several `adbench run` does, noting every training that it begins."""
-    begin = train.Trainer.run
+    begin = trainer.Trainer.run
 
-    def counted(self: train.Trainer, **hooks: Any) -> train.Summary:
+    def counted(self: trainer.Trainer, **hooks: Any) -> trainer.Summary:
         with trainings.open("a", encoding="utf-8") as file:
             file.write(f"{self.folder.name}\n")
         return begin(self, **hooks)
 
-    train.Trainer.run = counted  # type: ignore[method-assign]
+    trainer.Trainer.run = counted  # type: ignore[method-assign]
     os.chdir(folder)
     barrier.wait()
     result = run(*words, "--threads", "1")
@@ -213,7 +214,7 @@ import os, signal, time
 from pathlib import Path
 
 from adbench.losses import cross_entropy
-from adbench.method import Method
+from adbench.training.method import Method
 
 
 class Broken(Method):

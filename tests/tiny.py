@@ -41,7 +41,7 @@ attack_steps = 2
 
 PLUGIN = '''
 from adbench.losses import cross_entropy
-from adbench.method import Method
+from adbench.training.method import Method
 
 
 class Mine(Method):

@@ -28,9 +28,9 @@ from adbench.attacks import targets
 from adbench.attacks.hyperplane import nearest_in_box
 from adbench.attacks.linf import NOT_FOLLOWED, ascend, attacking, usable
 from adbench.data.threat import as_text
-from adbench.engine import Engine, Lean
 from adbench.losses import margin
 from adbench.models.verdict import Verdict
+from adbench.training.lean_form import Engine, Lean
 
 VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 """Names of the attack, and what its authors call these versions."""

@@ -227,10 +227,10 @@ def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
     """Where to run, on a device that is there."""
     import torch
 
-    from adbench import ranks
     from adbench.cell import Place
+    from adbench.training import distributed
 
-    name = ranks.local(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = distributed.local(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         # Torch knows devices, as "meta", on which nothing can be computed.
         found = torch.zeros(1, device=name).device.type in ("cpu", "cuda", "mps")

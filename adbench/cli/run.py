@@ -118,15 +118,15 @@ def _on_all_ranks(
 
     console = make_console()
     with console.status("reading data and teachers"):
-        from adbench import ranks
         from adbench.cell import assist
         from adbench.engines.worker import prepare_torch
         from adbench.runner import Local
+        from adbench.training import distributed
 
         place = place_of(results, data_dir, device)
-    if ranks.world_size() > 1 and (not isinstance(where, Local) or where.jobs > 1 or timeout):
+    if distributed.world_size() > 1 and (not isinstance(where, Local) or where.jobs > 1 or timeout):
         raise UserError("torchrun's processes share one cell at a time; leave out --jobs, --timeout and --engine ray")
-    with ranks.joined(place.torch_device) as mine:
+    with distributed.joined(place.torch_device) as mine:
         place = replace(place, ranks=mine)
         if mine.first:
             return _carry_out(console, experiment, place, where, timeout, dry_run)

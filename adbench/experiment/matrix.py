@@ -36,7 +36,7 @@ from adbench.registry import DATASETS, METHODS, MODELS, Registry
 from adbench.system.files import content_id
 
 if TYPE_CHECKING:
-    from adbench.method import Method, Passes
+    from adbench.training.method import Method, Passes
 
 T = TypeVar("T")
 
@@ -217,10 +217,10 @@ def method_names(asked: tuple[str, ...]) -> list[str]:
 def configured(name: str, hyper: dict[str, Any]) -> Method:
     """The method `name` with its hyperparameters. Raises UserError that lists those that are wrong."""
     cls = METHODS.load(name)
-    from adbench.method import Method
+    from adbench.training.method import Method
 
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise UserError(f"method '{name}' ({METHODS.source(name)}) is not a subclass of adbench.method.Method")
+        raise UserError(f"method '{name}' ({METHODS.source(name)}) is not a subclass of adbench.training.method.Method")
     if not isinstance(getattr(cls, "label", None), str):
         raise UserError(f"method '{name}' ({METHODS.source(name)}) has no `label`, the name that tables print")
     for part in ("attack", "loss"):
@@ -231,7 +231,7 @@ def configured(name: str, hyper: dict[str, Any]) -> Method:
 
 def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
     """The experiment's cells; what several cells share (teachers, methods without one) is there once."""
-    from adbench.method import Need
+    from adbench.training.method import Need
 
     names = method_names(experiment.methods)
     for name in experiment.hyper:
@@ -309,7 +309,7 @@ def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Tra
 
 def passes(method: Method, name: str, steps: int) -> Passes:
     """The cost that the method declares. Raises UserError where a plugin's declaration fails."""
-    from adbench.method import Passes
+    from adbench.training.method import Passes
 
     declared = asked(name, "passes", lambda: method.passes(steps))
     if not isinstance(declared, Passes) or declared.total <= 0:

@@ -22,7 +22,7 @@ STATES = ("done", "running", "failed", "damaged", "stale", "interrupted", "train
 with other settings, or with a source that has changed since. interrupted: training was begun, and nobody is at it.
 trained: only the evaluation is missing. waiting: for a teacher."""
 
-# Of the files that adbench.train writes, whose module imports torch.
+# Of the files that adbench.training.trainer writes, whose module imports torch.
 LOG, SUMMARY, UNDER_WAY, CONFIGURATION = "log.jsonl", "training.json", ("resume.pt", "resume-2.pt"), "cell.json"
 
 

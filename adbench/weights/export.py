@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adbench import __version__, state
+from adbench import __version__
 from adbench.data import Dataset, parse_fraction
 from adbench.errors import UserError
 from adbench.experiment.matrix import safe
@@ -19,6 +19,7 @@ from adbench.models.names import is_deepmind, wide_shape
 from adbench.registry import DATASETS
 from adbench.results.record import Record
 from adbench.system import files
+from adbench.training import resume
 from adbench.weights import checkpoint, networks
 
 _SPOKEN = {"rn18": "ResNet-18", "mn-v2": "MobileNet-V2"}
@@ -42,7 +43,7 @@ def export(
     stem = out / safe(name or f"{record['label']}_{record['student']}")
     plain, tensors = stem.with_name(f"{stem.name}.pt"), stem.with_name(f"{stem.name}.safetensors")
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-    files.write_bytes(plain, state.serialised(weights))
+    files.write_bytes(plain, resume.serialised(weights))
     checkpoint.save_state(tensors, weights, metadata(record, dataset, network))
     for path in (plain, tensors):
         _same(path, network, record, dataset)

@@ -11,7 +11,7 @@ from adbench.errors import UserError
 from adbench.experiment.teacher import robustbench_file, split_key
 from adbench.models import Network, build
 from adbench.results.record import Record
-from adbench.train import BEST, LAST, check_weights
+from adbench.training.trainer import BEST, LAST, check_weights
 from adbench.weights import checkpoint, robustbench
 
 

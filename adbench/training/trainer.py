@@ -4,7 +4,7 @@ The loop does not know which method it trains. A run killed at any moment goes o
 and on a CPU with the same number of threads it ends in the same bits as an uninterrupted one: everything random
 is a function of (seed, name, epoch), and everything else is in the state that each epoch leaves behind. One that is
 asked to end (SIGTERM) leaves a state in the middle of its epoch, with how far its streams are; several processes that
-share a training (`adbench.ranks`) go on from their last whole epoch.
+share a training (`adbench.training.distributed`) go on from their last whole epoch.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adbench import state
 from adbench.attacks.linf import Start, ascend
 from adbench.data import Dataset, Split
 from adbench.data.batches import batches, cropped, draw_crops, epoch_order, to_float
-from adbench.engine import Engine, Precision
 from adbench.errors import UserError
 from adbench.experiment.config import Train
-from adbench.finite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.losses import cross_entropy
-from adbench.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.models import Network
 from adbench.models.verdict import right
-from adbench.ranks import ALONE, Ranks
 from adbench.results import document
 from adbench.seeding import derive, generator
 from adbench.system import files, machine, signals
+from adbench.training import resume
+from adbench.training.distributed import ALONE, Ranks
+from adbench.training.lean_form import Engine, Precision
+from adbench.training.method import Ball, Method, Need, Net, Step, Teacher, complaint
+from adbench.training.nonfinite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.weights import checkpoint
 
 LAST, BEST, LOG, SUMMARY, FAILURE = (
@@ -48,7 +48,7 @@ LAST, BEST, LOG, SUMMARY, FAILURE = (
     "training.json",
     "failure{}.pt",
 )
-RESUME = state.FILES[0]
+RESUME = resume.FILES[0]
 
 logger = logging.getLogger("adbench")
 
@@ -173,8 +173,8 @@ class Trainer:
         self.best: tuple[float, float, int] = (-1.0, 0.0, 0)  # score, robust accuracy, epoch
         self.best_weights: dict[str, Tensor] = {}
         self.notes: list[str] = []
-        self.store = state.Store(folder)
-        self.under_way: state.Epoch | None = None
+        self.store = resume.Store(folder)
+        self.under_way: resume.Epoch | None = None
 
     def run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None = None) -> Summary:
         """Train to the end, from the beginning or from where an earlier run was killed.
@@ -238,7 +238,7 @@ class Trainer:
         return summary
 
     def _epoch(self, on_batch: OnBatch) -> dict[str, Any]:
-        now = self.under_way or state.Epoch.begun(self.seed, self.epoch, self.device, self.ranks.stream)
+        now = self.under_way or resume.Epoch.begun(self.seed, self.epoch, self.device, self.ranks.stream)
         self.under_way = None
         begun = time.perf_counter() - now.seconds
         with self.ranks.whole_batch():
@@ -270,7 +270,7 @@ class Trainer:
             **({"micro_batch": self.micro_batch} if self.micro_batch else {}),
         }
 
-    def _batches(self, now: state.Epoch, begun: float, on_batch: OnBatch) -> None:
+    def _batches(self, now: resume.Epoch, begun: float, on_batch: OnBatch) -> None:
         """What is left of an epoch that began at `begun`."""
         parts = self.batches()
         for index, crops in parts[now.batch :]:
@@ -429,7 +429,7 @@ class Trainer:
         }  # fmt: skip
         path = self.folder / FAILURE.format("".join(f"-{rank}" for rank in self.ranks.stream))
         self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, state.serialised(met))
+        files.write_bytes(path, resume.serialised(met))
         everywhere = self.ranks.gathered((met["loss"].mean().item(), wrong, str(path)))
         loss, wrong, path = min(everywhere, key=lambda found: (math.isfinite(found[0]), not found[1]))
         raise UserError(
@@ -471,7 +471,7 @@ class Trainer:
         files.write_text(self.folder / LOG, "\n".join(lines) + "\n")
         self._keep(None)
 
-    def _keep(self, now: state.Epoch | None) -> None:
+    def _keep(self, now: resume.Epoch | None) -> None:
         """Write the state, after an epoch or in the middle of one."""
         kept = {
             "identity": self.identity,
@@ -510,7 +510,7 @@ class Trainer:
             self.seconds, self.best = kept["seconds"], (kept["best"][0], kept["best"][1], kept["best"][2])
             self.best_weights = _copy(kept["best_weights"] or kept["student"])
             if kept["under_way"]:
-                self.under_way = state.Epoch.restored(
+                self.under_way = resume.Epoch.restored(
                     kept["under_way"], self.seed, self.epoch, self.device, self.ranks.stream
                 )
             if (before := kept.get("devices", 1)) != self.ranks.size:

@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from adbench.attacks.linf import Objective, Start, attacking, climb, start_point
-from adbench.engine import AS_WRITTEN, Engine, Lean, single
 from adbench.errors import UserError
 from adbench.losses import Classes, wide
 from adbench.models import Network
-from adbench.ranks import ALONE, Ranks
+from adbench.training.distributed import ALONE, Ranks
+from adbench.training.lean_form import AS_WRITTEN, Engine, Lean, single
 
 
 class Need(Enum):

@@ -20,8 +20,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from adbench.engine import single
 from adbench.errors import UserError
+from adbench.training.lean_form import single
 
 PATIENCE = timedelta(minutes=10)
 """A rank that keeps the others waiting for so long in the middle of a batch has failed."""
