@@ -18,8 +18,8 @@ from torch import Tensor
 
 from adbench.attacks import autoattack
 from adbench.data import Split, Threat
-from adbench.evaluate import Evaluator, evaluate
-from adbench.masking_rules import CHANCE, most
+from adbench.evaluation.evaluator import Evaluator, evaluate
+from adbench.evaluation.masking_rules import CHANCE, most
 from adbench.models import Network
 from adbench.seeding import derive
 

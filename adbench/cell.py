@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from adbench import kept, masking, prepare
+from adbench import prepare
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError, located
-from adbench.evaluate import Evaluator, Outcome, evaluate
+from adbench.evaluation import masking, outcome_files
+from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
 from adbench.experiment.config import Evaluation, Experiment, Train
 from adbench.experiment.matrix import Cell, Lookup, configured, passes
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
@@ -221,7 +222,7 @@ def give_up(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
 
 def _tidy(folder: Path, judged: Path) -> None:
     """Remove a finished cell's partial outcomes, and what processes killed while writing left of their files."""
-    for passing in (judged / "traceback.txt", *judged.glob(kept.PARTIAL), *folder.rglob(".*.tmp")):
+    for passing in (judged / "traceback.txt", *judged.glob(outcome_files.PARTIAL), *folder.rglob(".*.tmp")):
         passing.unlink(missing_ok=True)
 
 
@@ -271,7 +272,7 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
             keep=cell.evaluation.keep_adversarial,
         )
         outcomes = _evaluate(run, dataset, evaluator, folder)
-        kept.write_table(folder / record.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
+        outcome_files.write_table(folder / record.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
     return outcomes
 
 
@@ -389,7 +390,7 @@ def _evaluate(run: _Run, dataset: Dataset, evaluator: Evaluator, folder: Path) -
     weights = str(run.model and run.model["weights_sha256"])
 
     def keep(name: str, outcome: Outcome) -> None:
-        kept.save(folder, name, outcome, evaluator, dataset, weights)
+        outcome_files.save(folder, name, outcome, evaluator, dataset, weights)
         run.report({"what": "attack", "name": name, "value": outcome.metric()["value"]})
 
     outcomes = evaluate(
@@ -398,7 +399,7 @@ def _evaluate(run: _Run, dataset: Dataset, evaluator: Evaluator, folder: Path) -
         aa_images=settings.aa_images,
         proxies=proxies,
         transfer_attacks=settings.transfer_attacks,
-        known=kept.load(folder, weights),
+        known=outcome_files.load(folder, weights),
         on_attack=keep,
     )
     if settings.masking:

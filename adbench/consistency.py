@@ -17,10 +17,10 @@ from typing import Any
 from adbench import REVISION
 from adbench.data import Dataset
 from adbench.errors import UserError
+from adbench.evaluation.masking_rules import VERDICTS, contradicted
 from adbench.experiment import teacher
 from adbench.experiment.config import Data, Experiment, ThreatModel, Train, validated
 from adbench.experiment.matrix import configured, passes, safe, teacher_cell
-from adbench.masking_rules import VERDICTS, contradicted
 from adbench.registry import DATASETS, METHODS
 from adbench.results import document, record
 from adbench.results.record import Record

@@ -13,10 +13,10 @@ from fractions import Fraction
 
 import torch
 
-from adbench import masking
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.cell import Place, cell_dataset, network_for
+from adbench.evaluation import masking
 from adbench.experiment.matrix import Cell, configured, passes
 from adbench.flops import matrix_rate, multiply_adds
 from adbench.losses import cross_entropy

@@ -17,7 +17,7 @@ import jsonschema
 import torch
 from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, anew
+from adbench import FAST_SEARCH, anew
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
@@ -25,8 +25,9 @@ from adbench.consistency import CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding, Paper,
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.data.batches import to_float
 from adbench.errors import UserError
-from adbench.evaluate import Evaluator, Outcome
-from adbench.masking_rules import CHANCE, most
+from adbench.evaluation import adversarial
+from adbench.evaluation.evaluator import Evaluator, Outcome
+from adbench.evaluation.masking_rules import CHANCE, most
 from adbench.models import Network, count_parameters
 from adbench.models.verdict import predicted
 from adbench.results import document, record

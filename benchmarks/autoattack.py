@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adbench.attacks import autoattack
 from adbench.data import Split, Threat
-from adbench.evaluate import Evaluator, evaluate
+from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.models import Network, build
 from adbench.weights.checkpoint import load
 

@@ -43,7 +43,7 @@ from adbench.cli import main as adbench
 from adbench.data import Dataset, load
 from adbench.data.batches import to_float
 from adbench.engines.worker import prepare_torch
-from adbench.evaluate import Evaluator, Outcome
+from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.experiment.matrix import configured
 from adbench.losses import cross_entropy
 from adbench.models import Network, build

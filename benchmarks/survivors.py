@@ -19,7 +19,7 @@ from torch import Tensor
 from adbench.anew import Anew
 from adbench.attacks.linf import Start, ascend
 from adbench.data import Split, Threat
-from adbench.evaluate import Evaluator, evaluate
+from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.losses import cross_entropy
 from adbench.models import Network, build
 

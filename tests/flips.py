@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from tiny import TEACHER, cli, options
 
-from adbench import cell, kept
+from adbench import cell
 from adbench.data.own import read_own
 from adbench.data.sources import digits
 from adbench.errors import UserError
+from adbench.evaluation import outcome_files
 from adbench.models import build
 from adbench.report import attribution
 from adbench.results import analyses, plans, record
@@ -56,7 +57,7 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     trained = judged.parent
     _run("export", judged, "--out", folder / "shared")
     weights = record.read(judged / record.FILE)["model"]["weights_sha256"]
-    (partial,) = sorted(judged.glob(kept.PARTIAL))[:1]
+    (partial,) = sorted(judged.glob(outcome_files.PARTIAL))[:1]
     (stored,) = sorted(judged.glob("adversarial/pgd20*.npz"))
     (cross,), (cam,) = results.rglob("cross.json"), results.rglob("cam.json")
     (plan,) = (results / "plans").iterdir()
@@ -96,7 +97,7 @@ def _partial(path: Path, weights: str) -> object:
     with tempfile.TemporaryDirectory() as alone:
         shutil.copy(path, alone)
         (Path(alone) / "adversarial").symlink_to(path.parent / "adversarial")
-        found = kept.load(Path(alone), weights)
+        found = outcome_files.load(Path(alone), weights)
     if not found:
         raise Told("computed again")
     return {name: vars(outcome) for name, outcome in found.items()}
@@ -104,7 +105,7 @@ def _partial(path: Path, weights: str) -> object:
 
 def _stored(judged: Path, path: Path) -> object:
     stated = record.read(judged / record.FILE)["metrics"]["pgd20"]["adversarial"]
-    if not kept._whole(judged, stated):
+    if not outcome_files._whole(judged, stated):
         raise Told("another SHA-256 than the record states")
     return path.read_bytes()
 

@@ -16,7 +16,7 @@ from adbench.attacks.linf import Start, ascend, attacking
 from adbench.attacks.named import gradient_attack, noise, radius
 from adbench.data import Split, Threat
 from adbench.errors import UserError
-from adbench.evaluate import Evaluator, evaluate
+from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.losses import cross_entropy, margin
 from adbench.models import build
 

@@ -32,7 +32,7 @@ from adbench.attacks.hyperplane import nearest_in_box
 from adbench.attacks.linf import attacking
 from adbench.cli import main
 from adbench.data import Split, Threat
-from adbench.evaluate import Evaluator, Outcome, evaluate
+from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
 from adbench.models import build
 
 EPS = Fraction(32, 255)

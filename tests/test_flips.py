@@ -8,9 +8,9 @@ import flips
 import pytest
 import torch
 
-from adbench import adversarial, kept
 from adbench.errors import UserError
-from adbench.evaluate import Outcome
+from adbench.evaluation import adversarial, outcome_files
+from adbench.evaluation.evaluator import Outcome
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,17 +25,17 @@ def test_a_flipped_bit_is_told_or_changes_nothing(tmp_path: Path) -> None:
 def test_no_bit_of_a_zip_makes_a_reader_fail_in_another_way(part: str, tmp_path: Path) -> None:
     """Flags for encryption, unknown compression and lengths are there, which raise whatever they raise."""
     outcome = Outcome(torch.tensor([True, False] * 4), {"name": "fgsm"}, 1.5)
-    kept.save(tmp_path, "fgsm", outcome, None, None, "w")  # type: ignore[arg-type]
-    (path,) = tmp_path.glob(kept.PARTIAL)
+    outcome_files.save(tmp_path, "fgsm", outcome, None, None, "w")  # type: ignore[arg-type]
+    (path,) = tmp_path.glob(outcome_files.PARTIAL)
     whole = path.read_bytes()
-    assert torch.equal(kept.load(tmp_path, "w")["fgsm"].right, outcome.right)
+    assert torch.equal(outcome_files.load(tmp_path, "w")["fgsm"].right, outcome.right)
     believed = 0
     bits = range(0, 8 * 64, 3) if part == "beginning" else range(8 * (len(whole) - 200), 8 * len(whole), 5)
     for bit in bits:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        for found in kept.load(tmp_path, "w").values():
+        for found in outcome_files.load(tmp_path, "w").values():
             believed += 1
             assert flips.equal(found, outcome), bit
         with pytest.raises(UserError, match=r"partial-"):

@@ -14,7 +14,7 @@ import torch
 from test_train import Watching, run, teacher_for, trainer
 
 from adbench.data import Split, load
-from adbench.evaluate import Evaluator, evaluate
+from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.experiment.matrix import configured
 from adbench.models import build
 from adbench.registry import METHODS

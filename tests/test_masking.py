@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from adbench import masking, masking_rules
 from adbench.attacks import square
 from adbench.attacks.linf import Start, ascend, attacking
 from adbench.data import Split, Threat
-from adbench.evaluate import Evaluator, Outcome
+from adbench.evaluation import masking, masking_rules
+from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.losses import cross_entropy
 from adbench.models import build
 from adbench.results import stats

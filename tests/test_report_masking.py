@@ -15,7 +15,8 @@ import pytest
 from scipy import stats
 from synthetic import add
 
-from adbench import masking_rules, report
+from adbench import report
+from adbench.evaluation import masking_rules
 from adbench.report import classes, masking, render, tables
 from adbench.report.model import MISSING, Mark, Table
 from adbench.report.view import View

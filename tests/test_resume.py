@@ -22,8 +22,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adbench import data, evaluate
+from adbench import data
 from adbench.cell import Place, execute, lookup
+from adbench.evaluation import evaluator
 from adbench.experiment.config import Train, experiment
 from adbench.experiment.matrix import Cell, configured, expand
 from adbench.models import build
@@ -260,13 +261,13 @@ def test_an_evaluation_killed_between_attacks_keeps_the_finished_ones(
 ) -> None:
     cell = small_cell(eval={"images": 16, "attacks": ["fgsm", "pgd3", "pgd5", "cw"]})
     run: list[str] = []
-    under = evaluate.Evaluator.under
+    under = evaluator.Evaluator.under
 
-    def counted(self: evaluate.Evaluator, name: str, images: int) -> evaluate.Outcome:
+    def counted(self: evaluator.Evaluator, name: str, images: int) -> evaluator.Outcome:
         run.append(name)
         return under(self, name, images)
 
-    monkeypatch.setattr(evaluate.Evaluator, "under", counted)
+    monkeypatch.setattr(evaluator.Evaluator, "under", counted)
     expected = finish(cell, tmp_path / "undisturbed")
     assert run == ["fgsm", "pgd3", "pgd5", "cw"]
     run.clear()

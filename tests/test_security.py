@@ -24,9 +24,9 @@ from tiny import PLUGIN as WORKS
 from tiny import cli, options
 from torchvision.datasets import CIFAR10
 
-from adbench import kept
 from adbench.data import load
 from adbench.errors import UserError
+from adbench.evaluation import outcome_files
 from adbench.experiment import matrix, teacher
 from adbench.experiment.matrix import safe
 from adbench.results import document, record
@@ -118,7 +118,7 @@ def test_arrays_that_would_run_code_are_refused(mark: Path, tmp_path: Path) -> N
         with pytest.raises(UserError, match="no objects, no pickles"):
             load(name, tmp_path)
     np.savez(tmp_path / "partial-1.npz", right=np.array([Payload(mark)]), meta=np.array([Payload(mark)]))
-    assert kept.load(tmp_path, "") == {}
+    assert outcome_files.load(tmp_path, "") == {}
     assert not mark.exists()
 
 

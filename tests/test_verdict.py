@@ -14,11 +14,11 @@ from test_autoattack import shortened
 from tiny import cli
 from torch import Tensor, nn
 
-from adbench import adversarial
 from adbench.attacks.linf import NOT_FOLLOWED
 from adbench.data import Split, Threat
 from adbench.errors import UserError
-from adbench.evaluate import Evaluator, evaluate
+from adbench.evaluation import adversarial
+from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.models import build, verdict
 from adbench.testbed import Testbed
 from adbench.training import trainer

@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from tiny import TEACHER, cli, run
 from torch import Tensor
 
-from adbench import FAST_SEARCH, adversarial, masking
+from adbench import FAST_SEARCH
 from adbench.anew import Judged, judged
-from adbench.evaluate import Evaluator, evaluate
+from adbench.evaluation import adversarial, masking
+from adbench.evaluation.evaluator import Evaluator, evaluate
+from adbench.evaluation.masking_rules import RATES
+from adbench.evaluation.outcome_files import write_table
 from adbench.experiment.matrix import configured, passes, safe
-from adbench.kept import write_table
-from adbench.masking_rules import RATES
 from adbench.registry import METHODS
 from adbench.results import document, record
 from adbench.results.stats import wilson

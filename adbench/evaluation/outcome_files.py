@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from adbench import adversarial
 from adbench.attacks.named import radius
 from adbench.data import Dataset
-from adbench.evaluate import Evaluator, Outcome
+from adbench.evaluation import adversarial
+from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.experiment.matrix import safe
 from adbench.system import files
 

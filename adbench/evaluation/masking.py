@@ -20,9 +20,9 @@ from adbench.attacks import square
 from adbench.attacks.autoattack import VERSIONS
 from adbench.attacks.linf import Start, attacking
 from adbench.attacks.named import GradientAttack, gradient_attack
-from adbench.evaluate import Evaluator, Outcome
+from adbench.evaluation.evaluator import Evaluator, Outcome
+from adbench.evaluation.masking_rules import VERDICTS, counted, differing, leading, telling, warned
 from adbench.losses import cross_entropy
-from adbench.masking_rules import VERDICTS, counted, differing, leading, telling, warned
 from adbench.models.verdict import COUNTED
 from adbench.seeding import derive
 

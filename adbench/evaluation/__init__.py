@@ -1,0 +1,1 @@
+"""Evaluation: a network and test images to verdicts, one an image and attack."""
