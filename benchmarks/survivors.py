@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adbench.anew import Anew
 from adbench.attacks.linf import Start, ascend
 from adbench.data import Split, Threat
 from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.losses import cross_entropy
 from adbench.models import Network, build
+from adbench.verification.reattack import Anew
 
 FALSE, IMAGES, DRAWN = 30, 1000, 200
 

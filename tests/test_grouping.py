@@ -12,13 +12,13 @@ import torch
 from synthetic import add
 from tiny import cli, records, run
 
-from adbench.consistency import CONTRADICTS
 from adbench.registry import METHODS
 from adbench.results import record
 from adbench.results.diff import edited
 from adbench.results.runs import collect
 from adbench.system.files import content_id
-from adbench.verify import verify
+from adbench.verification.consistency import CONTRADICTS
+from adbench.verification.verify import verify
 
 RECORDED = Path(__file__).resolve().parents[1] / "results" / "smaraad"
 SCORES = {"clean": 0.8, "pgd20": 0.5}

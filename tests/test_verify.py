@@ -22,7 +22,6 @@ from tiny import TEACHER, cli, run
 from torch import Tensor
 
 from adbench import FAST_SEARCH
-from adbench.anew import Judged, judged
 from adbench.evaluation import adversarial, masking
 from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.evaluation.masking_rules import RATES
@@ -32,7 +31,8 @@ from adbench.registry import METHODS
 from adbench.results import document, record
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256, write_json
-from adbench.verify import UNSHOWABLE, rounding
+from adbench.verification.reattack import Judged, judged
+from adbench.verification.verify import UNSHOWABLE, rounding
 from adbench.weights import checkpoint, networks
 
 EPS = Fraction(12, 255)

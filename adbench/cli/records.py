@@ -258,12 +258,12 @@ def verify(
       adbench verify results/.../record.json --survivors
       adbench verify results --again 200 --format json
     """
-    from adbench import verify as verification
-    from adbench import verifying
+    from adbench.verification import command
+    from adbench.verification import verify as verification
 
     place = ready(path.parent, data_dir, device, threads)
     asked = verification.Asked(again or 0, survivors or 0, verification.chance() if seed is None else seed)
-    report = verifying.Report(path, place, checkpoint, asked, echo=click.echo if form == "text" else None)
+    report = command.Report(path, place, checkpoint, asked, echo=click.echo if form == "text" else None)
     report.run()
     if form == "json":
         click.echo(report.json())

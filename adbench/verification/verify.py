@@ -2,7 +2,7 @@
 
 It takes nothing on trust but the data set of the record's name and the files given to it: every figure is computed
 again, in one forward pass over the test images and one over each attack's x'. That a survivor cannot be broken no
-stored x' can show; `survivors` attacks them anew (`adbench.anew`), `again` repeats the record's gradient attacks.
+stored x' can show; `survivors` attacks them anew (`adbench.verification.reattack`), `again` repeats the record's gradient attacks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import jsonschema
 import torch
 from torch import Tensor
 
-from adbench import FAST_SEARCH, anew
+from adbench import FAST_SEARCH
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack, radius
-from adbench.consistency import CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding, Paper, beside, equal, guides
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.data.batches import to_float
 from adbench.errors import UserError
@@ -37,6 +36,8 @@ from adbench.system import files
 from adbench.training import trainer
 from adbench.training.lean_form import Engine
 from adbench.training.method import Ball, Net
+from adbench.verification import reattack
+from adbench.verification.consistency import CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding, Paper, beside, equal, guides
 from adbench.weights import networks
 
 UNSHOWABLE = (
@@ -211,7 +212,10 @@ class _Verification:
         found, n = {"val_clean": clean, "val_robust": robust}, len(val)
         # The start noise is drawn on the device.
         alike = self.device.type == "cpu" and "CPU" in self.record["provenance"]["device"] and not narrow
-        limits = {"val_clean": most(n, anew.REPEATED), "val_robust": most(n, anew.REPEATED if alike else OTHER_NOISE)}
+        limits = {
+            "val_clean": most(n, reattack.REPEATED),
+            "val_robust": most(n, reattack.REPEATED if alike else OTHER_NOISE),
+        }
         wrong = [
             f"{key} = {value}, the weights have {found[key]:.4f} (of {n} images, {limits[key]} may differ)"
             for key, value in stated.items()
@@ -319,7 +323,7 @@ class _Verification:
     def _attacked_anew(self, name: str) -> bool:
         """Whether the attack will be repeated, on survivors or on images drawn from all."""
         if self.asked.survivors:
-            return anew.needed([name]) <= self.proxies.keys()
+            return reattack.needed([name]) <= self.proxies.keys()
         return bool(self.asked.again) and name in self._repeatable()
 
     def _evidence(self, name: str, metric: dict[str, Any], right: Tensor) -> tuple[str, str | None]:
@@ -373,7 +377,7 @@ class _Verification:
             return
         generator = torch.Generator().manual_seed(self.asked.seed)
         index = torch.randperm(len(self.dataset.test), generator=generator)[:count].sort().values
-        limit = most(len(index), anew.REPEATED)
+        limit = most(len(index), reattack.REPEATED)
         for name in self._repeatable():
             stated = torch.tensor(self.table[name].astype(bool).tolist())[index]
             found = self.evaluator.under(name, index).right
@@ -405,11 +409,11 @@ class _Verification:
             if name == "clean":
                 continue
             what = f"{name} survivors"
-            if missing := anew.needed([name]) - self.proxies.keys():
+            if missing := reattack.needed([name]) - self.proxies.keys():
                 yield Finding(what, NOT_SHOWN, f"the proxy '{missing.pop()}' is not beside the record with its weights")
                 continue
             right = torch.tensor([value is True or value == 1 for value in self.table[name].fillna(False)])
-            found = anew.Anew(
+            found = reattack.Anew(
                 self.network, self.dataset.test, self._threat(), self.evaluator, self._settings(), metric["n"],
                 self.proxies, self.asked.seed,
             ).of(name, right, count)  # fmt: skip
@@ -425,7 +429,7 @@ def rounding(stated: Tensor, found: Tensor, unclear: Tensor) -> tuple[str, str]:
     differ = stated != found
     if (clear := differ & ~unclear).any():
         return f"{int(clear.sum())} differ, the first at image {int(clear.nonzero()[0])}", ""
-    limit, other = most(len(stated), anew.HONEST), int(differ.sum())
+    limit, other = most(len(stated), reattack.HONEST), int(differ.sum())
     if other > limit:
         return f"{other} differ within float32's rounding, of which honest records have at most {limit}", ""
     if not unclear.any():

@@ -11,11 +11,11 @@ from typing import Any
 
 from adbench import __version__
 from adbench.cell import Place
-from adbench.consistency import ANSWERS, CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding
 from adbench.errors import UserError
 from adbench.results import record
 from adbench.system import files
-from adbench.verify import UNSHOWABLE, Asked, verify
+from adbench.verification.consistency import ANSWERS, CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding
+from adbench.verification.verify import UNSHOWABLE, Asked, verify
 
 SCHEMA_VERSION = 1
 

@@ -1,7 +1,7 @@
 """What a record says against itself: its configuration, the files of its training, and what follows from its numbers.
 
 No network is run here. What says so of a record is a `Finding`: it follows, or something contradicts it, or nothing at
-hand shows it. `adbench.verify` goes on from here with data and weights.
+hand shows it. `adbench.verification.verify` goes on from here with data and weights.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""`adbench verify`: whether a record follows from what lies beside it."""
