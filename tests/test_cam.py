@@ -21,7 +21,9 @@ from synthetic import add
 from tiny import cli, family
 from torch import Tensor, nn
 
-from adbench import cam, report
+from adbench import report
+from adbench.analysis import cam
+from adbench.analysis.common import Testbed
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
@@ -30,7 +32,6 @@ from adbench.report.view import View
 from adbench.results import document
 from adbench.results.networks import groups
 from adbench.results.record import read_all
-from adbench.testbed import Testbed
 from adbench.weights.networks import dataset_of, network_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

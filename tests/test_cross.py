@@ -20,6 +20,7 @@ from tiny import cli, family, records
 from torch import Tensor
 
 from adbench import report
+from adbench.analysis.common import Testbed
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
@@ -30,7 +31,6 @@ from adbench.results.networks import Wanted, groups, names, select
 from adbench.results.record import read_all
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, write_json
-from adbench.testbed import Testbed
 from adbench.weights.networks import dataset_of, network_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,13 +14,13 @@ from test_autoattack import shortened
 from tiny import cli
 from torch import Tensor, nn
 
+from adbench.analysis.common import Testbed
 from adbench.attacks.linf import NOT_FOLLOWED
 from adbench.data import Split, Threat
 from adbench.errors import UserError
 from adbench.evaluation import adversarial
 from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.models import build, verdict
-from adbench.testbed import Testbed
 from adbench.training import trainer
 from adbench.weights.checkpoint import load
 

@@ -159,7 +159,7 @@ def compare(first: str, second: str, anyway: bool, results: Path) -> None:
       adbench compare rslad adaad
       adbench compare results/a/record.json results/b/record.json
     """
-    from adbench import compare as comparison
+    from adbench.analysis import compare as comparison
 
     with leaving_out() as left_out:
         for line in comparison.lines(first, second, results, left_out, anyway=anyway):
@@ -183,7 +183,7 @@ def cross(
       adbench cross
       adbench cross --dataset cifar10 --methods trades,rslad --attack cw --images 500
     """
-    from adbench import cross as crossing
+    from adbench.analysis import cross as crossing
     from adbench.results.networks import Wanted, select
 
     with leaving_out() as left_out:
@@ -209,7 +209,7 @@ def cam(
       adbench cam
       adbench cam --dataset cifar10 --methods ard,smaraad --images 500
     """
-    from adbench import cam as attribution
+    from adbench.analysis import cam as attribution
     from adbench.results.networks import Wanted, select
 
     with leaving_out() as left_out:

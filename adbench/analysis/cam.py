@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adbench.analysis.common import BATCH, Testbed, load_all
 from adbench.cell import Place
 from adbench.errors import UserError
 from adbench.losses import CamNorm, alignment, cam, normalise_map
@@ -25,7 +26,6 @@ from adbench.results.networks import Finished, Group
 from adbench.results.provenance import now, provenance
 from adbench.results.stats import student_t
 from adbench.system import files, locks, terminal
-from adbench.testbed import BATCH, Testbed, load_all
 
 KIND = "cam"
 ATTACK = "pgd20"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adbench.analysis.common import Testbed, load_all, named
 from adbench.cell import Place
 from adbench.errors import UserError
 from adbench.models import Network
@@ -24,7 +25,6 @@ from adbench.results.networks import Finished, Group
 from adbench.results.provenance import now, provenance
 from adbench.results.stats import wilson
 from adbench.system import locks, terminal
-from adbench.testbed import Testbed, load_all, named
 
 KIND = "cross"
 

@@ -1,0 +1,1 @@
+"""Finished networks compared: `adbench cross`, `cam` and `compare`."""
