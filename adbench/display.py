@@ -19,9 +19,9 @@ from rich.table import Table
 from adbench.system import terminal
 
 if TYPE_CHECKING:
-    from adbench.estimate import Cost
+    from adbench.execution.cost import Cost
+    from adbench.execution.runner import Plan
     from adbench.experiment.matrix import Cell
-    from adbench.runner import Plan
 
 
 def percent(value: float | None) -> str:

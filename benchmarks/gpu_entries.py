@@ -38,12 +38,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adbench import __version__
-from adbench.cell import Place
 from adbench.cli import main as adbench
 from adbench.data import Dataset, load
 from adbench.data.batches import to_float
-from adbench.engines.worker import prepare_torch
 from adbench.evaluation.evaluator import Evaluator, Outcome
+from adbench.execution.engines.worker import prepare_torch
+from adbench.execution.execute import Place
 from adbench.experiment.matrix import configured
 from adbench.losses import cross_entropy
 from adbench.models import Network, build

@@ -112,7 +112,7 @@ def traced_on() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Commands take one thread."""
-    from adbench import runner
+    from adbench.execution import runner
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(runner, "threads_per_job", lambda _: 1)

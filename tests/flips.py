@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from tiny import TEACHER, cli, options
 
-from adbench import cell
 from adbench.data.own import read_own
 from adbench.data.sources import digits
 from adbench.errors import UserError
 from adbench.evaluation import outcome_files
+from adbench.execution import execute
 from adbench.models import build
 from adbench.report import attribution
 from adbench.results import analyses, plans, record
@@ -49,7 +49,7 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     np.savez_compressed(images, x_train=found.x_train[:60], y_train=found.y_train[:60], x_test=found.x_test[:30],
                         y_test=found.y_test[:30])  # fmt: skip
     words = options(train__epochs="2")
-    with mock.patch.object(cell, "_tidy"), mock.patch.object(resume, "clear"):  # what a killed run leaves
+    with mock.patch.object(execute, "_tidy"), mock.patch.object(resume, "clear"):  # what a killed run leaves
         _run("run", "--methods", "pgd-at,ard", "--teacher", teacher, "--keep-adversarial", *words, "--results", results)
     _run("cross", "--results", results, "--images", "8")
     _run("cam", "--results", results, "--images", "8")

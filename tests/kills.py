@@ -79,7 +79,7 @@ def _command(words: list[str], work: Path) -> None:
 def _start(words: list[str], work: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["kills", "adbench.runner", "adbench.estimate", "adbench.report.render", "torch._dynamo",
+        ["kills", "adbench.execution.runner", "adbench.execution.cost", "adbench.report.render", "torch._dynamo",
          "sklearn.datasets", "matplotlib.pyplot",
          "adbench.methods.pgd_at", "adbench.methods.trades", "adbench.methods.rslad"]
     )  # fmt: skip

@@ -547,7 +547,7 @@ def test_ten_sigkills_change_no_verdict(tmp_path: Path) -> None:
     small |= {"data.train_images": "600", "eval.aa_shard": "1", "data.val_images": "20"}
     # Forked from a process that has loaded torch: ten starts would take longer than all that is killed.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_autoattack", "adbench.runner", "torch._dynamo", "sklearn.datasets"])
+    context.set_forkserver_preload(["test_autoattack", "adbench.execution.runner", "torch._dynamo", "sklearn.datasets"])
 
     def started(name: str) -> BaseProcess:
         settings = [word for key, value in (SETTINGS | small).items() for word in ("--set", f"{key}={value}")]

@@ -18,8 +18,9 @@ import torch
 from click.testing import CliRunner, Result
 from tiny import TEACHER, cli, record_of, records, run
 
-from adbench import models, runner
+from adbench import models
 from adbench.cli import main
+from adbench.execution import runner
 from adbench.registry import METHODS
 from adbench.results import record
 from adbench.system import files

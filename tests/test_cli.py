@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, records, run
 
-from adbench import cell
-from adbench.cell import lookup
 from adbench.cli import main
 from adbench.display import Display
+from adbench.execution import execute
+from adbench.execution.execute import lookup
 from adbench.experiment.config import experiment, layered, merged, parse_setting, read_preset
 from adbench.experiment.matrix import Cell, expand
 from adbench.registry import METHODS
@@ -331,7 +331,7 @@ def test_every_claim_of_a_teacher_is_compared_and_measured_once(
     correct = found["metrics"]["aa"]["correct"]
     assert f"aa     {100 * correct / 8:6.2f}%  claimed 100.00%" in first.output
     assert "compared: clean, aa; not claimed: pgd20" in first.output
-    monkeypatch.setattr(cell, "_evaluate", None)  # a second evaluation would fail
+    monkeypatch.setattr(execute, "_evaluate", None)  # a second evaluation would fail
     assert f"aa     {100 * correct / 8:6.2f}%" in cli(*words).output
 
 
@@ -475,14 +475,14 @@ def _show(cells: tuple[Cell, ...], *, terminal: bool) -> str:
     ]
     with Display(console, len(cells)) as display:
         for cell, end in zip(cells, ends, strict=True):
-            display(cell, {"what": "start"})
-            display(cell, {"what": "batch", "epoch": 0, "batch": 1, "of": 2})
+            display(execute, {"what": "start"})
+            display(execute, {"what": "batch", "epoch": 0, "batch": 1, "of": 2})
             epoch = {"what": "epoch", "epoch": 1, "seconds": 1.0, "images_per_second": 64.0, "loss": 2.303}
-            display(cell, {**epoch, "val_clean": None, "val_robust": None})
-            display(cell, {**epoch, "val_clean": 0.5, "val_robust": 0.25})
+            display(execute, {**epoch, "val_clean": None, "val_robust": None})
+            display(execute, {**epoch, "val_clean": 0.5, "val_robust": 0.25})
             display._progress.refresh()
-            display(cell, {"what": "attack", "name": "pgd20", "value": 0.25})
-            display(cell, {"what": "end", "record": end})
+            display(execute, {"what": "attack", "name": "pgd20", "value": 0.25})
+            display(execute, {"what": "end", "record": end})
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert isinstance(text, str)
     return text

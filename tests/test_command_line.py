@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from hypothesis import strategies as st
 from tiny import TEACHER, run
 
-from adbench import runner
 from adbench.cli import main
+from adbench.execution import runner
 from adbench.experiment.config import Data, Evaluation, Experiment, ThreatModel, Train
 from adbench.registry import METHODS
 

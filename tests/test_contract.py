@@ -9,7 +9,7 @@ from tiny import PLUGIN as WORKS
 from tiny import cli, options
 
 from adbench import contract
-from adbench.engines.here import Here
+from adbench.execution.engines.inline import Here
 from adbench.registry import METHODS
 
 PLUGIN = '''
@@ -228,7 +228,7 @@ def test_a_plugin_that_ends_the_program_is_refused_with_a_sentence(
 
 
 def test_a_loss_that_ends_the_program_fails_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adbench.runner import Local
+    from adbench.execution.runner import Local
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Local, "engine", lambda *given: Here(given[2], 1, given[4]))

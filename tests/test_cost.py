@@ -11,7 +11,7 @@ import torch
 from tiny import cli, options
 from torch import nn
 
-from adbench import flops
+from adbench.execution import flops
 from adbench.models import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")

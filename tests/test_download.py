@@ -18,10 +18,10 @@ import torch
 from tiny import cli
 
 from adbench.errors import UserError
+from adbench.execution.prepare import teacher_file
 from adbench.experiment import teacher
 from adbench.experiment.teacher import TeacherSpec
 from adbench.models import build
-from adbench.prepare import teacher_file
 from adbench.system import download
 from adbench.system.download import Wanted, fetch, google_drive
 from adbench.system.files import content_id

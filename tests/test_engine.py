@@ -17,8 +17,8 @@ from test_train import Broken, run, trainer
 from torch import Tensor, nn
 
 from adbench.attacks.linf import Start, start_point
-from adbench.cell import lookup
 from adbench.errors import UserError
+from adbench.execution.execute import lookup
 from adbench.experiment.config import Train, experiment
 from adbench.experiment.matrix import Cell, configured, expand
 from adbench.losses import kl

@@ -22,8 +22,8 @@ from test_resume import STATEFUL, assert_same_training, finish, small_cell, with
 from tiny import cli, records, run
 
 from adbench import data
-from adbench.cell import Place, execute
 from adbench.errors import UserError
+from adbench.execution.execute import Place, execute
 from adbench.experiment.config import Train
 from adbench.experiment.matrix import Cell, configured
 from adbench.models import build
@@ -140,7 +140,7 @@ def test_sigterm_ends_the_run_also_where_the_cell_fails_meanwhile(
     if phase == "train":
         monkeypatch.setattr(trainer.Trainer, "iterate", terminated)
     else:
-        monkeypatch.setattr("adbench.cell.evaluate", terminated)
+        monkeypatch.setattr("adbench.execution.execute.evaluate", terminated)
     result = run("--methods", "pgd-at,trades", "--results", tmp_path)
     assert result.exit_code == signals.EXIT_CODE == 143
     assert not list(tmp_path.rglob("record.json")), "neither cell has failed"

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from adbench.cell import Place
 from adbench.data import Threat
-from adbench.engines.ray import RayCluster
 from adbench.errors import UserError
-from adbench.estimate import steps
+from adbench.execution.cost import steps
+from adbench.execution.engines.ray import RayCluster
+from adbench.execution.execute import Place
+from adbench.execution.runner import Local
 from adbench.experiment import matrix as matrix_module
 from adbench.experiment.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
 from adbench.experiment.matrix import PAPER_METHODS, Cell, Matrix, expand
 from adbench.registry import METHODS
-from adbench.runner import Local
 from adbench.source import Code, Module
 from adbench.system import locks
 

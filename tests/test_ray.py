@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from tiny import PLUGIN, TEACHER, lasting, records, run
 
-from adbench.cell import Place
-from adbench.engines import ray as engine
 from adbench.errors import UserError
+from adbench.execution.engines import ray as engine
+from adbench.execution.execute import Place
 from adbench.results import record
 from adbench.system import locks
 

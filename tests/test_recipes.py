@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from adbench.cell import _training_attack
 from adbench.data import Threat
 from adbench.errors import UserError
+from adbench.execution.execute import _training_attack
 from adbench.experiment.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
 from adbench.experiment.matrix import PAPER_METHODS, Cell, configured, expand
 from adbench.registry import METHODS

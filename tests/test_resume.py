@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file
 
 from adbench import data
-from adbench.cell import Place, execute, lookup
 from adbench.evaluation import evaluator
+from adbench.execution.execute import Place, execute, lookup
 from adbench.experiment.config import Train, experiment
 from adbench.experiment.matrix import Cell, configured, expand
 from adbench.models import build
@@ -102,7 +102,9 @@ def start(method: str, images: Path, folder: Path) -> BaseProcess:
     """A process that has begun to train. It is forked from a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     # torch.optim imports the second one when it is first used.
-    context.set_forkserver_preload(["adbench.cell", "torch._dynamo", "adbench.methods.mtard", "adbench.methods.las_at"])
+    context.set_forkserver_preload(
+        ["adbench.execution.execute", "torch._dynamo", "adbench.methods.mtard", "adbench.methods.las_at"]
+    )
     marker = folder.with_suffix(".begun")
     marker.unlink(missing_ok=True)
     process = context.Process(target=train_cell, args=(method, images, folder, marker))

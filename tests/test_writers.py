@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from tiny import TEACHER, record_of, records, run
 
-from adbench import runner
-from adbench.cell import Place, lookup
-from adbench.engines.processes import devices, ended
 from adbench.errors import UserError
+from adbench.execution import runner
+from adbench.execution.engines.processes import devices, ended
+from adbench.execution.execute import Place, lookup
 from adbench.experiment.config import experiment
 from adbench.experiment.matrix import Cell, expand
 from adbench.results import record

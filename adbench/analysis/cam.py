@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from adbench.analysis.common import BATCH, Testbed, load_all
-from adbench.cell import Place
 from adbench.errors import UserError
+from adbench.execution.execute import Place
 from adbench.losses import CamNorm, alignment, cam, normalise_map
 from adbench.models import Network
 from adbench.results import analyses, document

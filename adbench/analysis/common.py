@@ -15,11 +15,11 @@ from adbench import REVISION
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import GradientAttack, gradient_attack
-from adbench.cell import Place
 from adbench.data import Dataset, parse_fraction
 from adbench.data.batches import to_float
 from adbench.data.threat import meant_attack
 from adbench.errors import UserError
+from adbench.execution.execute import Place
 from adbench.experiment.matrix import dataset_folder
 from adbench.models import Network
 from adbench.models.verdict import right

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from adbench.analysis.common import Testbed, load_all, named
-from adbench.cell import Place
 from adbench.errors import UserError
+from adbench.execution.execute import Place
 from adbench.models import Network
 from adbench.results import analyses, document
 from adbench.results.analyses import Analysis

@@ -74,9 +74,9 @@ def teachers(
         return
     click.echo(listing.describe_teacher(name, dataset))
     if verify:
-        from adbench.claims import verify_teacher
         from adbench.display import Display, console
-        from adbench.runner import Local
+        from adbench.execution.runner import Local
+        from adbench.execution.teacher_check import verify_teacher
 
         place = place_of(results, data_dir, device)
         make_writable(results)

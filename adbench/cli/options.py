@@ -17,7 +17,7 @@ from adbench.system import machine, terminal
 from adbench.system.files import expanded
 
 if TYPE_CHECKING:
-    from adbench.cell import Place
+    from adbench.execution.execute import Place
 
 DATA_DIR = "~/.cache/adbench"
 # Who asks for more means a seed of that value.
@@ -227,7 +227,7 @@ def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
     """Where to run, on a device that is there."""
     import torch
 
-    from adbench.cell import Place
+    from adbench.execution.execute import Place
     from adbench.training import distributed
 
     name = distributed.local(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -253,8 +253,8 @@ def make_writable(results: Path) -> None:
 
 def ready(results: Path, data_dir: Path, device: str | None, threads: int | None) -> Place:
     """The place of a command that computes on finished networks in this process, with torch prepared for it."""
-    from adbench import runner
-    from adbench.engines.worker import prepare_torch
+    from adbench.execution import runner
+    from adbench.execution.engines.worker import prepare_torch
 
     place = place_of(results, data_dir, device)
     prepare_torch(place, threads or runner.threads_per_job(1))

@@ -31,11 +31,11 @@ from adbench.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adbench.cell import Place
-    from adbench.engines.ray import RayCluster
-    from adbench.estimate import Cost
+    from adbench.execution.cost import Cost
+    from adbench.execution.engines.ray import RayCluster
+    from adbench.execution.execute import Place
+    from adbench.execution.runner import Local, Plan
     from adbench.experiment.config import Experiment
-    from adbench.runner import Local, Plan
 
 
 @click.command()
@@ -103,8 +103,8 @@ def run(
 def _where(
     engine: str, address: str | None, gpus: float | None, jobs: int | None, threads: int | None
 ) -> Local | RayCluster:
-    from adbench.engines.ray import RayCluster
-    from adbench.runner import Local
+    from adbench.execution.engines.ray import RayCluster
+    from adbench.execution.runner import Local
 
     return Local(jobs or 1, threads) if engine == "local" else RayCluster(address, gpus, threads or 1, jobs)
 
@@ -118,9 +118,9 @@ def _on_all_ranks(
 
     console = make_console()
     with console.status("reading data and teachers"):
-        from adbench.cell import assist
-        from adbench.engines.worker import prepare_torch
-        from adbench.runner import Local
+        from adbench.execution.engines.worker import prepare_torch
+        from adbench.execution.execute import assist
+        from adbench.execution.runner import Local
         from adbench.training import distributed
 
         place = place_of(results, data_dir, device)
@@ -142,9 +142,9 @@ def _carry_out(
     """Show the plan, run it, show the summary; returns the number of cells that failed."""
     results = place.results
     with console.status("reading data and teachers"):
-        from adbench import runner
-        from adbench.cell import check
         from adbench.display import Display, duration, plan_table, summary_table
+        from adbench.execution import runner
+        from adbench.execution.execute import check
         from adbench.results import plans
 
         plan = _plan(experiment, place)
@@ -176,8 +176,8 @@ def _carry_out(
 
 
 def _plan(experiment: Experiment, place: Place) -> Plan:
-    from adbench import runner
-    from adbench.cell import lookup
+    from adbench.execution import runner
+    from adbench.execution.execute import lookup
     from adbench.experiment.matrix import expand
 
     return runner.plan(expand(experiment, lookup(place.data_dir)), place.results)
@@ -185,8 +185,8 @@ def _plan(experiment: Experiment, place: Place) -> Plan:
 
 def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cost]:
     """What each cell of the plan costs, by its id, in a process with its share of the cores."""
-    from adbench.engines.worker import prepare_torch
-    from adbench.estimate import Estimator
+    from adbench.execution.cost import Estimator
+    from adbench.execution.engines.worker import prepare_torch
 
     prepare_torch(place, where.share)
     estimator = Estimator(place)
@@ -229,7 +229,7 @@ def cost(
       adbench cost --methods rslad,adaad --format csv
     """
     from adbench.display import console, cost_csv, cost_table, duration
-    from adbench.runner import Local
+    from adbench.execution.runner import Local
 
     place = place_of(results, data_dir, device)
     plan = _plan(asked.experiment(), place)
@@ -275,9 +275,9 @@ def eval_(
     Example:
       adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
     """
-    from adbench import runner
-    from adbench.cell import check, lookup
     from adbench.display import Display, console, percent
+    from adbench.execution import runner
+    from adbench.execution.execute import check, lookup
     from adbench.experiment import config, teacher
     from adbench.experiment.matrix import Matrix, teacher_cell
     from adbench.results import record

@@ -38,8 +38,8 @@ def prepare(asked: Asked, source: Path | None, data_dir: Path) -> None:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    from adbench import prepare as preparing
-    from adbench.cell import Place
+    from adbench.execution import prepare as preparing
+    from adbench.execution.execute import Place
 
     console, failed = Console(), 0
     columns = (

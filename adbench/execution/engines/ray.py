@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from adbench import REVISION, __version__
-from adbench.cell import Place
-from adbench.engines import LAST_WORDS, Emit
-from adbench.engines.worker import begin, work
 from adbench.errors import UserError
+from adbench.execution.engines import LAST_WORDS, Emit
+from adbench.execution.engines.worker import begin, work
+from adbench.execution.execute import Place
 from adbench.experiment.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from adbench import runner
-from adbench.cell import Place, check, lookup
 from adbench.errors import UserError
+from adbench.execution import runner
+from adbench.execution.execute import Place, check, lookup
+from adbench.execution.runner import OnEvent
 from adbench.experiment import teacher
 from adbench.experiment.config import DEFAULT_PRESETS, experiment, merged, read_preset
 from adbench.experiment.matrix import Matrix, teacher_cell
 from adbench.results import record
 from adbench.results.stats import wilson
-from adbench.runner import OnEvent
 
 CLAIMS = ("clean", "pgd20", "aa")
 

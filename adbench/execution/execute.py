@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from adbench import prepare
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
@@ -25,6 +24,7 @@ from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError, located
 from adbench.evaluation import masking, outcome_files
 from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
+from adbench.execution import prepare
 from adbench.experiment.config import Evaluation, Experiment, Train
 from adbench.experiment.matrix import Cell, Lookup, configured, passes
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file

@@ -14,7 +14,7 @@ from adbench.system import download, files
 from adbench.system.download import Progress
 
 if TYPE_CHECKING:
-    from adbench.cell import Place
+    from adbench.execution.execute import Place
     from adbench.experiment.config import Experiment
     from adbench.experiment.matrix import Cell
 
@@ -66,7 +66,7 @@ def prepare(
     source: a folder to take files from first: another machine's data folder, or downloads under their own names.
     progress: gives the listener for the transfer of that name.
     """
-    from adbench.cell import check, lookup
+    from adbench.execution.execute import check, lookup
     from adbench.experiment.matrix import expand
 
     if source is not None and not source.is_dir():

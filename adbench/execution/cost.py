@@ -15,10 +15,10 @@ import torch
 
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
-from adbench.cell import Place, cell_dataset, network_for
 from adbench.evaluation import masking
+from adbench.execution.execute import Place, cell_dataset, network_for
+from adbench.execution.flops import matrix_rate, multiply_adds
 from adbench.experiment.matrix import Cell, configured, passes
-from adbench.flops import matrix_rate, multiply_adds
 from adbench.losses import cross_entropy
 from adbench.training.method import Passes
 from adbench.training.trainer import LOG

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adbench.cell import Place, execute
 from adbench.errors import Caution, UserError
+from adbench.execution.execute import Place, execute
 from adbench.experiment.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code

@@ -19,16 +19,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from adbench.cell import Place
-from adbench.engines import LAST_WORDS, Emit
-from adbench.engines.worker import begin, safe_path, work
+from adbench.execution.engines import LAST_WORDS, Emit
+from adbench.execution.engines.worker import begin, safe_path, work
+from adbench.execution.execute import Place
 from adbench.experiment.matrix import Cell
 from adbench.registry import METHODS
 from adbench.source import Code
 from adbench.system import signals
 
 # The second is what torch.optim imports when it is first used, the third what the digits are read with.
-PRELOADED = ["adbench.engines.processes", "torch._dynamo", "sklearn.datasets"]
+PRELOADED = ["adbench.execution.engines.processes", "torch._dynamo", "sklearn.datasets"]
 GRACE = 60.0
 """Seconds that a worker has for finishing what it is at, when the run is asked to end."""
 

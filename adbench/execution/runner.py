@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adbench.cell import Place, give_up
-from adbench.engines import Emit, Engine
-from adbench.engines.here import Here
-from adbench.engines.processes import Processes
-from adbench.engines.ray import RayCluster
 from adbench.errors import UserError
+from adbench.execution.engines import Emit, Engine
+from adbench.execution.engines.inline import Here
+from adbench.execution.engines.processes import Processes
+from adbench.execution.engines.ray import RayCluster
+from adbench.execution.execute import Place, give_up
 from adbench.experiment.matrix import Cell, Matrix
 from adbench.registry import METHODS
 from adbench.results import record

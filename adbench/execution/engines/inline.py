@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from adbench.cell import Place
-from adbench.engines import Emit
-from adbench.engines.worker import prepare_torch, work
+from adbench.execution.engines import Emit
+from adbench.execution.engines.worker import prepare_torch, work
+from adbench.execution.execute import Place
 from adbench.experiment.matrix import Cell
 
 
