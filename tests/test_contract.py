@@ -8,8 +8,8 @@ import pytest
 from tiny import PLUGIN as WORKS
 from tiny import cli, options
 
-from adbench import contract
 from adbench.execution.engines.inline import Here
+from adbench.plugins import validate
 from adbench.registry import METHODS
 
 PLUGIN = '''
@@ -153,14 +153,14 @@ def plugin(folder: Path, **parts: str) -> Path:
 
 def broken_promises(path: Path) -> list[str]:
     """The names of the checks that fail."""
-    verdicts = list(contract.validate(METHODS.add_file(path)))
-    assert len(verdicts) == len(contract.CHECKS)
-    return [check.__name__ for check, verdict in zip(contract.CHECKS, verdicts, strict=True) if verdict.error]
+    verdicts = list(validate.validate(METHODS.add_file(path)))
+    assert len(verdicts) == len(validate.CHECKS)
+    return [check.__name__ for check, verdict in zip(validate.CHECKS, verdicts, strict=True) if verdict.error]
 
 
 @pytest.mark.parametrize("method", METHODS.names())
 def test_every_built_in_method_keeps_its_promises(method: str) -> None:
-    assert [v for v in contract.validate(method) if v.error] == []
+    assert [v for v in validate.validate(method) if v.error] == []
 
 
 def test_the_plugin_that_the_broken_ones_differ_from_keeps_its_promises(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_broken_plugin_is_caught_by_the_check_that_is_meant_for_it(tmp_path: P
 
 
 def test_every_check_has_a_plugin_that_breaks_it() -> None:
-    assert {check for check, _ in BROKEN.values()} == {check.__name__ for check in contract.CHECKS}
+    assert {check for check, _ in BROKEN.values()} == {check.__name__ for check in validate.CHECKS}
 
 
 def test_the_command_prints_a_line_a_promise_and_what_was_seen(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_sigterm_that_leads_to_another_refusal_is_still_sigterm(monkeypatch: pyt
             os.kill(os.getpid(), signal.SIGTERM)
             raise UserError("a sentence")
 
-    monkeypatch.setattr("adbench.listing.sections", refused)
+    monkeypatch.setattr("adbench.plugins.listing.sections", refused)
     assert cli("list").exit_code == 143
 
 

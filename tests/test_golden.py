@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from tiny import cli
 from torch import Tensor
 
-from adbench import golden as reference
 from adbench.attacks.linf import Start, ascend, attacking
 from adbench.errors import UserError
-from adbench.golden import Node, Result
+from adbench.plugins import golden as reference
+from adbench.plugins.golden import Node, Result
 from adbench.registry import METHODS
 
 

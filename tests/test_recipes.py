@@ -160,7 +160,7 @@ def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], s
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_says_what_it_does_and_what_its_authors_do_differently(name: str) -> None:
-    from adbench.card import card
+    from adbench.plugins.describe import card
 
     said = card(name)
     for part in ("attack: ", "loss", "needs ", "cost "):
@@ -173,7 +173,7 @@ def test_every_method_says_what_it_does_and_what_its_authors_do_differently(name
 
 
 def test_a_card_has_needs_cost_defaults_and_bounds() -> None:
-    from adbench.card import card
+    from adbench.plugins.describe import card
 
     said = card("mtard")
     assert "needs   a robust teacher, a naturally trained teacher" in said

@@ -33,7 +33,7 @@ def list_(what: str | None) -> None:
       adbench list
       adbench list methods --plugin mine.py
     """
-    from adbench.listing import listed, sections
+    from adbench.plugins.listing import listed, sections
 
     for title, rows in sections().items():
         if what in (None, title):
@@ -66,7 +66,7 @@ def teachers(
       adbench teachers digits-robust --verify
       adbench teachers mine.toml --verify --dataset cifar10 --images 1000
     """
-    from adbench import listing
+    from adbench.plugins import listing
 
     if name is None:
         for line in listing.teacher_lines():
@@ -104,7 +104,7 @@ def golden(file: Path | None, threads: int | None) -> None:
     """
     import torch
 
-    from adbench import golden as reference
+    from adbench.plugins import golden as reference
 
     torch.set_num_threads(threads or 1)  # on so small networks, a second thread only waits
     content = reference.read(file or reference.FILE)
@@ -128,7 +128,7 @@ def info(method: str) -> None:
       adbench info smaraad
       adbench info mine.py
     """
-    from adbench.card import card
+    from adbench.plugins.describe import card
 
     click.echo(card(_method(method)))
 
@@ -155,7 +155,7 @@ def validate(methods: tuple[str, ...], threads: int | None) -> None:
     """
     import torch
 
-    from adbench.contract import validate as verdicts
+    from adbench.plugins.validate import validate as verdicts
     from adbench.registry import METHODS
 
     torch.set_num_threads(threads or 1)  # on so small a problem, a second thread only waits
@@ -193,7 +193,7 @@ def new_method(name: str, out: Path) -> None:
       adbench validate mine.py
       adbench run --methods mine,rslad --plugin mine.py
     """
-    from adbench.scaffold import write_method
+    from adbench.plugins.scaffold import write_method
 
     path = write_method(name, out)
     click.echo(f"wrote {path}; try: adbench validate {path}, then adbench run --methods {name} --plugin {path}")

@@ -1,0 +1,1 @@
+"""Help for plugin authors: `adbench list`, `info`, `new-method`, `validate` and `golden`."""
