@@ -19,7 +19,7 @@ from rich.console import Console
 from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, records, run
 
 from adbench.cli import main
-from adbench.display import Display
+from adbench.cli.display import Display
 from adbench.execution import execute
 from adbench.execution.execute import lookup
 from adbench.experiment.config import experiment, layered, merged, parse_setting, read_preset

@@ -10,7 +10,8 @@ from rich.cells import cell_len
 from synthetic import add
 from tiny import cli
 
-from adbench import display, report
+from adbench import report
+from adbench.cli import display
 from adbench.report import heat, render
 from adbench.results import record
 from adbench.results.runs import slug

@@ -74,7 +74,7 @@ def teachers(
         return
     click.echo(listing.describe_teacher(name, dataset))
     if verify:
-        from adbench.display import Display, console
+        from adbench.cli.display import Display, console
         from adbench.execution.runner import Local
         from adbench.execution.teacher_check import verify_teacher
 

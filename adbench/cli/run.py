@@ -114,7 +114,7 @@ def _on_all_ranks(
     timeout: float | None, dry_run: bool,
 ) -> int:  # fmt: skip
     """Carry a run out, alone or as one of the processes that torchrun started; the cells that failed."""
-    from adbench.display import console as make_console
+    from adbench.cli.display import console as make_console
 
     console = make_console()
     with console.status("reading data and teachers"):
@@ -142,7 +142,7 @@ def _carry_out(
     """Show the plan, run it, show the summary; returns the number of cells that failed."""
     results = place.results
     with console.status("reading data and teachers"):
-        from adbench.display import Display, duration, plan_table, summary_table
+        from adbench.cli.display import Display, duration, plan_table, summary_table
         from adbench.execution import runner
         from adbench.execution.execute import check
         from adbench.results import plans
@@ -228,7 +228,7 @@ def cost(
       adbench cost --dataset cifar10 --methods all --student rn18,mn-v2 --seeds 3
       adbench cost --methods rslad,adaad --format csv
     """
-    from adbench.display import console, cost_csv, cost_table, duration
+    from adbench.cli.display import console, cost_csv, cost_table, duration
     from adbench.execution.runner import Local
 
     place = place_of(results, data_dir, device)
@@ -275,7 +275,7 @@ def eval_(
     Example:
       adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
     """
-    from adbench.display import Display, console, percent
+    from adbench.cli.display import Display, console, percent
     from adbench.execution import runner
     from adbench.execution.execute import check, lookup
     from adbench.experiment import config, teacher

@@ -86,7 +86,7 @@ def _plan(asked: Asked, plan_id: str | None, results: Path) -> tuple[list[Planne
 
 def _table(matrix: Matrix) -> Iterator[str]:
     """The matrix as lines of text: counts by dataset and network, then what needs a word."""
-    from adbench.display import duration
+    from adbench.cli.display import duration
     from adbench.results.status import STATES
 
     plan, standings = matrix.plan, list(matrix.standings.values())
