@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from adbench import DISTRIBUTION, source
+from adbench import DISTRIBUTION, plugin_code
 from adbench.errors import UserError, unknown
-from adbench.source import Code
+from adbench.plugin_code import Code
 from adbench.system.signals import Stopped
 
 GROUPS = ("all",)
@@ -119,7 +119,7 @@ class Registry:
             path = self._path(name)
             try:
                 module = "" if name in self._files else self._entry_points[name].module
-                self._codes[name] = source.read(path, module) if path else source.NONE
+                self._codes[name] = plugin_code.read(path, module) if path else plugin_code.NONE
             except OSError as error:
                 raise UserError(f"{self.kind} '{path}' cannot be read: {error.strerror or error}") from error
         return self._codes[name]
@@ -135,13 +135,13 @@ class Registry:
     def _path(self, name: str) -> Path | None:
         if name in self._files:
             return self._files[name]
-        spec = source.locate(self._entry_points[name].module)
+        spec = plugin_code.locate(self._entry_points[name].module)
         return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
     def source_hash(self, name: str) -> str:
         """SHA-256 of the bytes of the file that defines `name` ('' where there is none), as `code` read it."""
         code = self.code(name)
-        return "" if code is source.NONE else code.main.sha256
+        return "" if code is plugin_code.NONE else code.main.sha256
 
     def summary(self, name: str) -> str:
         """The first docstring line of the object registered under `name`, read without importing it."""
@@ -210,7 +210,7 @@ def _class_of_file(code: Code, kind: str, added: Collection[Path]) -> Any:
     module = ModuleType(module_name)
     module.__file__ = str(path)
     sys.modules[module_name] = module
-    source.HELPERS.serve(code, added)
+    plugin_code.HELPERS.serve(code, added)
     with importing(f"plugin '{path}'"):
         # What was hashed is what is executed: not the file, which may have changed, nor its bytecode in a cache.
         exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))

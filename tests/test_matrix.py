@@ -21,8 +21,8 @@ from adbench.execution.runner import Local
 from adbench.experiment import matrix as matrix_module
 from adbench.experiment.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
 from adbench.experiment.matrix import PAPER_METHODS, Cell, Matrix, expand
+from adbench.plugin_code import Code, Module
 from adbench.registry import METHODS
-from adbench.source import Code, Module
 from adbench.system import locks
 
 THREATS = {"digits": Threat(Fraction(28, 255), Fraction(7, 255)), "cifar10": Threat(Fraction(8, 255), Fraction(2, 255))}

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from tiny import PLUGIN, cli, options, record_of, records, run
 
-from adbench import source
+from adbench import plugin_code
 from adbench.errors import UserError
 from adbench.registry import METHODS, Registry
 
@@ -63,7 +63,7 @@ OTHER = {
 def of(text: str, folder: Path, name: str = "mine.py") -> str:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(text, encoding="utf-8")
-    return source.read(folder / name).sha256
+    return plugin_code.read(folder / name).sha256
 
 
 @pytest.mark.parametrize("change", SAME)
@@ -154,18 +154,18 @@ def _project(folder: Path, imports: str) -> Path:
 def test_a_local_module_that_a_plugin_imports_is_part_of_its_code(form: str, tmp_path: Path) -> None:
     imports, decides = IMPORTS[form]
     path = _project(tmp_path / "here", imports)
-    before = source.read(path).sha256
-    assert source.read(_project(tmp_path / "there", imports)).sha256 == before
+    before = plugin_code.read(path).sha256
+    assert plugin_code.read(_project(tmp_path / "there", imports)).sha256 == before
     (tmp_path / "here/unused.py").write_text("SCALE = 0.0\n", encoding="utf-8")
     (tmp_path / "here" / decides).write_text('"""Reworded."""\nSCALE = 1.0  # so\n', encoding="utf-8")
-    assert source.read(path).sha256 == before
+    assert plugin_code.read(path).sha256 == before
     # What is hashed is what is executed, though the folder is not on the path and the file is another by now.
     registry = Registry("method", "adbench.methods")
     name = registry.add_file(path)
     assert registry.code(name).sha256 == before
     (tmp_path / "here" / decides).write_text("SCALE = 0.0\n", encoding="utf-8")
     assert sys.modules[registry.load(name).__module__].SCALE == 1.0
-    assert source.read(path).sha256 != before
+    assert plugin_code.read(path).sha256 != before
     # Nor is it there where the plugin is sent to.
     sent = Registry("method", "adbench.methods")
     shutil.rmtree(tmp_path / "here")
@@ -197,7 +197,7 @@ def test_two_plugins_with_helpers_of_one_name_are_told_apart(tmp_path: Path) -> 
 def test_what_is_installed_is_not_taken_from_beside_the_plugin(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
     (tmp_path / "mine.py").write_text(f"import {name}\n{PLUGIN}", encoding="utf-8")
-    assert not source.read(tmp_path / "mine.py").helpers
+    assert not plugin_code.read(tmp_path / "mine.py").helpers
     registry = Registry("method", "adbench.methods")
     assert registry.load(registry.add_file(tmp_path / "mine.py")).label == "Mine, really"
 
@@ -210,9 +210,9 @@ def test_a_package_keeps_its_hash_under_another_name(tmp_path: Path, monkeypatch
         (tmp_path / name / "__init__.py").write_text("raise ValueError('is not imported to be hashed')\n")
         (tmp_path / name / "fine.py").write_text(f"from .parts import SCALE\n{PLUGIN}", encoding="utf-8")
         (tmp_path / name / "parts.py").write_text("SCALE = 1\n", encoding="utf-8")
-        hashes.append(source.read(tmp_path / name / "fine.py", f"{name}.fine").sha256)
+        hashes.append(plugin_code.read(tmp_path / name / "fine.py", f"{name}.fine").sha256)
     (tmp_path / "renamed" / "parts.py").write_text("SCALE = 2\n", encoding="utf-8")
-    hashes.append(source.read(tmp_path / "renamed" / "fine.py", "renamed.fine").sha256)
+    hashes.append(plugin_code.read(tmp_path / "renamed" / "fine.py", "renamed.fine").sha256)
     assert hashes[0] == hashes[1] != hashes[2]
 
 

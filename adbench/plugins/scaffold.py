@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from adbench.errors import UserError
+from adbench.plugin_code import locate
 from adbench.registry import GROUPS, METHODS
-from adbench.source import locate
 from adbench.system.files import write_text
 
 TEMPLATE = '''\

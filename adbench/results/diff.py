@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adbench import source
+from adbench import plugin_code
 from adbench.errors import UserError
 from adbench.registry import DATASETS, METHODS, MODELS, Registry
 
@@ -95,7 +95,7 @@ def _today(registry: Registry, name: str, plugins: Mapping[str, str], bytes_: bo
     """The hash of what defines `name` here; "" for nothing."""
     try:
         if registry is METHODS and name in plugins:
-            code = source.read(Path(plugins[name]))
+            code = plugin_code.read(Path(plugins[name]))
             return code.main.sha256 if bytes_ else code.sha256
         if name in registry:
             return registry.source_hash(name) if bytes_ else registry.code(name).sha256

@@ -23,8 +23,8 @@ from adbench.execution.engines import LAST_WORDS, Emit
 from adbench.execution.engines.worker import begin, safe_path, work
 from adbench.execution.execute import Place
 from adbench.experiment.matrix import Cell
+from adbench.plugin_code import Code
 from adbench.registry import METHODS
-from adbench.source import Code
 from adbench.system import signals
 
 # The second is what torch.optim imports when it is first used, the third what the digits are read with.

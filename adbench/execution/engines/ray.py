@@ -28,8 +28,8 @@ from adbench.execution.engines import LAST_WORDS, Emit
 from adbench.execution.engines.worker import begin, work
 from adbench.execution.execute import Place
 from adbench.experiment.matrix import Cell
+from adbench.plugin_code import Code
 from adbench.registry import METHODS
-from adbench.source import Code
 from adbench.system import files, locks, signals
 from adbench.system.machine import cores
 

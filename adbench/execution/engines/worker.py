@@ -13,8 +13,8 @@ from typing import Any
 from adbench.errors import Caution, UserError
 from adbench.execution.execute import Place, execute
 from adbench.experiment.matrix import Cell
+from adbench.plugin_code import Code
 from adbench.registry import METHODS
-from adbench.source import Code
 
 Say = Callable[[dict[str, Any]], None]
 
