@@ -62,7 +62,7 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     (cross,), (cam,) = results.rglob("cross.json"), results.rglob("cam.json")
     (plan,) = (results / "plans").iterdir()
     (tensors,) = (folder / "shared").glob("*.safetensors")
-    resume = trained / resume.FILES[0]
+    state = trained / resume.FILES[0]
     return {
         "record.json": (judged / record.FILE, lambda: record.read(judged / record.FILE).data),
         "outcomes.parquet": (judged / record.OUTCOMES, lambda: _outcomes(judged / record.FILE)),
@@ -71,7 +71,7 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
         "best.safetensors": (trained / trainer.BEST, lambda: _weights(trained / trainer.BEST)),
         "last.safetensors": (trained / trainer.LAST, lambda: _weights(trained / trainer.LAST)),
         "exported safetensors": (tensors, lambda: _weights(tensors)),
-        "resume state": (resume, lambda: _state(resume)),
+        "resume state": (state, lambda: _state(state)),
         "training.json": (trained / trainer.SUMMARY, lambda: trainer.finished(trained)),
         "log.jsonl": (trained / trainer.LOG, lambda: record.read(judged / record.FILE).log()),
         "plan": (plan, lambda: plans.read(plan).data),

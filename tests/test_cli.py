@@ -475,14 +475,14 @@ def _show(cells: tuple[Cell, ...], *, terminal: bool) -> str:
     ]
     with Display(console, len(cells)) as display:
         for cell, end in zip(cells, ends, strict=True):
-            display(execute, {"what": "start"})
-            display(execute, {"what": "batch", "epoch": 0, "batch": 1, "of": 2})
+            display(cell, {"what": "start"})
+            display(cell, {"what": "batch", "epoch": 0, "batch": 1, "of": 2})
             epoch = {"what": "epoch", "epoch": 1, "seconds": 1.0, "images_per_second": 64.0, "loss": 2.303}
-            display(execute, {**epoch, "val_clean": None, "val_robust": None})
-            display(execute, {**epoch, "val_clean": 0.5, "val_robust": 0.25})
+            display(cell, {**epoch, "val_clean": None, "val_robust": None})
+            display(cell, {**epoch, "val_clean": 0.5, "val_robust": 0.25})
             display._progress.refresh()
-            display(execute, {"what": "attack", "name": "pgd20", "value": 0.25})
-            display(execute, {"what": "end", "record": end})
+            display(cell, {"what": "attack", "name": "pgd20", "value": 0.25})
+            display(cell, {"what": "end", "record": end})
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert isinstance(text, str)
     return text

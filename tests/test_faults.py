@@ -42,7 +42,7 @@ def _deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def trainer(method: str, folder: Path, *, dropout: bool = False) -> trainer.Trainer:
+def trainer_of(method: str, folder: Path, *, dropout: bool = False) -> trainer.Trainer:
     torch.manual_seed(7)
     networks = [build("cnn-4", classes=10, channels=1) for _ in range(3)]
     if dropout:
@@ -62,7 +62,7 @@ def trainer(method: str, folder: Path, *, dropout: bool = False) -> trainer.Trai
 
 
 def train_on(method: str, folder: Path, **extra: Any) -> trainer.Summary:
-    return trainer(method, folder, **extra).run(on_epoch=lambda _: None, on_batch=lambda *_: None)
+    return trainer_of(method, folder, **extra).run(on_epoch=lambda _: None, on_batch=lambda *_: None)
 
 
 def terminate_at(moment: tuple[int, int]) -> Any:
@@ -85,7 +85,7 @@ def test_training_that_is_terminated_saves_its_batch_and_ends_in_the_same_bits(m
     stopped = tmp_path / "stopped"
     for moment in ((0, 1), (0, 3), (1, BATCHES), (2, 2), (2, 3)):
         with signals.heeded(), pytest.raises(signals.Stopped):
-            trainer(method, stopped, dropout=dropout).run(on_epoch=lambda _: None, on_batch=terminate_at(moment))
+            trainer_of(method, stopped, dropout=dropout).run(on_epoch=lambda _: None, on_batch=terminate_at(moment))
         kept, _ = resume.Store(stopped).load(torch.device("cpu"))
         assert kept is not None
         assert (kept["epoch"], kept["under_way"]["batch"]) == moment, "the batch under way was finished and no other"
@@ -210,7 +210,7 @@ def stop_after(folder: Path, epochs: int) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        trainer("las-at", folder).run(on_epoch=killed, on_batch=lambda *_: None)
+        trainer_of("las-at", folder).run(on_epoch=killed, on_batch=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     newest = max((tmp_path / name for name in resume.FILES), key=lambda path: path.stat().st_mtime_ns)
     damage(newest, place)
     told: list[str] = []
-    summary = trainer("las-at", tmp_path).run(lambda _: None, lambda *_: None, told.append)
+    summary = trainer_of("las-at", tmp_path).run(lambda _: None, lambda *_: None, told.append)
     assert len(told) == 1
     assert told[0].startswith(f"'{newest}' is damaged (")
     assert told[0].endswith("the training goes on from the state after epoch 2")
@@ -247,7 +247,7 @@ def test_where_both_states_are_damaged_the_training_starts_over(undisturbed: Pat
     for name in resume.FILES:
         flip(tmp_path / name, 0.7)
     told: list[str] = []
-    trainer("las-at", tmp_path).run(lambda _: None, lambda *_: None, told.append)
+    trainer_of("las-at", tmp_path).run(lambda _: None, lambda *_: None, told.append)
     assert len(told) == 2
     assert all(said.endswith("the training starts over") for said in told)
     assert all(

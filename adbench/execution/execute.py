@@ -311,8 +311,8 @@ def _train(run: _Run, dataset: Dataset) -> trainer.Summary:
     files.write_json(folder / "cell.json", cell.training)
     place.ranks.lead(cell)
     with place.ranks.together():
-        trainer = _trainer(cell, place, dataset, needed)
-    return trainer.run(
+        training = _trainer(cell, place, dataset, needed)
+    return training.run(
         on_epoch=lambda entry: run.report({"what": "epoch", **entry}),
         on_batch=lambda epoch, batch, of: run.report({"what": "batch", "epoch": epoch, "batch": batch, "of": of}),
         on_note=lambda said: run.report({"what": "note", "says": said}),
@@ -325,8 +325,8 @@ def assist(cell: Cell, place: Place) -> None:
         with place.ranks.together():
             dataset = cell_dataset(cell, place)
             _check_source(cell)
-            trainer = _trainer(cell, place, dataset, _teachers(cell, place, dataset))
-        trainer.run(on_epoch=lambda _: None, on_batch=lambda *_: None)
+            training = _trainer(cell, place, dataset, _teachers(cell, place, dataset))
+        training.run(on_epoch=lambda _: None, on_batch=lambda *_: None)
 
 
 KEYS = {Need.TEACHER: "robust", Need.NATURAL_TEACHER: "natural"}
@@ -418,7 +418,7 @@ def _record(
     training, device = None, run.place.describe()
     if run.summary:
         device = device if run.summary.devices == 1 else f"{run.summary.devices} x {device}"
-        training = {**run.summary.__dict__, "log": f"../{train.LOG}", **_passes(cell)}
+        training = {**run.summary.__dict__, "log": f"../{trainer.LOG}", **_passes(cell)}
         if (log := cell.folder(run.place.results) / trainer.LOG).is_file():
             training["log_sha256"] = files.sha256(log)
     return {

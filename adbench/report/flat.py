@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def frames(view: View, tables: Sequence[Table]) -> dict[str, pd.DataFrame]:
-    """`records`: as `adbench.results.record.frame` has them, paths below the results folder. `values`: a row a cell of a table.
+    """`records`: as `record.frame` has them, paths below the results folder. `values`: a row a cell of a table.
 
     Columns of values: table, setting of the attacks, block, row, group, column, text as printed, value (a number, where
     it is one), spread, mark (best, second, failed or none), tied with the best, details, and the paths of the records

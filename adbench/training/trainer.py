@@ -40,6 +40,7 @@ from adbench.training.lean_form import Engine, Precision
 from adbench.training.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.training.nonfinite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.weights import checkpoint
+from adbench.weights.file_reader import state_sha256
 
 LAST, BEST, LOG, SUMMARY, FAILURE = (
     "last.safetensors",
@@ -70,7 +71,7 @@ class Summary:
     micro_batch: int | None = None
     devices: int = 1
     weights: dict[str, str] | None = None
-    """SHA-256 (`checkpoint.state_sha256`) of what it ended with, by "best" and "last"; older trainings have none."""
+    """SHA-256 (`file_reader.state_sha256`) of what it ended with, by "best" and "last"; older trainings have none."""
     notes: list[str] = field(default_factory=list)
     """What was met on the way: damaged states that were passed over, another number of devices."""
 
@@ -221,7 +222,7 @@ class Trainer:
             micro_batch=self.micro_batch,
             devices=self.ranks.size,
             weights={
-                "best": checkpoint.state_sha256(self.best_weights),
+                "best": state_sha256(self.best_weights),
                 "last": checkpoint.weights_sha256(self.student),
             },
             notes=self.notes,
@@ -520,7 +521,7 @@ class Trainer:
         except Exception as error:
             raise UserError(
                 f"the state in '{self.folder}' cannot be resumed ({type(error).__name__}: {error}); delete "
-                f"{' and '.join(state.FILES)} there to start the cell over"
+                f"{' and '.join(resume.FILES)} there to start the cell over"
             ) from error
         return said
 

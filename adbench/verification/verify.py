@@ -2,7 +2,8 @@
 
 It takes nothing on trust but the data set of the record's name and the files given to it: every figure is computed
 again, in one forward pass over the test images and one over each attack's x'. That a survivor cannot be broken no
-stored x' can show; `survivors` attacks them anew (`adbench.verification.reattack`), `again` repeats the record's gradient attacks.
+stored x' can show; `survivors` attacks them anew (`reattack.py`), `again` repeats the
+record's gradient attacks.
 """
 
 from __future__ import annotations
@@ -385,7 +386,7 @@ class _Verification:
             yield Finding(
                 f"{name} again", FOLLOWS if worse <= limit else CONTRADICTS,
                 f"{len(index)} images attacked as recorded: {worse} recorded as survivors are broken, {better} the "
-                f"other way; rounding breaks at most {limit} (rate {100 * anew.REPEATED:g}%, error {CHANCE:g})",
+                f"other way; rounding breaks at most {limit} (rate {100 * reattack.REPEATED:g}%, error {CHANCE:g})",
             )  # fmt: skip
 
     @property
