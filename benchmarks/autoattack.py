@@ -43,9 +43,15 @@ def plain(network: Network, split: Split, device: torch.device, seed: int) -> Te
 def ours(network: Network, split: Split, device: torch.device, seed: int, search: str) -> Tensor:
     """The same verdicts from adbench, in one shard. search: fast (the default, where bfloat16 is faster) or exact."""
     evaluator = Evaluator(
-        network, split, Threat(EPS, EPS / 4), seed=seed, batch_size=256, device=device,
-        search=search, shard=len(split.labels),
-    )  # fmt: skip
+        network,
+        split,
+        Threat(EPS, EPS / 4),
+        seed=seed,
+        batch_size=256,
+        device=device,
+        search=search,
+        shard=len(split.labels),
+    )
     found = evaluate(evaluator, ("aa",))["aa"]
     print(f"search: {found.definition['search']}")
     return found.right

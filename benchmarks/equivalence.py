@@ -91,10 +91,14 @@ def probed(bench: Bench, method: str, engine: Engine) -> tuple[list[Tensor], Ten
         x=to_float(bench.split.images.to(bench.device)),
         y=bench.split.labels.to(bench.device),
         student=Net(student, engine),
-        epoch=9, epochs=10, iteration=1, lr=0.1, threat=BALL,
+        epoch=9,
+        epochs=10,
+        iteration=1,
+        lr=0.1,
+        threat=BALL,
         generator=torch.Generator(bench.device).manual_seed(0),
         teachers={need: Teacher(copy.deepcopy(nets[need]), engine) for need in plugin.needed()},
-    )  # fmt: skip
+    )
     plugin.setup(step)
     step.generator.manual_seed(1)
     loss = plugin.loss(step, plugin.attack(step))
@@ -126,9 +130,18 @@ def gradients(args: argparse.Namespace) -> None:
             rows.append(row)
             print(" ".join(row), file=sys.stderr, flush=True)
     table(
-        ["method", "precision", "start: error", "equal signs", "in the ball: error", "equal signs", "loss: error",
-         "weights' gradient: error"], rows,
-    )  # fmt: skip
+        [
+            "method",
+            "precision",
+            "start: error",
+            "equal signs",
+            "in the ball: error",
+            "equal signs",
+            "loss: error",
+            "weights' gradient: error",
+        ],
+        rows,
+    )
 
 
 def settle(bench: Bench, args: argparse.Namespace) -> None:
@@ -181,19 +194,30 @@ def outcome(
     nets = {Need.TEACHER: bench.teacher, Need.NATURAL_TEACHER: bench.natural}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            method=plugin, student=build(args.student, classes=10), dataset=dataset, seed=seed, folder=Path(folder),
+            method=plugin,
+            student=build(args.student, classes=10),
+            dataset=dataset,
+            seed=seed,
+            folder=Path(folder),
             teachers={need: copy.deepcopy(nets[need]) for need in plugin.needed()},
-            attack=replace(BALL, steps=args.steps), validation=BALL, device=bench.device,
+            attack=replace(BALL, steps=args.steps),
+            validation=BALL,
+            device=bench.device,
             config=Train(epochs=args.epochs, batch_size=args.batch, precision=precision, val_every=args.epochs),
-        )  # fmt: skip
+        )
         trainer.run(lambda _: None, lambda *_: None)
     with Net(trainer.student).still():
         x, y = to_float(dataset.test.images.to(bench.device)), dataset.test.labels.to(bench.device)
         noise = torch.Generator(bench.device).manual_seed(0)
         x_adv = ascend(
-            x, lambda z: cross_entropy(trainer.student(z), y), eps=BALL.eps, step=BALL.step, steps=BALL.steps,
-            start=Start.UNIFORM, generator=noise,
-        )  # fmt: skip
+            x,
+            lambda z: cross_entropy(trainer.student(z), y),
+            eps=BALL.eps,
+            step=BALL.step,
+            steps=BALL.steps,
+            start=Start.UNIFORM,
+            generator=noise,
+        )
         return tuple(100 * float((trainer.student(z).argmax(1) == y).double().mean()) for z in (x, x_adv))  # type: ignore[return-value]
 
 
@@ -218,9 +242,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="of its inner ascent")
     parser.add_argument(
-        "--precisions", type=lambda names: names.split(","), default=["float32", "auto", "bfloat16"], metavar="NAMES",
+        "--precisions",
+        type=lambda names: names.split(","),
+        default=["float32", "auto", "bfloat16"],
+        metavar="NAMES",
         help="ways of that, compared with the first; auto is the lean form in float32 from cnn-32 on",
-    )  # fmt: skip
+    )
     args = parser.parse_args()
     heading(args)
     with nullcontext() if multiplies_bfloat16(torch.device(args.device)) else Products():

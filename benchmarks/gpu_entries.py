@@ -253,11 +253,16 @@ def _digits(data: Path, weights: Path) -> None:
 def device(job: Job) -> None:
     """Device, versions, the rates of matrix products, and the tests that want a GPU."""
     job.fact(
-        adbench=__version__, commit=provenance.provenance("", 0, None, "")["git_commit"],
-        python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
-        pyautoattack=version("pyautoattack"), cores=len(os.sched_getaffinity(0)), platform=platform.platform(),
+        adbench=__version__,
+        commit=provenance.provenance("", 0, None, "")["git_commit"],
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        pyautoattack=version("pyautoattack"),
+        cores=len(os.sched_getaffinity(0)),
+        platform=platform.platform(),
         processor=step.cpu(),
-    )  # fmt: skip
+    )
     job.apart("device", _device, limit=0.5 * job.left)
     job.apart("the tests marked gpu", _tests)
 
@@ -268,9 +273,13 @@ def _device(job: Job) -> None:
         about = torch.cuda.get_device_properties(place)
         name = about.name
         job.fact(
-            gpu=name, memory_gib=about.total_memory / 2**30, multiprocessors=about.multi_processor_count,
-            capability=f"{about.major}.{about.minor}", cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
-        )  # fmt: skip
+            gpu=name,
+            memory_gib=about.total_memory / 2**30,
+            multiprocessors=about.multi_processor_count,
+            capability=f"{about.major}.{about.minor}",
+            cuda=torch.version.cuda,
+            cudnn=torch.backends.cudnn.version(),
+        )
         with job.trying("nvidia-smi"):
             asked = ["nvidia-smi", "--query-gpu=driver_version,memory.used,clocks.sm", "--format=csv,noheader"]
             job.fact(driver=subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip())
@@ -340,10 +349,15 @@ def bench_for(job: Job, student: str, batch: int | None = None) -> step.Bench:
     small = job.small
     return step.Bench(
         argparse.Namespace(
-            student=student, teacher_arch="cnn-4" if small else "wrn-34-10", teacher=None, data=None,
-            batch=batch or (16 if small else 256), classes=10, device=job.device,
+            student=student,
+            teacher_arch="cnn-4" if small else "wrn-34-10",
+            teacher=None,
+            data=None,
+            batch=batch or (16 if small else 256),
+            classes=10,
+            device=job.device,
         )
-    )  # fmt: skip
+    )
 
 
 def students(job: Job) -> tuple[str, ...]:
@@ -403,9 +417,13 @@ def _held(place: torch.device) -> int:
 
 
 def measured(
-    job: Job, bench: step.Bench, names: tuple[str, str, str], prepare: Callable[[], Callable[[], Any]], rate: float,
+    job: Job,
+    bench: step.Bench,
+    names: tuple[str, str, str],
+    prepare: Callable[[], Callable[[], Any]],
+    rate: float,
     held: int,
-) -> None:  # fmt: skip
+) -> None:
     """Write down a way's step: median seconds, the share of a matrix rate, the peak of its memory.
 
     held: bytes on a GPU before, of networks that are in no way's own peak but plain's, which asks the same teacher.
@@ -424,9 +442,17 @@ def measured(
     own = peak_memory(bench.device) - held + (teacher if name.startswith("plain") else 0)
     median = statistics.median(taken)
     job.row(
-        "step", method=method, student=student, way=name, seconds=median, spread=max(taken) / min(taken),
-        rounds=len(taken), share=step_work(bench, method) / median / rate, peak_gib=own / 2**30, first=first,
-    )  # fmt: skip
+        "step",
+        method=method,
+        student=student,
+        way=name,
+        seconds=median,
+        spread=max(taken) / min(taken),
+        rounds=len(taken),
+        share=step_work(bench, method) / median / rate,
+        peak_gib=own / 2**30,
+        first=first,
+    )
 
 
 def step_work(bench: step.Bench, method: str) -> float:
@@ -531,10 +557,14 @@ def attacks(job: Job) -> None:
             seconds = time.perf_counter() - begun
             first = survive if first is None else first
             job.row(
-                "attack", by=f"AutoAttack, {by}", images=some, seconds=seconds, survive=int(survive.sum()),
+                "attack",
+                by=f"AutoAttack, {by}",
+                images=some,
+                seconds=seconds,
+                survive=int(survive.sum()),
                 broken_here_alone=(first & ~survive).nonzero().flatten().tolist(),
                 missed_here=(survive & ~first).nonzero().flatten().tolist(),
-            )  # fmt: skip
+            )
             told.append(f"{by} {seconds:.1f} s ({int(survive.sum())} survive)")
             job.found(f"AutoAttack, {some} images: " + ", ".join(told))
 
@@ -552,13 +582,30 @@ def teacher(job: Job) -> None:
     inner, seconds = 3, min(80.0, job.left - 40)
     epochs = 2 if job.small else max(2, int(seconds / epoch_seconds(job, "pgd-at", student, inner)))
     recipe: dict[str, Any] = {
-        "train__epochs": epochs, "train__attack_steps": inner, "train__attack_step": '"4/255"',
-        "train__val_every": epochs, "eval__attacks": '["pgd20","cw"]', "eval__masking": 0, "eval__images": 2000,
-    }  # fmt: skip
+        "train__epochs": epochs,
+        "train__attack_steps": inner,
+        "train__attack_step": '"4/255"',
+        "train__val_every": epochs,
+        "eval__attacks": '["pgd20","cw"]',
+        "eval__masking": 0,
+        "eval__images": 2000,
+    }
     cli(
-        job, "run", *posed.options, "--methods", "pgd-at", "--student", student, "--precision", "bfloat16",
-        "--device", job.device, "--results", job.results, *sized(job, recipe),
-    )  # fmt: skip
+        job,
+        "run",
+        *posed.options,
+        "--methods",
+        "pgd-at",
+        "--student",
+        student,
+        "--precision",
+        "bfloat16",
+        "--device",
+        job.device,
+        "--results",
+        job.results,
+        *sized(job, recipe),
+    )
     for path, found in records(job):
         row = _row_of(found)
         job.row("network", weights="float32", **row)
@@ -598,9 +645,15 @@ def epoch_seconds(job: Job, method: str, student: str, inner: int) -> float:
 def sized(job: Job, recipe: dict[str, Any]) -> list[str]:
     """The recipe as options; in a rehearsal on few images, and so that no image keeps AutoAttack busy."""
     small = {
-        "data__train_images": 640, "data__val_images": 16, "train__batch_size": 32, "train__val_steps": 2,
-        "train__attack_steps": 1, "train__attack_eps": '"1/255"', "threat__eps": '"32/255"', "eval__images": 16,
-    }  # fmt: skip
+        "data__train_images": 640,
+        "data__val_images": 16,
+        "train__batch_size": 32,
+        "train__val_steps": 2,
+        "train__attack_steps": 1,
+        "train__attack_eps": '"1/255"',
+        "threat__eps": '"32/255"',
+        "eval__images": 16,
+    }
     return settings(**recipe | (small if job.small else {}))
 
 
@@ -615,11 +668,15 @@ def _row_of(found: dict[str, Any]) -> dict[str, Any]:
     """A record in a line."""
     trained = found["training"]
     return {
-        "student": found["student"], "method": found["method"], "epochs": trained["epochs"],
-        "train_s": trained["seconds"], "images_s": trained["images_per_second"],
-        "peak_gib": trained["peak_memory_bytes"] / 2**30, "evaluate_s": found["timing"]["evaluate"],
+        "student": found["student"],
+        "method": found["method"],
+        "epochs": trained["epochs"],
+        "train_s": trained["seconds"],
+        "images_s": trained["images_per_second"],
+        "peak_gib": trained["peak_memory_bytes"] / 2**30,
+        "evaluate_s": found["timing"]["evaluate"],
         **{name: metric["value"] for name, metric in found["metrics"].items()},
-    }  # fmt: skip
+    }
 
 
 # (e) A short table
@@ -640,9 +697,13 @@ def table(job: Job) -> None:
     epochs = next((n for n in choices if 2 * (n * each + JUDGING) < job.left), choices[-1])
     job.fact(epochs=epochs)
     recipe: dict[str, Any] = {
-        "train__epochs": epochs, "eval__images": 2000, "eval__aa_images": 4 if job.small else 500,
-        "eval__aa_shard": 500, "eval__masking": 0, "hyper__smaraad__gamma": 10,
-    }  # fmt: skip
+        "train__epochs": epochs,
+        "eval__images": 2000,
+        "eval__aa_images": 4 if job.small else 500,
+        "eval__aa_shard": 500,
+        "eval__masking": 0,
+        "hyper__smaraad__gamma": 10,
+    }
     # The search in bfloat16 where the package itself would leave no time for the second student.
     search = ["--fast-aa"] if not job.small and job.left < 2 * (epochs * each + JUDGING) else []
     for number, (method, student) in enumerate(cells):
@@ -650,10 +711,25 @@ def table(job: Job) -> None:
             job.fact(**{"not begun": [f"{m}, {s}" for m, s in cells[number:]]})
             break
         cli(
-            job, "run", *posed.options, *posed.teacher, "--methods", method, "--student", student, "--preset", "short",
-            "--precision", "bfloat16", "--device", job.device, "--results", job.results,
-            *search, *sized(job, recipe),
-        )  # fmt: skip
+            job,
+            "run",
+            *posed.options,
+            *posed.teacher,
+            "--methods",
+            method,
+            "--student",
+            student,
+            "--preset",
+            "short",
+            "--precision",
+            "bfloat16",
+            "--device",
+            job.device,
+            "--results",
+            job.results,
+            *search,
+            *sized(job, recipe),
+        )
         done = [found for _, found in records(job)]
         if len(done) > len(job.said["rows"]):
             job.row("cell", **_row_of(done[-1]))
@@ -688,14 +764,35 @@ def training(job: Job, results: str, **changed: Any) -> list[str | Path]:
         "data__train_images": 1000 if job.small or not job.data else 6400,
         "train__batch_size": 10 if job.small else 64,
     }
-    recipe = {
-        "train__epochs": 3, "train__attack_steps": 2, "train__val_every": 3, "train__val_steps": 2,
-        "data__val_images": 16, "eval__images": 16, "eval__attacks": '["fgsm"]', "eval__masking": 0,
-    } | many | changed  # fmt: skip
+    recipe = (
+        {
+            "train__epochs": 3,
+            "train__attack_steps": 2,
+            "train__val_every": 3,
+            "train__val_steps": 2,
+            "data__val_images": 16,
+            "eval__images": 16,
+            "eval__attacks": '["fgsm"]',
+            "eval__masking": 0,
+        }
+        | many
+        | changed
+    )
     return [
-        "run", *options, "--methods", "pgd-at", "--student", student, "--threads", "1", "--device", job.device,
-        "--results", job.folder / results, *settings(**recipe),
-    ]  # fmt: skip
+        "run",
+        *options,
+        "--methods",
+        "pgd-at",
+        "--student",
+        student,
+        "--threads",
+        "1",
+        "--device",
+        job.device,
+        "--results",
+        job.folder / results,
+        *settings(**recipe),
+    ]
 
 
 def _sigterm(job: Job) -> None:
@@ -758,9 +855,13 @@ def _out_of_memory(job: Job) -> None:
     ((index, crops),) = trainer.batches()
     loss = float(trainer.iterate(index, crops, noise, {}))
     job.row(
-        "out of memory", batch=batch, micro_batch=trainer.micro_batch, loss=loss, needed_gib=needed / 2**30,
+        "out of memory",
+        batch=batch,
+        micro_batch=trainer.micro_batch,
+        loss=loss,
+        needed_gib=needed / 2**30,
         pretended=not job.on_gpu,
-    )  # fmt: skip
+    )
     if not trainer.micro_batch or not math.isfinite(loss):
         job.wrong(f"out of memory: micro-batches of {trainer.micro_batch}, loss {loss}")
 
@@ -816,9 +917,22 @@ def verify(job: Job) -> None:
     for made in dict.fromkeys(("cpu", job.device)):
         results = job.results / made.replace(":", "-")
         cli(
-            job, "eval", posed.weights, "--arch", posed.architecture, *posed.options, "--attacks", "fgsm,pgd20,cw",
-            "--images", str(images), "--keep-adversarial", "--device", made, "--results", results,
-        )  # fmt: skip
+            job,
+            "eval",
+            posed.weights,
+            "--arch",
+            posed.architecture,
+            *posed.options,
+            "--attacks",
+            "fgsm,pgd20,cw",
+            "--images",
+            str(images),
+            "--keep-adversarial",
+            "--device",
+            made,
+            "--results",
+            results,
+        )
         (path,) = results.rglob("record.json")
         for judged in dict.fromkeys(("cpu", job.device)):
             begun = time.perf_counter()
@@ -826,8 +940,12 @@ def verify(job: Job) -> None:
             code, said = cli(job, "verify", path, *words)
             broken = [line for line in said.splitlines() if line.strip().startswith("CONTRADICTS")]
             job.row(
-                "verified", made_on=made, judged_on=judged, exit_code=code, seconds=time.perf_counter() - begun,
+                "verified",
+                made_on=made,
+                judged_on=judged,
+                exit_code=code,
+                seconds=time.perf_counter() - begun,
                 does_not_follow=broken,
-            )  # fmt: skip
+            )
             held += not code
     job.found(f"{held} of {len(job.said['rows'])} verifications hold")

@@ -85,10 +85,17 @@ def held(args: argparse.Namespace, method: str) -> tuple[int, int]:
         student = Net(build(args.student, classes=args.classes).train())
         teachers = {need: Teacher(build(args.teacher_arch, classes=args.classes)) for need in plugin.needed()}
         step = Step(
-            x=torch.rand(args.batch, 3, 32, 32), y=torch.zeros(args.batch, dtype=torch.long), student=student,
-            epoch=9, epochs=10, iteration=1, lr=0.1, threat=Ball(8 / 255, 2 / 255, 1), generator=torch.Generator(),
+            x=torch.rand(args.batch, 3, 32, 32),
+            y=torch.zeros(args.batch, dtype=torch.long),
+            student=student,
+            epoch=9,
+            epochs=10,
+            iteration=1,
+            lr=0.1,
+            threat=Ball(8 / 255, 2 / 255, 1),
+            generator=torch.Generator(),
             teachers=teachers,
-        )  # fmt: skip
+        )
         plugin.setup(step)
         plugin.loss(step, plugin.attack(step)).mean().backward()
     weights = 3 * count_parameters(student.module)  # with gradient and momentum

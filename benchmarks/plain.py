@@ -193,9 +193,17 @@ class Policy(nn.Module):
 
 
 METHODS: dict[str, Callable[[Nets, Tensor, Tensor], Tensor]] = {
-    "pgd-at": pgd_at, "trades": trades, "las-at": las_at, "ard": ard, "iad": iad, "rslad": rslad, "mtard": mtard,
-    "adaad": adaad, "smaraad": smaraad, "smaraad-pp": smaraad_pp,
-}  # fmt: skip
+    "pgd-at": pgd_at,
+    "trades": trades,
+    "las-at": las_at,
+    "ard": ard,
+    "iad": iad,
+    "rslad": rslad,
+    "mtard": mtard,
+    "adaad": adaad,
+    "smaraad": smaraad,
+    "smaraad-pp": smaraad_pp,
+}
 
 
 def step(name: str, nets: Nets, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:

@@ -51,16 +51,37 @@ def make(results: Path, records: int, shape: str) -> None:
     """At least `records` records below `results`, with outcomes of 10,000 images and logs of 200 epochs."""
     draw = random.Random(0)
     for dataset, name in product(DATASETS, TEACHERS):
-        add(results, kind="teacher", dataset=dataset, label=name, student=name, seed=None, n=IMAGES,
-            metrics=metrics(draw, 0.1 + 0.01 * TEACHERS.index(name)), epochs=EPOCHS, per_class=True)  # fmt: skip
+        add(
+            results,
+            kind="teacher",
+            dataset=dataset,
+            label=name,
+            student=name,
+            seed=None,
+            n=IMAGES,
+            metrics=metrics(draw, 0.1 + 0.01 * TEACHERS.index(name)),
+            epochs=EPOCHS,
+            per_class=True,
+        )
     made = len(DATASETS) * len(TEACHERS)
     for turn in range(records):
         for dataset, student, method, teacher in cells():
             settings: dict[str, Any] = {"hyper": {"gamma": turn}} if shape == "runs" else {}
             worth = 0.01 * list(LABELS).index(method) - 0.02 * STUDENTS.index(student)
-            add(results, dataset=dataset, student=student, method=method, teacher=teacher, n=IMAGES, checked=False,
-                metrics=metrics(draw, worth), seed=0 if settings else turn, epochs=EPOCHS, settings=settings,
-                per_class=True)  # fmt: skip
+            add(
+                results,
+                dataset=dataset,
+                student=student,
+                method=method,
+                teacher=teacher,
+                n=IMAGES,
+                checked=False,
+                metrics=metrics(draw, worth),
+                seed=0 if settings else turn,
+                epochs=EPOCHS,
+                settings=settings,
+                per_class=True,
+            )
             made += 1
         if made >= records:
             return

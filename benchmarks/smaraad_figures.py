@@ -71,8 +71,9 @@ def by_gamma(runs: list[Run]) -> Figure:
                 (float(str(hyper(run, "gamma"))), run)
                 for run in runs
                 if (run.dataset, run.method, run.student) == (dataset, "smaraad", "cnn-16")
-                and hyper(run, "cam_norm") == "minmax" and setting(run, "epochs") == epochs
-            ]  # fmt: skip
+                and hyper(run, "cam_norm") == "minmax"
+                and setting(run, "epochs") == epochs
+            ]
             label = f"{dataset}, {epochs} epochs"
             errorbars(axes, points, attack, label, COLOURS[number], "os"[number])
         axes.set_xscale("log")
@@ -113,8 +114,14 @@ def pulls() -> Figure:
     shown = (0.2, 0.4, 0.6, 0.8, 0.95)
     print("| gamma | " + " | ".join(f"p = {p:g}" for p in shown) + " |\n| ---: |" + " ---: |" * len(shown))
     for gamma, colour, marker in zip(GAMMAS, COLOURS, "os^Dv", strict=True):
-        axes.plot(confidences, [pull(gamma, p) for p in confidences], color=colour, marker=marker, markersize=4,
-                  label=f"gamma {gamma:g}")  # fmt: skip
+        axes.plot(
+            confidences,
+            [pull(gamma, p) for p in confidences],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label=f"gamma {gamma:g}",
+        )
         print(f"| {gamma:g} | " + " | ".join(f"{pull(gamma, p):+.3f}" for p in shown) + " |")
     axes.axhline(0, color="#1c1c1a", linewidth=0.8)
     axes.set_xlabel("Student's probability of a wrong class")
@@ -132,10 +139,11 @@ def norms(runs: list[Run]) -> Figure:
     for axes, key, title in zip(panels, ("val_clean", "val_robust"), ("natural", "under attack"), strict=True):
         for (gamma, norm), colour in zip(wanted, COLOURS, strict=False):
             of_both = [
-                run for run in runs
+                run
+                for run in runs
                 if (run.dataset, run.method, run.student) == ("cifar10", "smaraad", "cnn-16")
                 and (hyper(run, "gamma"), hyper(run, "cam_norm")) == (gamma, norm)
-            ]  # fmt: skip
+            ]
             label: str | None = f"gamma {gamma:g}, {norm}"
             for record in (record for run in of_both for record in run.done):
                 lines = [(line["epoch"], 100 * line[key]) for line in record.log() if line[key] is not None]

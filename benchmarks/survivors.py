@@ -44,9 +44,14 @@ def problem(eps: float) -> tuple[Network, Split]:
         index = torch.randint(0, 2000, (64,), generator=generator)
         network.eval()
         x_adv = ascend(
-            x[index], partial(loss, network, y[index]), eps=eps, step=eps / 3, steps=5, start=Start.UNIFORM,
+            x[index],
+            partial(loss, network, y[index]),
+            eps=eps,
+            step=eps / 3,
+            steps=5,
+            start=Start.UNIFORM,
             generator=generator,
-        )  # fmt: skip
+        )
         network.train()
         optimiser.zero_grad()
         loss(network, y[index], x_adv).mean().backward()  # type: ignore[no-untyped-call]

@@ -46,8 +46,13 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     results, teacher, images = folder / "results", folder / "tiny.toml", folder / "own.npz"
     teacher.write_text(TEACHER, encoding="utf-8")
     found = digits(Path())
-    np.savez_compressed(images, x_train=found.x_train[:60], y_train=found.y_train[:60], x_test=found.x_test[:30],
-                        y_test=found.y_test[:30])  # fmt: skip
+    np.savez_compressed(
+        images,
+        x_train=found.x_train[:60],
+        y_train=found.y_train[:60],
+        x_test=found.x_test[:30],
+        y_test=found.y_test[:30],
+    )
     words = options(train__epochs="2")
     with mock.patch.object(execute, "_tidy"), mock.patch.object(resume, "clear"):  # what a killed run leaves
         _run("run", "--methods", "pgd-at,ard", "--teacher", teacher, "--keep-adversarial", *words, "--results", results)

@@ -44,9 +44,15 @@ from adbench.training import resume
 # Trained as good as naturally and attacked in a large ball: no image keeps AutoAttack busy for long.
 SETTINGS = {
     "eval__aa_search": "exact",
-    "train__epochs": "2", "train__attack_eps": "1/255", "train__attack_steps": "1", "data__train_images": "1000",
-    "threat__eps": "100/255", "eval__attacks": '["fgsm","pgd20","aa"]', "eval__aa_images": "4", "eval__aa_shard": "1",
-}  # fmt: skip
+    "train__epochs": "2",
+    "train__attack_eps": "1/255",
+    "train__attack_steps": "1",
+    "data__train_images": "1000",
+    "threat__eps": "100/255",
+    "eval__attacks": '["fgsm","pgd20","aa"]',
+    "eval__aa_images": "4",
+    "eval__aa_shard": "1",
+}
 
 # In the order in which they are run; for each how often it is killed at most in one round.
 COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -79,10 +85,19 @@ def _command(words: list[str], work: Path) -> None:
 def _start(words: list[str], work: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["kills", "adbench.execution.runner", "adbench.execution.cost", "adbench.report.render", "torch._dynamo",
-         "sklearn.datasets", "matplotlib.pyplot",
-         "adbench.methods.pgd_at", "adbench.methods.trades", "adbench.methods.rslad"]
-    )  # fmt: skip
+        [
+            "kills",
+            "adbench.execution.runner",
+            "adbench.execution.cost",
+            "adbench.report.render",
+            "torch._dynamo",
+            "sklearn.datasets",
+            "matplotlib.pyplot",
+            "adbench.methods.pgd_at",
+            "adbench.methods.trades",
+            "adbench.methods.rslad",
+        ]
+    )
     process = context.Process(target=_command, args=(words, work))
     process.start()
     return process

@@ -21,9 +21,17 @@ from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256
 
 LABELS = {
-    "pgd-at": "PGD-AT", "trades": "TRADES", "las-at": "LAS-AT", "ard": "ARD", "iad": "IAD", "rslad": "RSLAD",
-    "mtard": "MTARD", "adaad": "AdaAD", "smaraad": "SmaraAD", "smaraad-pp": "SmaraAD++",
-}  # fmt: skip
+    "pgd-at": "PGD-AT",
+    "trades": "TRADES",
+    "las-at": "LAS-AT",
+    "ard": "ARD",
+    "iad": "IAD",
+    "rslad": "RSLAD",
+    "mtard": "MTARD",
+    "adaad": "AdaAD",
+    "smaraad": "SmaraAD",
+    "smaraad-pp": "SmaraAD++",
+}
 TEACHERLESS = ("pgd-at", "trades", "las-at")
 
 ATTACKS: dict[str, dict[str, Any]] = {
@@ -101,14 +109,27 @@ def add(
         "seed": seed,
         "config": config,
         "provenance": {
-            "adbench": "0.1.0", "torch": "2.11.0", "python": "3.11.9", "pyautoattack": "0.2.0",
-            "platform": "Linux x86_64", "device": "cpu", "threads": 2, "git_commit": "0" * 40,
-            "git_dirty": False, "method_source_sha256": None, "command": "adbench run",
-            "started": finished, "finished": finished,
+            "adbench": "0.1.0",
+            "torch": "2.11.0",
+            "python": "3.11.9",
+            "pyautoattack": "0.2.0",
+            "platform": "Linux x86_64",
+            "device": "cpu",
+            "threads": 2,
+            "git_commit": "0" * 40,
+            "git_dirty": False,
+            "method_source_sha256": None,
+            "command": "adbench run",
+            "started": finished,
+            "finished": finished,
         },
         "data": {
-            "fingerprint": content_id(dataset), "classes": 10, "image_shape": [3, 32, 32],
-            "train_images": 49000, "val_images": 1000, "test_images": 10000,
+            "fingerprint": content_id(dataset),
+            "classes": 10,
+            "image_shape": [3, 32, 32],
+            "train_images": 49000,
+            "val_images": 1000,
+            "test_images": 10000,
         },
         "model": None if failed else _network(label, student, checkpoint, weights),
         "teachers": {
@@ -116,15 +137,22 @@ def add(
             "natural": None,
         },
         "training": {
-            "epochs": epochs, "best_epoch": epochs, "best_val_robust": 0.5, "seconds": 100.0 + len(label),
-            "images_per_second": 2000.0 - 10 * len(label), "peak_memory_bytes": 300 * 2**20,
-            "log": "log.jsonl", **({"passes": dict(passes)} if passes else {}),
-        } if trained else None,
+            "epochs": epochs,
+            "best_epoch": epochs,
+            "best_val_robust": 0.5,
+            "seconds": 100.0 + len(label),
+            "images_per_second": 2000.0 - 10 * len(label),
+            "peak_memory_bytes": 300 * 2**20,
+            "log": "log.jsonl",
+            **({"passes": dict(passes)} if passes else {}),
+        }
+        if trained
+        else None,
         "metrics": found,
         "outcomes": _write_outcomes(path.parent / record.OUTCOMES, found) if found and outcomes else None,
         # The last session's training alone: a resumed one took `seconds` in all.
         "timing": {} if failed else {"train": 1.5, "evaluate": 12.5},
-    }  # fmt: skip
+    }
     if checked:
         jsonschema.validate(data, record.schema())
     record.write(path, data)
@@ -133,9 +161,12 @@ def add(
 
 def _network(name: str, architecture: str, checkpoint: str, weights: str) -> dict[str, Any]:
     return {
-        "name": name, "architecture": architecture, "parameters": 11_173_962,
-        "weights_sha256": content_id(weights), "checkpoint": checkpoint,
-    }  # fmt: skip
+        "name": name,
+        "architecture": architecture,
+        "parameters": 11_173_962,
+        "weights_sha256": content_id(weights),
+        "checkpoint": checkpoint,
+    }
 
 
 def _metric(name: str, share: float, n: int | Mapping[str, int], flags: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -143,10 +174,14 @@ def _metric(name: str, share: float, n: int | Mapping[str, int], flags: Mapping[
     correct = round(share * images)
     attack = name.rsplit(":", 1)[-1]
     return {
-        "value": correct / images, "correct": correct, "n": images, "ci_test": list(wilson(correct, images)),
-        "seconds": 1.5, "flags": list(flags.get(name, ())),
+        "value": correct / images,
+        "correct": correct,
+        "n": images,
+        "ci_test": list(wilson(correct, images)),
+        "seconds": 1.5,
+        "flags": list(flags.get(name, ())),
         "attack": {"name": attack, "implementation": "adbench 0.1.0", "seed": 0, **ATTACKS.get(attack, {})},
-    }  # fmt: skip
+    }
 
 
 def _write_log(path: Path, epochs: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:
@@ -156,11 +191,14 @@ def _write_log(path: Path, epochs: int, metrics: Mapping[str, Mapping[str, Any]]
             reached = 1 - 0.6 ** (8 * epoch / epochs)
             seen = epoch % 2 == 0 or epoch == epochs
             line = {
-                "epoch": epoch, "lr": 0.1, "loss": 0.4 + 2 * (1 - clean) + 1.9 * 0.6 ** (8 * epoch / epochs),
-                "seconds": 1.1, "images_per_second": 900.0,
+                "epoch": epoch,
+                "lr": 0.1,
+                "loss": 0.4 + 2 * (1 - clean) + 1.9 * 0.6 ** (8 * epoch / epochs),
+                "seconds": 1.1,
+                "images_per_second": 900.0,
                 "val_clean": clean * reached if seen else None,
                 "val_robust": robust * reached if seen else None,
-            }  # fmt: skip
+            }
             file.write(json.dumps(line) + "\n")
 
 
@@ -169,11 +207,7 @@ def _write_outcomes(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> dic
     index = np.arange(images)
     truth = index % 10
     clean = index < metrics["clean"]["correct"] if "clean" in metrics else np.ones(images, dtype=bool)
-    columns: dict[str, Any] = {
-        "index": index,
-        "label": truth,
-        "prediction": np.where(clean, truth, (truth + 1) % 10),
-    }
+    columns: dict[str, Any] = {"index": index, "label": truth, "prediction": np.where(clean, truth, (truth + 1) % 10)}
     for name, metric in metrics.items():
         right = [i < metric["correct"] if i < metric["n"] else None for i in range(images)]
         columns[name] = pd.array(right, dtype="boolean")

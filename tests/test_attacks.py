@@ -63,10 +63,27 @@ def test_the_ascent_finds_the_optimum_of_a_linear_objective(x: Tensor) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["pgd0", "pgd99999999999999999999", "pgd20x0", "pgd20@inf", "pgd20@nan", "pgd20@2", "pgd20@", "pgd20@0",
-     "pgd20@1/0", "pgd20@-1/255", "pgd20@8/255@8/255", "@", "", "pgd020", "cw0",
-     "pgd\u0663", "aa@4/255", "aa-plus@4/255"],
-)  # fmt: skip
+    [
+        "pgd0",
+        "pgd99999999999999999999",
+        "pgd20x0",
+        "pgd20@inf",
+        "pgd20@nan",
+        "pgd20@2",
+        "pgd20@",
+        "pgd20@0",
+        "pgd20@1/0",
+        "pgd20@-1/255",
+        "pgd20@8/255@8/255",
+        "@",
+        "",
+        "pgd020",
+        "cw0",
+        "pgd\u0663",
+        "aa@4/255",
+        "aa-plus@4/255",
+    ],
+)
 def test_an_odd_name_is_refused_by_that_name(name: str) -> None:
     with pytest.raises(UserError, match=f"attack '{re.escape(name)}'"):
         gradient_attack(name, Fraction(8, 255), Fraction(2, 255))
@@ -124,9 +141,13 @@ def test_modes_and_flags_are_restored_even_when_the_attack_fails() -> None:
 
 def outcomes(net: nn.Module, split: Split, batch_size: int, *attacks: str) -> dict[str, Tensor]:
     evaluator = Evaluator(
-        net, split, Threat(Fraction(30, 255), Fraction(8, 255)),
-        seed=1, batch_size=batch_size, device=torch.device("cpu"),
-    )  # type: ignore[arg-type]  # fmt: skip
+        net,
+        split,
+        Threat(Fraction(30, 255), Fraction(8, 255)),
+        seed=1,
+        batch_size=batch_size,
+        device=torch.device("cpu"),
+    )  # type: ignore[arg-type]
     return {k: v.right for k, v in evaluate(evaluator, attacks).items()}
 
 
@@ -166,9 +187,16 @@ def test_fgsm_is_one_full_step_from_the_image(trained) -> None:
 
 def test_every_attack_states_its_exact_definition() -> None:
     assert gradient_attack("pgd20", EPS, STEP).definition(3) == {
-        "name": "pgd20", "implementation": "adbench 0.1.0", "loss": "cross-entropy", "eps": "8/255", "step": "2/255",
-        "steps": 20, "start": "uniform", "restarts": 1, "seed": 3,
-    }  # fmt: skip
+        "name": "pgd20",
+        "implementation": "adbench 0.1.0",
+        "loss": "cross-entropy",
+        "eps": "8/255",
+        "step": "2/255",
+        "steps": 20,
+        "start": "uniform",
+        "restarts": 1,
+        "seed": 3,
+    }
     assert gradient_attack("cw", EPS, STEP).definition(0)["loss"] == "margin"
     with pytest.raises(UserError, match="did you mean 'pgd20'"):
         gradient_attack("pdg20", EPS, STEP)
@@ -184,10 +212,7 @@ def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(traine
     x, y = x[right], y[right]
     plain = pyautoattack.AutoAttack(net, norm="Linf", eps=32 / 255, seed=5, device="cpu")
     plain.apgd_targeted.n_target_classes = plain.fab.n_target_classes = 4  # five classes have four targets
-    x_adv, _ = plain.run_standard_evaluation(
-        x,
-        y,
-    )
+    x_adv, _ = plain.run_standard_evaluation(x, y)
     expected = net(x_adv).argmax(1) == y
     state = torch.random.get_rng_state()
     found = autoattack.attack(net, x, y, Fraction(32, 255), seed=5)
@@ -232,7 +257,7 @@ def test_transfer_attacks_are_crafted_on_the_proxy(trained) -> None:
     proxy = build("cnn-8", classes=5, channels=1).eval()
     evaluator = Evaluator(
         net, split, Threat(Fraction(30, 255), Fraction(8, 255)), seed=1, batch_size=64, device=torch.device("cpu")
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # type: ignore[arg-type]
     found = evaluate(evaluator, ("pgd20",), proxies={"other": proxy, "itself": net}, transfer_attacks=("pgd20",))  # type: ignore[dict-item]
     assert torch.equal(found["transfer:itself:pgd20"].right, found["pgd20"].right)
     assert found["transfer:other:pgd20"].right.sum() > found["pgd20"].right.sum()
@@ -295,9 +320,7 @@ def test_verdicts_on_the_shared_teacher_are_those_of_every_batch_size_and_order(
     for name in ("fgsm", "pgd20", "cw"):
         found = []
         for batch_size in (256, 64, 7, 1):
-            judge = Evaluator(
-                net, test, Threat(EPS, STEP), seed=0, batch_size=batch_size, device=torch.device("cpu")
-            )  # fmt: skip
+            judge = Evaluator(net, test, Threat(EPS, STEP), seed=0, batch_size=batch_size, device=torch.device("cpu"))
             found.append(judge.under(name, 64).right)
         judge.batch_size = 7
         shuffled = torch.empty(64, dtype=torch.bool)
@@ -356,8 +379,10 @@ def test_an_attack_may_have_a_radius_of_its_own(x: Tensor) -> None:
     net, y, index = Linear(), torch.arange(6) % 4, torch.arange(6)
     wide = gradient_attack("pgd20@16/255", EPS, STEP)
     assert wide.definition(0) == gradient_attack("pgd20", EPS, STEP).definition(0) | {
-        "name": "pgd20@16/255", "eps": "16/255", "step": "4/255",
-    }  # fmt: skip
+        "name": "pgd20@16/255",
+        "eps": "16/255",
+        "step": "4/255",
+    }
     inside = x.clamp(0.1, 0.9)
     moved = (wide(net, inside, y, index, 0) - inside).abs()
     assert moved.max() == pytest.approx(16 / 255)

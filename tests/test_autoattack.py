@@ -358,10 +358,7 @@ def test_targets_are_taken_together_by_rank_until_one_breaks_the_image() -> None
         return ((images.flatten() == 1) & (toward >= 3)) | ((images.flatten() == 0) & (toward == 4))
 
     found = targets.together(run, falls, x, y, logits, classes=4, most=6)
-    assert asked == [
-        ([0, 0, 1, 1, 3, 3], [1, 2, 2, 3, 1, 0]),
-        ([0, 0, 3, 3], [3, 4, 3, 4]),
-    ]
+    assert asked == [([0, 0, 1, 1, 3, 3], [1, 2, 2, 3, 1, 0]), ([0, 0, 3, 3], [3, 4, 3, 4])]
     assert found.flatten().tolist() == [50, 41, 2, 3]
     asked.clear()
     targets.together(run, falls, x, y, logits, classes=1, most=1)
@@ -487,8 +484,11 @@ def test_with_few_classes_every_attack_runs_without_the_loss_that_needs_more(
 ) -> None:
     shortened(monkeypatch, 3)
     ran: list[str] = []
-    for attack, method in ((autopgd_base.APGDAttack_targeted, "attack_single_run"), (FABAttack_PT, "perturb"),
-                           (SquareAttack, "perturb")):  # fmt: skip
+    for attack, method in (
+        (autopgd_base.APGDAttack_targeted, "attack_single_run"),
+        (FABAttack_PT, "perturb"),
+        (SquareAttack, "perturb"),
+    ):
         really = getattr(attack, method)
         monkeypatch.setattr(
             attack,

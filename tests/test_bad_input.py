@@ -84,10 +84,7 @@ def sentence(result: Result) -> str:
         ("run --methods rslad --set hyper.trades.beta=[[nan]]", "hyper.trades.beta.0.0 = nan: give a finite number"),
         ("run --set eval.seed=99999999999999999999", "eval.seed is beyond 9223372036854775807"),
         ("run --set seeds=[9223372036854775808]", "seeds.0 is beyond 9223372036854775807"),
-        (
-            "run --seeds 18446744073709551616,",
-            "'18446744073709551616,': give at least one seed",
-        ),
+        ("run --seeds 18446744073709551616,", "'18446744073709551616,': give at least one seed"),
         ("run --set train.epochs=9223372036854775807", "train.epochs = 9223372036854775807: input should be less than"),
         ("run --set train.attack_steps=1000000000", "train.attack_steps = 1000000000: input should be less than"),
         ("run --set hyper.rslad.alpha=1979-05-27", "hyper.rslad.alpha = 1979-05-27: it is a date or a time"),
@@ -404,8 +401,7 @@ def test_a_full_disk_is_reported_and_nothing_finished_is_lost(writes: int, monke
 
 
 @pytest.mark.parametrize(
-    "damage",
-    ['{"schema_version": 1, "kind": "stu', "[]", "{}", '{"schema_version": 1}', "\x00\xff"],
+    "damage", ['{"schema_version": 1, "kind": "stu', "[]", "{}", '{"schema_version": 1}', "\x00\xff"]
 )
 def test_a_damaged_record_is_named_by_results_and_report_and_made_anew_by_run(damage: str) -> None:
     assert run("--methods", "pgd-at").exit_code == 0

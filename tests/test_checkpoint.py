@@ -350,11 +350,13 @@ def other(network: nn.Module) -> State:
         (lambda a, b: {"model": a, "model_ema": b}, ("model", "model_ema")),
         (lambda a, b: {"model_ema": a, "state_dict": {**prefixed("net.", b)}}, ("model_ema", "state_dict.net")),
         (lambda a, b: {**prefixed("student.", a), **prefixed("ema._orig_mod.", b)}, ("student", "ema")),
-        (lambda a, b: {**prefixed("module.model.", a), **prefixed("module.attacker.model.", b)},
-         ("module.model", "module.attacker.model")),
+        (
+            lambda a, b: {**prefixed("module.model.", a), **prefixed("module.attacker.model.", b)},
+            ("module.model", "module.attacker.model"),
+        ),
         (lambda a, b: {**a, **prefixed("ema.", b)}, ("", "ema")),
     ],
-)  # fmt: skip
+)
 def test_of_several_networks_in_a_file_one_has_to_be_named(
     tmp_path: Path, network: Network, content: Callable[[State, State], Any], names: tuple[str, str]
 ) -> None:
@@ -382,10 +384,13 @@ def test_a_normalisation_is_found_wherever_a_file_has_it(tmp_path: Path) -> None
     grey = build("cnn-4", classes=10, channels=1)
     state, half = dict(grey.state_dict()), torch.full((1, 1, 1), 0.5)
     model = {
-        **prefixed("module.model.", state), **prefixed("module.attacker.model.", state),
-        "module.normalizer.new_mean": half, "module.normalizer.new_std": half,
-        "module.attacker.normalize.new_mean": half, "module.attacker.normalize.new_std": half,
-    }  # fmt: skip
+        **prefixed("module.model.", state),
+        **prefixed("module.attacker.model.", state),
+        "module.normalizer.new_mean": half,
+        "module.normalizer.new_std": half,
+        "module.attacker.normalize.new_mean": half,
+        "module.attacker.normalize.new_std": half,
+    }
     path = torch_file(tmp_path / "w.pt", {"model": model, "epoch": 9})
     with pytest.raises(UserError, match=r"normalisation.*new_mean = \[0\.5\]"):
         load(grey, path)
@@ -407,13 +412,24 @@ def test_a_misfit_says_what_the_file_holds(tmp_path: Path, network: Network) -> 
 @pytest.mark.parametrize(
     "beside",
     [
-        np.float64(0.81), np.int64(3), np.zeros(3), np.dtype("f4"), argparse.Namespace(lr=0.1, more=[1]),
-        types.SimpleNamespace(a=1), collections.defaultdict(list, {1: [2]}), collections.deque([1, 2]), Path("x"),
-        datetime.datetime(2020, 1, 2), datetime.timedelta(1), frozenset([1]), range(3),
-        argparse.Namespace(best=np.float32(1), out=Path("x")), {"loss": [np.float32(0.1)] * 3},
+        np.float64(0.81),
+        np.int64(3),
+        np.zeros(3),
+        np.dtype("f4"),
+        argparse.Namespace(lr=0.1, more=[1]),
+        types.SimpleNamespace(a=1),
+        collections.defaultdict(list, {1: [2]}),
+        collections.deque([1, 2]),
+        Path("x"),
+        datetime.datetime(2020, 1, 2),
+        datetime.timedelta(1),
+        frozenset([1]),
+        range(3),
+        argparse.Namespace(best=np.float32(1), out=Path("x")),
+        {"loss": [np.float32(0.1)] * 3},
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_plain_data_beside_the_weights_is_no_obstacle(tmp_path: Path, network: Network, beside: Any) -> None:
     state = dict(network.state_dict())
     for number, old in enumerate((False, True)):
@@ -500,8 +516,7 @@ def test_the_unused_group_of_trades_files_is_tolerated_and_nothing_else() -> Non
 
 
 @pytest.mark.parametrize(
-    ("mean", "std"),
-    [("mean", "std"), ("mu", "sigma"), ("0.mean", "0.std"), ("normalize.mean", "normalize.std")],
+    ("mean", "std"), [("mean", "std"), ("mu", "sigma"), ("0.mean", "0.std"), ("normalize.mean", "normalize.std")]
 )
 def test_a_normalisation_in_a_file_is_demanded_of_the_network(
     tmp_path: Path, network: Network, mean: str, std: str

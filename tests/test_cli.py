@@ -119,8 +119,13 @@ def test_adbench_alone_prints_its_help() -> None:
 def test_the_list_shows_every_section() -> None:
     shown = cli("list").output
     assert [line for line in shown.splitlines() if line and not line.startswith(" ")] == [
-        "methods", "teachers", "students", "datasets", "attacks", "presets",
-    ]  # fmt: skip
+        "methods",
+        "teachers",
+        "students",
+        "datasets",
+        "attacks",
+        "presets",
+    ]
     for name in ("rslad", "smaraad-pp", "digits-robust", "cnn-16", "wrn-34-10", "cifar100", "pgdK", "aa", "quick"):
         assert f"\n  {name} " in shown
     assert cli("list", "presets").output.splitlines()[0] == "presets"
@@ -165,8 +170,10 @@ def test_the_plan_cuts_no_name_on_any_terminal(columns: str, monkeypatch: pytest
 def test_a_run_leaves_valid_records_of_every_cell(finished: Path) -> None:
     found = records(finished)
     assert sorted((r["kind"], r["method"]) for r in found.values()) == [
-        ("student", "pgd-at"), ("student", "rslad"), ("teacher", "pgd-at"),
-    ]  # fmt: skip
+        ("student", "pgd-at"),
+        ("student", "rslad"),
+        ("teacher", "pgd-at"),
+    ]
     for data in found.values():
         jsonschema.validate(data, record.schema())
         assert data["status"] == "done"

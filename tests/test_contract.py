@@ -80,10 +80,7 @@ BROKEN = {
         {"attack": "x = " + EXAMPLES + "\n        step.student.weight.requires_grad_(False)\n        return x"},
     ),
     "moves the images themselves": ("attack_stays_in_the_ball", {"attack": "return step.x.add_(0.3).clamp_(0, 1)"}),
-    "knows one radius": (
-        "attack_stays_in_the_ball",
-        {"attack": "return (step.x + 0.09 * step.x.sign()).clamp(0, 1)"},
-    ),
+    "knows one radius": ("attack_stays_in_the_ball", {"attack": "return (step.x + 0.09 * step.x.sign()).clamp(0, 1)"}),
     "draws from elsewhere": (
         "same_seed_gives_the_same_result",
         {"attack": "return (step.x + 0.02 * __import__('random').random()).clamp(0, 1)"},
@@ -123,10 +120,7 @@ BROKEN = {
         "loss_of_a_batch_is_the_mean_of_its_examples",
         {"loss": "value = " + VALUE + "\n        return value / value.detach().mean()"},
     ),
-    "knows ten classes": (
-        "any_number_of_classes",
-        {"loss": LOSS + " + 0 * step.student(x_adv)[:, 9]"},
-    ),
+    "knows ten classes": ("any_number_of_classes", {"loss": LOSS + " + 0 * step.student(x_adv)[:, 9]"}),
     "is another loss in bfloat16": (
         "bfloat16",
         {"loss": "z = step.student(x_adv)\n        return " + VALUE + " + (z - z.bfloat16()).abs().sum(dim=1).sign()"},

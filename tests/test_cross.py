@@ -222,9 +222,14 @@ def test_of_several_seeds_the_lowest_is_taken_unless_asked(tmp_path: Path) -> No
     for method, seeds in (("rslad", (1, 2)), ("ard", (0, 1))):
         for seed in seeds:
             add(
-                tmp_path, method=method, seed=seed, weights=f"{method} {seed}", metrics={"clean": 0.9},
-                settings=THREAT, evaluation={"seed": 0},
-            )  # fmt: skip
+                tmp_path,
+                method=method,
+                seed=seed,
+                weights=f"{method} {seed}",
+                metrics={"clean": 0.9},
+                settings=THREAT,
+                evaluation={"seed": 0},
+            )
     add(tmp_path, kind="teacher", label="t", metrics={"clean": 0.9}, settings=THREAT, evaluation={"seed": 0})
 
     def chosen(seed: int | str | None) -> list[str]:
@@ -239,9 +244,15 @@ def test_of_several_seeds_the_lowest_is_taken_unless_asked(tmp_path: Path) -> No
 def test_names_say_what_tells_these_networks_apart(tmp_path: Path) -> None:
     for teacher, student in (("a", "cnn-16"), ("b", "cnn-16"), ("b", "cnn-32")):
         add(
-            tmp_path, method="ard", teacher=teacher, student=student, weights=teacher + student,
-            metrics={"clean": 0.9}, settings=THREAT, evaluation={"seed": 0},
-        )  # fmt: skip
+            tmp_path,
+            method="ard",
+            teacher=teacher,
+            student=student,
+            weights=teacher + student,
+            metrics={"clean": 0.9},
+            settings=THREAT,
+            evaluation={"seed": 0},
+        )
     (group,) = groups(read_all(tmp_path))
     assert names(group.networks) == ["ARD, cnn-16, from a", "ARD, cnn-16, from b", "ARD, cnn-32, from b"]
     assert names(group.networks[:1]) == ["ARD"]
@@ -310,8 +321,17 @@ def test_bad_input_is_one_sentence(results: Path, tmp_path: Path) -> None:
 
 def written(results: Path, shares: dict[str, list[float]], images: int = 1000, finished: str = "2026-02-01") -> Path:
     """A matrix of synthetic records (`add`), by label; the weights are their labels'."""
-    attack = {"name": "pgd20", "implementation": "adbench 0.1.0", "loss": "cross-entropy", "eps": "8/255",
-              "step": "2/255", "steps": 20, "start": "uniform", "restarts": 1, "seed": 0}  # fmt: skip
+    attack = {
+        "name": "pgd20",
+        "implementation": "adbench 0.1.0",
+        "loss": "cross-entropy",
+        "eps": "8/255",
+        "step": "2/255",
+        "steps": 20,
+        "start": "uniform",
+        "restarts": 1,
+        "seed": 0,
+    }
 
     def entry(share: float) -> dict[str, Any]:
         correct = round(share * images)
@@ -320,15 +340,19 @@ def written(results: Path, shares: dict[str, list[float]], images: int = 1000, f
     origin = next(read_all(results)).data["provenance"]
     network = {"kind": "student", "method": None, "student": "cnn-16", "teacher": None, "seed": 0, "record": "r"}
     content = {
-        "schema_version": 1, "id": content_id([shares, finished])[:16], "dataset": "digits",
+        "schema_version": 1,
+        "id": content_id([shares, finished])[:16],
+        "dataset": "digits",
         "data": {"fingerprint": content_id("digits"), "images": images},
-        "setting": {"eps": "8/255", "step": "2/255", "start": "uniform", "seed": 0}, "attack": attack,
+        "setting": {"eps": "8/255", "step": "2/255", "start": "uniform", "seed": 0},
+        "attack": attack,
         "networks": [
             network | {"name": label, "weights_sha256": content_id(label), "clean": entry(0.9)} for label in shares
         ],
         "matrix": [[entry(share) for share in row] for row in shares.values()],
-        "seconds": [1.0] * len(shares), "provenance": origin | {"finished": f"{finished}T00:00:00+00:00"},
-    }  # fmt: skip
+        "seconds": [1.0] * len(shares),
+        "provenance": origin | {"finished": f"{finished}T00:00:00+00:00"},
+    }
     jsonschema.validate(content, document.schema("cross"))
     path = results / "digits/cross" / content["id"][:8] / "cross.json"
     write_json(path, content)

@@ -254,8 +254,7 @@ def test_a_npz_comes_back_as_it_was_saved(npz: Make, shape: tuple[int, ...], cha
     dataset = own(npz(**arrays))
     assert dataset.image_shape == (channels, 8, 8)
     assert torch.equal(
-        dataset.test.images.permute(0, 2, 3, 1),
-        torch.from_numpy(arrays["x_test"].reshape(20, 8, 8, channels)),
+        dataset.test.images.permute(0, 2, 3, 1), torch.from_numpy(arrays["x_test"].reshape(20, 8, 8, channels))
     )
     assert dataset.test.labels.tolist() == arrays["y_test"].tolist()
 
@@ -295,25 +294,13 @@ BAD_ARRAYS = {
         ["1..4", "no image has label 0"],
     ),
     "negative labels": ({"y_test": ARRAYS["y_test"] - 1}, ["-1..3", "0..C-1"]),
-    "a gap": (
-        {"y_train": ARRAYS["y_train"] * 2, "y_test": ARRAYS["y_test"] * 2},
-        ["0..6", "no image has label 1"],
-    ),
-    "one class": (
-        {"y_train": ARRAYS["y_train"] * 0, "y_test": ARRAYS["y_test"] * 0},
-        ["0..0", "two at least"],
-    ),
+    "a gap": ({"y_train": ARRAYS["y_train"] * 2, "y_test": ARRAYS["y_test"] * 2}, ["0..6", "no image has label 1"]),
+    "one class": ({"y_train": ARRAYS["y_train"] * 0, "y_test": ARRAYS["y_test"] * 0}, ["0..0", "two at least"]),
     "float labels": ({"y_train": ARRAYS["y_train"] / 1.0}, ["y_train", "float64", "integers"]),
     "one-hot labels": ({"y_train": np.eye(4, dtype=int)[ARRAYS["y_train"]]}, ["(60, 4)", "(N,)"]),
-    "channels first": (
-        {"x_train": ARRAYS["x_train"].transpose(0, 3, 1, 2)},
-        ["(60, 3, 8, 8)", "channels last"],
-    ),
+    "channels first": ({"x_train": ARRAYS["x_train"].transpose(0, 3, 1, 2)}, ["(60, 3, 8, 8)", "channels last"]),
     "flat images": ({"x_train": ARRAYS["x_train"].reshape(60, -1)}, ["(60, 192)", "(N, H, W)"]),
-    "no images": (
-        {"x_test": ARRAYS["x_test"][:0], "y_test": ARRAYS["y_test"][:0]},
-        ["x_test", "(0, 8, 8, 3)"],
-    ),
+    "no images": ({"x_test": ARRAYS["x_test"][:0], "y_test": ARRAYS["y_test"][:0]}, ["x_test", "(0, 8, 8, 3)"]),
     "another size": ({"x_test": ARRAYS["x_test"][:, :6]}, ["8x8x3", "6x8x3"]),
     "a missing array": ({"y_test": None, "extra": np.zeros(1)}, ["lacks y_test", "extra", "x_train"]),
     "labels in a column": ({"y_train": ARRAYS["y_train"][:, None]}, ["y_train", "(60, 1)", "(N,)"]),
@@ -583,11 +570,15 @@ def test_a_folder_of_held_out_images_is_told_to_be_unused(tmp_path: Path) -> Non
         (lambda a: os.mkfifo(a / "0.png"), "a/0.png' is a pipe or a device"),
         (lambda a: (a / "0.png").write_text("version https://git-lfs"), "a/0.png' cannot be read .*Git LFS pointer"),
         (lambda a: (a / "deeper").symlink_to(a), "deeper' is a link that leads to a folder around it"),
-        (lambda a: Image.new("L", (4, 4)).save(a / "0.gif", save_all=True, append_images=[Image.new("L", (4, 4), 9)]),
-         "0.gif' has 2 frames"),
+        (
+            lambda a: Image.new("L", (4, 4)).save(
+                a / "0.gif", save_all=True, append_images=[Image.new("L", (4, 4), 9)]
+            ),
+            "0.gif' has 2 frames",
+        ),
     ],
     ids=["broken link", "pipe", "LFS", "loop", "film"],
-)  # fmt: skip
+)
 def test_an_image_that_is_none_is_named(tmp_path: Path, spoil: Callable[[Path], object], says: str) -> None:
     numbered(tmp_path, ["a", "b"])
     (tmp_path / "train" / "a" / "0.png").unlink()

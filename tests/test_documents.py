@@ -71,12 +71,22 @@ def test_a_record_is_read_exactly_where_its_schema_holds(digest: bool, path: Pat
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        (("seed",), "0"), (("seed",), 2**63), (("metrics",), None), (("model",), None), (("status",), "finished"),
-        (("metrics", "pgd20", "value"), 7.0), (("metrics", "pgd20", "value"), -0.5), (("schema_version",), True),
-        (("metrics", "pgd20", "value"), 0.75), (("metrics", "pgd20", "correct"), 2000), (("timing", "train"), "1 s"),
-        (("metrics", "pgd20", "attack", "eps"), "1/0"), (("config", "training"), None), (("surplus",), 1),
+        (("seed",), "0"),
+        (("seed",), 2**63),
+        (("metrics",), None),
+        (("model",), None),
+        (("status",), "finished"),
+        (("metrics", "pgd20", "value"), 7.0),
+        (("metrics", "pgd20", "value"), -0.5),
+        (("schema_version",), True),
+        (("metrics", "pgd20", "value"), 0.75),
+        (("metrics", "pgd20", "correct"), 2000),
+        (("timing", "train"), "1 s"),
+        (("metrics", "pgd20", "attack", "eps"), "1/0"),
+        (("config", "training"), None),
+        (("surplus",), 1),
     ],
-)  # fmt: skip
+)
 def test_the_field_that_is_wrong_is_named(where: tuple[str, ...], value: Any, path: Path) -> None:
     document.write(path, put(record.read(path).data, where, value))
     with pytest.raises(UserError) as told:
@@ -88,9 +98,22 @@ def test_the_field_that_is_wrong_is_named(where: tuple[str, ...], value: Any, pa
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"a":' * 1000 + "1" + "}" * 1000, '{"status": NaN}', '{"a": 1e999}', '{"a": Infinity}',
-     '{"a": "\\ud800"}', '{"a": ' + "1" * 5000 + "}", "\ufeff{}", "", "null", "[]", '"x"', "7"],
-)  # fmt: skip
+    [
+        "[" * 100_000,
+        '{"a":' * 1000 + "1" + "}" * 1000,
+        '{"status": NaN}',
+        '{"a": 1e999}',
+        '{"a": Infinity}',
+        '{"a": "\\ud800"}',
+        '{"a": ' + "1" * 5000 + "}",
+        "\ufeff{}",
+        "",
+        "null",
+        "[]",
+        '"x"',
+        "7",
+    ],
+)
 def test_json_that_python_alone_would_take_is_one_sentence(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"record\.json"):

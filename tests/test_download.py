@@ -204,7 +204,7 @@ def test_progress_is_told_in_bytes(server: Server, tmp_path: Path) -> None:
         (lambda h, _: send(h, 302, b"", Location="file:///etc/passwd"), {}, "answered 302", 1),
         (lambda h, _: send(h, 302, b"", Location="ftp://127.0.0.1/w.pt"), {}, "", 1),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_the_file_is_refused_and_told(
     manner: Manner, known: dict[str, Any], says: str, requests: int, server: Server, tmp_path: Path
 ) -> None:
@@ -378,9 +378,11 @@ def test_the_published_models_are_teachers_under_their_names() -> None:
             < (spec.expected.aa if spec.name != "Standard" else 1)
             < (spec.expected.clean or 0) + (spec.name == "Standard")
         )
-        assert (spec.mean is None) or spec.architecture.startswith("dm-") or spec.name in (
-            "Hendrycks2019Using", "Rice2020Overfitting", "Chen2020Efficient", "Wu2020Adversarial",
-        )  # fmt: skip
+        assert (
+            (spec.mean is None)
+            or spec.architecture.startswith("dm-")
+            or spec.name in ("Hendrycks2019Using", "Rice2020Overfitting", "Chen2020Efficient", "Wu2020Adversarial")
+        )
     assert teacher.find("robustbench:Chen2021LTD_WRN34_20") == teacher.find("Chen2021LTD_WRN34_20")
     both = "Wang2023Better_WRN-28-10"
     assert [teacher.find(both, data).expected.aa for data in ("cifar10", "cifar100")] == [0.6731, 0.3877]

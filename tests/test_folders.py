@@ -58,9 +58,15 @@ def unlisted(monkeypatch: pytest.MonkeyPatch) -> Unlisted:
 
 @pytest.mark.parametrize(
     ("command", "number"),
-    [("results", errno.EIO), ("results", errno.ESTALE), ("results", errno.EACCES), ("report", errno.EIO),
-     ("cross", errno.EIO), ("cam", errno.ESTALE)],
-)  # fmt: skip
+    [
+        ("results", errno.EIO),
+        ("results", errno.ESTALE),
+        ("results", errno.EACCES),
+        ("report", errno.EIO),
+        ("cross", errno.EIO),
+        ("cam", errno.ESTALE),
+    ],
+)
 def test_a_folder_that_cannot_be_listed_is_named(command: str, number: int, results: Path, unlisted: Unlisted) -> None:
     unlisted(results / "other", number)
     result = cli(command, "--results", results, *(["--out", results / "out"] if command == "report" else []))

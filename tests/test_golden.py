@@ -172,11 +172,15 @@ def test_other_logits_and_parameters_agree_with_pytorchs_own_losses() -> None:
 
 def test_other_networks_and_images_agree_with_an_attack_written_out() -> None:
     state = {
-        "conv1.weight": numbers(5, 3, 3, 3, seed=1, scale=0.4), "conv1.bias": numbers(5, seed=2),
-        "bn1.weight": numbers(5, seed=3).abs() + 0.5, "bn1.bias": numbers(5, seed=4),
-        "bn1.running_mean": numbers(5, seed=5), "bn1.running_var": numbers(5, seed=6).abs() + 0.5,
-        "fc.weight": numbers(4, 5, seed=7, scale=3.0), "fc.bias": numbers(4, seed=8),
-    }  # fmt: skip
+        "conv1.weight": numbers(5, 3, 3, 3, seed=1, scale=0.4),
+        "conv1.bias": numbers(5, seed=2),
+        "bn1.weight": numbers(5, seed=3).abs() + 0.5,
+        "bn1.bias": numbers(5, seed=4),
+        "bn1.running_mean": numbers(5, seed=5),
+        "bn1.running_var": numbers(5, seed=6).abs() + 0.5,
+        "fc.weight": numbers(4, 5, seed=7, scale=3.0),
+        "fc.bias": numbers(4, seed=8),
+    }
     pixels = torch.randint(0, 256, (3, 3, 6, 6), generator=torch.Generator().manual_seed(9))
     labels, noise = torch.tensor([0, 3, 2]), numbers(3, 3, 6, 6, seed=10).clamp(-1, 1)
     x = pixels.double() / 255
@@ -192,19 +196,29 @@ def test_other_networks_and_images_agree_with_an_attack_written_out() -> None:
         (gradient,) = torch.autograd.grad(F.cross_entropy(network(x_adv), labels), x_adv)
         x_adv = (x_adv.detach() + 3 / 255 * gradient.sign()).clamp(x - 16 / 255, x + 16 / 255).clamp(0, 1)
     entry = {
-        "model": "mine", "bn_mode": "eval", "eps": "16/255", "step": "3/255", "steps": 4,
-        "x_adv": x_adv.tolist(), "linf": (x_adv - x).abs().max().item(),
+        "model": "mine",
+        "bn_mode": "eval",
+        "eps": "16/255",
+        "step": "3/255",
+        "steps": 4,
+        "x_adv": x_adv.tolist(),
+        "linf": (x_adv - x).abs().max().item(),
         "running_mean_bn1": state["bn1.running_mean"].tolist(),
         "final_ce": F.cross_entropy(network(x_adv), labels).item(),
-    }  # fmt: skip
+    }
     net = {
         "arch": "Conv2d(3,5,3,s=2,p=1) BN ReLU [feature map] mean over HxW, Linear(5,4)",
         "state": {k: v.tolist() for k, v in state.items()},
     }
     inputs = {
-        "x_uint8": pixels.tolist(), "labels": labels.tolist(), "noise_unit": noise.tolist(),
-        "noise_gauss": noise.tolist(), "eps": "8/255", "step": "2/255", "steps": 10,
-    }  # fmt: skip
+        "x_uint8": pixels.tolist(),
+        "labels": labels.tolist(),
+        "noise_unit": noise.tolist(),
+        "noise_gauss": noise.tolist(),
+        "eps": "8/255",
+        "step": "2/255",
+        "steps": 10,
+    }
     content = {"nets": {"mine": net, "teacher": net}, "attack_inputs": inputs, "attacks": {"ce_pgd_uniform_x": entry}}
     (result,) = reference.replay(Node(content, ""))
     assert result.passed, str(result)
@@ -240,10 +254,11 @@ def test_what_an_entry_does_not_use_may_be_missing_and_texts_are_remarks() -> No
     y = torch.tensor(seven["labels"])
     entry = with_gradients(lambda adv, _: F.cross_entropy(adv, y), sets["seven"])
     content = {
-        "version": "2", "logit_sets": {"seven": seven | {"note": "no teacher"}},
+        "version": "2",
+        "logit_sets": {"seven": seven | {"note": "no teacher"}},
         "outer": {"pgd_at": entry, "rslad_without": entry | {"params": {}}, "note": "one entry"},
         "smaraad": {"note": "nothing"},
-    }  # fmt: skip
+    }
     one, other = reference.replay(Node(content, ""), "outer.pgd_at"), Node(content, "")
     assert [r.passed for r in one] == [True]
     with pytest.raises(UserError, match=r"outer\.rslad_without: .*the method asks for a robust teacher"):
@@ -300,14 +315,19 @@ def test_an_attack_leaves_modes_flags_and_gradients_as_they_were() -> None:
             {
                 "arch": "Conv2d(3,4,3,p=1) BN ReLU [feature map] mean over HxW, Linear(4,10)",
                 "state": {
-                    "conv1.weight": numbers(4, 3, 3, 3, seed=0).tolist(), "conv1.bias": [0.0] * 4,
-                    "bn1.weight": [1.0] * 4, "bn1.bias": [0.0] * 4, "bn1.running_mean": [0.0] * 4,
-                    "bn1.running_var": [1.0] * 4, "fc.weight": numbers(10, 4, seed=1).tolist(), "fc.bias": [0.0] * 10,
+                    "conv1.weight": numbers(4, 3, 3, 3, seed=0).tolist(),
+                    "conv1.bias": [0.0] * 4,
+                    "bn1.weight": [1.0] * 4,
+                    "bn1.bias": [0.0] * 4,
+                    "bn1.running_mean": [0.0] * 4,
+                    "bn1.running_var": [1.0] * 4,
+                    "fc.weight": numbers(10, 4, seed=1).tolist(),
+                    "fc.bias": [0.0] * 10,
                 },
             },
             "net",
         )
-    ).train()  # fmt: skip
+    ).train()
     net.conv1.weight.requires_grad_(False)
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with attacking(net):

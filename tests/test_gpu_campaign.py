@@ -202,8 +202,12 @@ def test_what_hangs_crashes_or_raises_is_told_and_stops_nothing(tmp_path: Path) 
     campaign.run()
     found = read(tmp_path / "out")["entries"]
     assert {name: each["status"] for name, each in found.items()} == {
-        "hangs": "timed out", "crashes": "failed", "raises": "failed", "complains": "failed", "works": "done",
-    }  # fmt: skip
+        "hangs": "timed out",
+        "crashes": "failed",
+        "raises": "failed",
+        "complains": "failed",
+        "works": "done",
+    }
     assert [len(each["rows"]) for each in found.values()] == [1] * 5
     assert found["hangs"]["seconds"] < 8
     assert "sleeper.wait" in "".join(found["hangs"]["last lines"]) or "in hangs" in "".join(

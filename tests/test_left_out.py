@@ -71,8 +71,11 @@ def test_the_report_says_what_it_leaves_out(results: Path) -> None:
     with reading.held(results, left_out.append) as records:
         head = replace(page.overview(records, results), left_out=tuple(left_out))
     empty_cells = Table("cells", "Cells", "", (), ())
-    for text in (page.html(head, [], empty_cells, dict), page.markdown(head, [], empty_cells),
-                 page.latex(head, [], empty_cells)):  # fmt: skip
+    for text in (
+        page.html(head, [], empty_cells, dict),
+        page.markdown(head, [], empty_cells),
+        page.latex(head, [], empty_cells),
+    ):
         assert "Left out as damaged" in text
         assert "is not a readable record" in text
 

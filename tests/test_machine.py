@@ -32,9 +32,13 @@ def test_list_run_and_status_work_without_what_only_linux_has(tmp_path: Path) ->
 
     def adbench(*words: str) -> str:
         process = subprocess.run(
-            [sys.executable, "-m", "adbench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            [sys.executable, "-m", "adbench", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
         assert process.returncode == 0, process.stdout + process.stderr
         return process.stdout
 
@@ -120,9 +124,7 @@ def test_a_number_of_threads_that_is_none_is_refused(value: str, monkeypatch: py
     assert "OMP_NUM_THREADS" in result.output
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "cost", "eval", "cross", "cam", "verify", "teachers", "golden", "validate"]
-)  # fmt: skip
+@pytest.mark.parametrize("command", ["run", "cost", "eval", "cross", "cam", "verify", "teachers", "golden", "validate"])
 def test_every_command_that_computes_takes_a_number_of_threads(command: str) -> None:
     assert "--threads" in tiny.cli(command, "--help").output
     assert tiny.cli(command, "--threads", "0").exit_code == 2

@@ -117,9 +117,14 @@ def fitted(x: Tensor, y: Tensor, eps: float, seed: int, classes: int = 10) -> nn
         if eps:
             with attacking(net):
                 seen = ascend(
-                    seen, lambda z, label=label: cross_entropy(net(z), label), eps=eps, step=eps / 3, steps=5,
-                    start=Start.UNIFORM, generator=stream,
-                )  # fmt: skip
+                    seen,
+                    lambda z, label=label: cross_entropy(net(z), label),
+                    eps=eps,
+                    step=eps / 3,
+                    steps=5,
+                    start=Start.UNIFORM,
+                    generator=stream,
+                )
         net.train()
         optimiser.zero_grad()
         cross_entropy(net(seen), label).mean().backward()
@@ -162,9 +167,15 @@ def test_an_ordinary_network_passes_every_test_whatever_its_robustness(
     found = examine(*trained, eps)
     assert found["verdict"] == "pass"
     assert [test["name"] for test in found["tests"]] == [
-        "fgsm-weaker-than-pgd", "more-steps", "restarts", "logit-scale", "growing-eps", "zero-gradients", "black-box",
+        "fgsm-weaker-than-pgd",
+        "more-steps",
+        "restarts",
+        "logit-scale",
+        "growing-eps",
+        "zero-gradients",
+        "black-box",
         "determinism",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.slow
@@ -465,7 +476,11 @@ def test_an_entry_is_what_the_schema_says(known: tuple[Evaluator, dict[str, Outc
     part = schema()["properties"]["masking"] | {"$defs": schema()["$defs"]}
     jsonschema.validate(found, part)
     assert [test["name"] for test in found["tests"] if "attack" in test] == [
-        "more-steps", "restarts", "logit-scale", "growing-eps", "black-box",
-    ]  # fmt: skip
+        "more-steps",
+        "restarts",
+        "logit-scale",
+        "growing-eps",
+        "black-box",
+    ]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(found | {"verdict": "maybe"}, part)

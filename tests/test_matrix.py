@@ -122,19 +122,43 @@ def test_another_version_of_the_fast_search_is_another_judgement_of_the_same_wei
 
 OTHERWISE: dict[str, dict[str, Any]] = {
     "train": {
-        "epochs": 3, "batch_size": 7, "lr": 0.3, "momentum": 0.1, "weight_decay": 0.3, "decay": "kernels",
-        "milestones": [0.1], "lr_factor": 0.9, "precision": "bfloat16", "compile": True, "micro_batch": 16,
-        "grad_clip": 1.0, "attack_steps": 3, "attack_eps": "1/255", "attack_step": "1/510",
-        "val_every": 3, "val_steps": 3,
+        "epochs": 3,
+        "batch_size": 7,
+        "lr": 0.3,
+        "momentum": 0.1,
+        "weight_decay": 0.3,
+        "decay": "kernels",
+        "milestones": [0.1],
+        "lr_factor": 0.9,
+        "precision": "bfloat16",
+        "compile": True,
+        "micro_batch": 16,
+        "grad_clip": 1.0,
+        "attack_steps": 3,
+        "attack_eps": "1/255",
+        "attack_step": "1/510",
+        "val_every": 3,
+        "val_steps": 3,
     },
     "data": {"train_images": 100, "val_images": 10},
     "threat": {"eps": "1/255", "step": "1/510"},
     "eval": {
-        "attacks": ["fgsm"], "images": 7, "aa_images": 7, "proxies": ["digits-natural"], "transfer_attacks": ["fgsm"],
-        "step": "1/510", "start": "gauss", "aa_search": "fast", "aa_shard": 7, "masking": 7, "keep_adversarial": True,
-        "checkpoint": "last", "batch_size": 7, "seed": 1,
+        "attacks": ["fgsm"],
+        "images": 7,
+        "aa_images": 7,
+        "proxies": ["digits-natural"],
+        "transfer_attacks": ["fgsm"],
+        "step": "1/510",
+        "start": "gauss",
+        "aa_search": "fast",
+        "aa_shard": 7,
+        "masking": 7,
+        "keep_adversarial": True,
+        "checkpoint": "last",
+        "batch_size": 7,
+        "seed": 1,
     },
-}  # fmt: skip
+}
 # What decides where the work is done, or in how many pieces.
 WITHOUT_EFFECT = {("eval", "batch_size")}
 
@@ -158,9 +182,22 @@ def test_nothing_of_where_a_cell_runs_is_known_when_it_gets_its_identity() -> No
     """Device, ranks, engine, jobs, threads, data folder are the place's and the engine's; a cell does not have them."""
     known = {field.name for field in fields(Cell)}
     assert known == {
-        "kind", "dataset", "fingerprint", "data", "threat", "architecture", "train", "evaluation", "seed", "method",
-        "hyper", "spec", "teacher", "natural", "proxies",
-    }  # fmt: skip
+        "kind",
+        "dataset",
+        "fingerprint",
+        "data",
+        "threat",
+        "architecture",
+        "train",
+        "evaluation",
+        "seed",
+        "method",
+        "hyper",
+        "spec",
+        "teacher",
+        "natural",
+        "proxies",
+    }
     where = {name for kind in (Place, Local, RayCluster) for name in (field.name for field in fields(kind))}
     assert where == {"results", "data_dir", "device", "ranks", "jobs", "threads", "address", "gpus"}
     assert not known & where
@@ -287,14 +324,15 @@ EQUAL_JUDGING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "step and start of no attack": ({"attacks": ["fgsm"]}, {"attacks": ["fgsm"], "step": "1/255", "start": "gauss"}),
     "seed of no chance": ({"attacks": ["fgsm", "mi-fgsm"]}, {"attacks": ["fgsm", "mi-fgsm"], "seed": 3}),
     "seed of PGD from the image": (
-        {"attacks": ["pgd20"], "start": "clean"}, {"attacks": ["pgd20"], "start": "clean", "seed": 3}
+        {"attacks": ["pgd20"], "start": "clean"},
+        {"attacks": ["pgd20"], "start": "clean", "seed": 3},
     ),
     "an attack twice": ({"attacks": ["fgsm", "pgd20"]}, {"attacks": ["fgsm", "pgd20", "fgsm"]}),
     "order of the attacks": ({"attacks": ["fgsm", "pgd20"]}, {"attacks": ["pgd20", "fgsm"]}),
     "a radius spelt otherwise": ({"attacks": ["pgd20@4/255"]}, {"attacks": ["pgd20@0.0157"]}),
     "masking on all images": ({"masking": 500}, {"masking": 1000}),
     "batches": ({}, {"batch_size": 7}),
-}  # fmt: skip
+}
 OTHER_JUDGING: dict[str, dict[str, Any]] = {
     "fewer images": {"images": 499},
     "fewer images for AutoAttack": {"aa_images": 499},
@@ -330,24 +368,24 @@ EQUAL_TRAINING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the radius that is meant": ({}, {"train": {"attack_eps": "28/255"}}),
     "the step that is meant": ({}, {"train": {"attack_step": "7/255"}}),
     "the step that goes with a radius": (
-        {"train": {"attack_eps": "14/255"}}, {"train": {"attack_eps": "14/255", "attack_step": "7/510"}}
+        {"train": {"attack_eps": "14/255"}},
+        {"train": {"attack_eps": "14/255", "attack_step": "7/510"}},
     ),
     "the threat model that is meant": ({}, {"threat": {"eps": "28/255", "step": "7/255"}}),
     "decimals of Python": ({"threat": {"eps": "8/255"}}, {"threat": {"eps": str(8 / 255)}}),
     "decimals by hand": ({"threat": {"eps": "8/255"}}, {"threat": {"eps": 0.0314}}),
     "blanks": ({"threat": {"eps": "8/255"}}, {"threat": {"eps": "8 / 255"}}),
     "drops after the end": (
-        {"train": {"epochs": 1, "milestones": [0.9]}}, {"train": {"epochs": 1, "milestones": [0.8, 0.7]}}
+        {"train": {"epochs": 1, "milestones": [0.9]}},
+        {"train": {"epochs": 1, "milestones": [0.8, 0.7]}},
     ),
     "drops by nothing": ({"train": {"lr_factor": 1.0}}, {"train": {"lr_factor": 1.0, "milestones": [0.1]}}),
-    "the size of no drop": (
-        {"train": {"milestones": []}}, {"train": {"milestones": [], "lr_factor": 0.5}}
-    ),
+    "the size of no drop": ({"train": {"milestones": []}}, {"train": {"milestones": [], "lr_factor": 0.5}}),
     "validation after the end": ({"train": {"epochs": 2, "val_every": 2}}, {"train": {"epochs": 2, "val_every": 9}}),
     "parts of a batch that it is": ({}, {"train": {"micro_batch": 256}}),
     "all images": ({}, {"data": {"train_images": 900, "val_images": 100}}),
     "all that are not held out": ({"data": {"val_images": 50}}, {"data": {"val_images": 50, "train_images": 950}}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", EQUAL_TRAINING)
@@ -358,11 +396,18 @@ def test_training_that_cannot_differ_is_the_same(case: str) -> None:
 
 def test_training_that_can_differ_is_another() -> None:
     settings: list[dict[str, Any]] = [
-        {}, {"train": {"attack_eps": "0.031"}}, {"train": {"attack_step": "1/255"}}, {"train": {"val_every": 2}},
-        {"train": {"milestones": [0.5]}}, {"train": {"milestones": []}}, {"train": {"lr_factor": 0.5}},
-        {"train": {"micro_batch": 128}}, {"data": {"train_images": 899}}, {"data": {"val_images": 99}},
+        {},
+        {"train": {"attack_eps": "0.031"}},
+        {"train": {"attack_step": "1/255"}},
+        {"train": {"val_every": 2}},
+        {"train": {"milestones": [0.5]}},
+        {"train": {"milestones": []}},
+        {"train": {"lr_factor": 0.5}},
+        {"train": {"micro_batch": 128}},
+        {"data": {"train_images": 899}},
+        {"data": {"val_images": 99}},
         {"train": {"milestones": [0.5, 0.5]}},
-    ]  # fmt: skip
+    ]
     assert len({one(methods=["trades"], **each).train_id for each in settings}) == len(settings)
 
 

@@ -34,21 +34,44 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("results")
     for teacher, strong in (("weak", 0.5), ("strong", 0.6)):
         for dataset in ("cifar10", "digits"):
-            add(results, kind="teacher", dataset=dataset, label=teacher, student="wrn-10-2", seed=None, metrics={
-                name: value + strong - 0.48 for name, value in METRICS.items()
-            }, outcomes=False)  # fmt: skip
+            add(
+                results,
+                kind="teacher",
+                dataset=dataset,
+                label=teacher,
+                student="wrn-10-2",
+                seed=None,
+                metrics={name: value + strong - 0.48 for name, value in METRICS.items()},
+                outcomes=False,
+            )
         for student in ("rn18", "mn-v2"):
             for place, method in enumerate(("ard", "rslad", "adaad", "smaraad")):
                 for seed in range(3):
                     worth = 0.02 * ((place * 3 + 1) % 4) + 0.1 * (strong - 0.5) - 0.001 * seed * (place + 1)
                     metrics = {name: value + worth for name, value in METRICS.items()}
-                    add(results, dataset="cifar10", student=student, teacher=teacher, method=method, seed=seed,
-                        metrics=metrics, outcomes=False)  # fmt: skip
+                    add(
+                        results,
+                        dataset="cifar10",
+                        student=student,
+                        teacher=teacher,
+                        method=method,
+                        seed=seed,
+                        metrics=metrics,
+                        outcomes=False,
+                    )
     add(results, dataset="cifar10", student="rn18", method="pgd-at", metrics=METRICS, outcomes=False)
     add(results, dataset="cifar10", student="rn18", teacher="weak", method="iad", error=f"out of memory {INJECTION}")
     add(results, dataset="digits", student="cnn-16", teacher="weak", method="ard", metrics=METRICS, outcomes=False)
-    add(results, dataset="digits", student="cnn-16", teacher="weak", method="mine", label=INJECTION,
-        metrics={"clean": 0.7, "pgd20": 0.4, "aa": 0.3}, outcomes=False)  # fmt: skip
+    add(
+        results,
+        dataset="digits",
+        student="cnn-16",
+        teacher="weak",
+        method="mine",
+        label=INJECTION,
+        metrics={"clean": 0.7, "pgd20": 0.4, "aa": 0.3},
+        outcomes=False,
+    )
     return results
 
 

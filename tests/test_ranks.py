@@ -96,9 +96,14 @@ def torchrun(size: int, *words: str | Path, cwd: Path | None = None) -> subproce
     """A command in `size` processes, in a session of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     return subprocess.Popen(
-        [*command, *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, cwd=cwd,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        [*command, *map(str, words)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def adbench(*words: str | Path, **settings: str) -> subprocess.Popen[str]:
@@ -216,11 +221,18 @@ def test_what_ranks_cannot_do_is_said_at_once(tmp_path: Path, size: int, changed
     ranks.size = size
     with pytest.raises(UserError, match=says):
         Trainer(
-            method=configured("pgd-at", {}), student=build("cnn-4", classes=10, channels=1), teachers={},
-            dataset=load("digits", tmp_path, train_images=16, val_images=4, test_images=4), seed=0,
-            attack=Ball(0.1, 0.03, 1), validation=Ball(0.1, 0.03, 1), config=Train(**changed), folder=tmp_path,
-            device=torch.device("cpu"), ranks=ranks,
-        )  # fmt: skip
+            method=configured("pgd-at", {}),
+            student=build("cnn-4", classes=10, channels=1),
+            teachers={},
+            dataset=load("digits", tmp_path, train_images=16, val_images=4, test_images=4),
+            seed=0,
+            attack=Ball(0.1, 0.03, 1),
+            validation=Ball(0.1, 0.03, 1),
+            config=Train(**changed),
+            folder=tmp_path,
+            device=torch.device("cpu"),
+            ranks=ranks,
+        )
 
 
 @pytest.mark.parametrize(("shares", "works"), [(False, False), (True, True)])
@@ -235,11 +247,18 @@ def test_a_method_that_needs_its_batches_whole_has_to_say_that_it_can_share_them
     ranks.size = 2
     with nullcontext() if works else pytest.raises(UserError, match="needs its batches whole"):
         Trainer(
-            method=Whole(), student=build("cnn-4", classes=10, channels=1), teachers={},
-            dataset=load("digits", tmp_path, train_images=16, val_images=4, test_images=4), seed=0,
-            attack=Ball(0.1, 0.03, 1), validation=Ball(0.1, 0.03, 1), config=Train(), folder=tmp_path,
-            device=torch.device("cpu"), ranks=ranks,
-        )  # fmt: skip
+            method=Whole(),
+            student=build("cnn-4", classes=10, channels=1),
+            teachers={},
+            dataset=load("digits", tmp_path, train_images=16, val_images=4, test_images=4),
+            seed=0,
+            attack=Ball(0.1, 0.03, 1),
+            validation=Ball(0.1, 0.03, 1),
+            config=Train(),
+            folder=tmp_path,
+            device=torch.device("cpu"),
+            ranks=ranks,
+        )
 
 
 @pytest.mark.slow

@@ -24,9 +24,14 @@ def test_the_tutorial_of_adding_a_method_works_as_written(tmp_path: Path) -> Non
     # One thread: beside other tests, a second one only waits.
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block[1]], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=900, check=False,
-    )  # fmt: skip
+        ["bash", "-euo", "pipefail", "-c", block[1]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all promises kept" in done.stdout
     found = {r["label"]: r for r in records(tmp_path / "results").values() if r["kind"] == "student"}

@@ -149,7 +149,7 @@ def test_the_radius_of_training_scales_its_step_unless_both_are_given() -> None:
         ({"override": 3}, "override = 3"),
         ({"train": 3}, "train = 3"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         students("official", **settings)

@@ -99,9 +99,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("published")
     for line in paper.published("table2_teachers"):
         add(
-            results, kind="teacher", dataset=line["dataset"], label=line["teacher"], student=line["teacher"],
-            n=10000, metrics={a: float(line[a]) / 100 for a in ATTACKS}, seed=None, outcomes=False,
-        )  # fmt: skip
+            results,
+            kind="teacher",
+            dataset=line["dataset"],
+            label=line["teacher"],
+            student=line["teacher"],
+            n=10000,
+            metrics={a: float(line[a]) / 100 for a in ATTACKS},
+            seed=None,
+            outcomes=False,
+        )
     black_box = paper.published("table5_blackbox")
     students = {theirs: ours for ours, theirs in STUDENTS.items()}
     for line in (line for name in WHITE_BOX for line in paper.published(name)):
@@ -113,10 +120,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if method in TEACHERLESS and line["teacher"] == "wrn-28-10":
             continue
         add(
-            results, dataset=line["dataset"], method=method, student=students[line["student"]],
-            metrics=metrics, teacher=None if method in TEACHERLESS else line["teacher"],
-            teacher_architecture=line["teacher"], n=10000, outcomes=False,
-        )  # fmt: skip
+            results,
+            dataset=line["dataset"],
+            method=method,
+            student=students[line["student"]],
+            metrics=metrics,
+            teacher=None if method in TEACHERLESS else line["teacher"],
+            teacher_architecture=line["teacher"],
+            n=10000,
+            outcomes=False,
+        )
     return results
 
 
@@ -128,9 +141,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Pa
     add(results, kind="teacher", label="strong", student="wrn-10-2", metrics={"pgd20": 0.70, "aa": 0.65})
     for seed, value in enumerate((0.401, 0.415, 0.433)):
         add(
-            results, method="rslad", teacher="robust", seed=seed,
+            results,
+            method="rslad",
+            teacher="robust",
+            seed=seed,
             metrics={"clean": 0.9, "aa": value, "transfer:strong:pgd20": 0.7},
-        )  # fmt: skip
+        )
     add(results, method="rslad", teacher="strong", metrics={"clean": 0.92, "aa": 0.44})
     add(results, method="pgd-at", metrics={"clean": 0.88, "aa": 0.402}, passes={"student": 11, "total": 22})
     add(results, method="mine", label=NASTY, teacher="robust", metrics={"clean": 0.91, "aa": 0.36})
@@ -139,9 +155,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Pa
     return results, out, report.write(results, out)
 
 
-def test_every_returned_path_exists_and_the_page_names_no_other_address(
-    small: tuple[Path, Path, list[Path]],
-) -> None:
+def test_every_returned_path_exists_and_the_page_names_no_other_address(small: tuple[Path, Path, list[Path]]) -> None:
     _, out, written = small
     assert all(path.is_file() and path.is_relative_to(out) for path in written)
     assert {"index.html", "report.md", "report.tex"} <= {path.name for path in written}
@@ -151,9 +165,7 @@ def test_every_returned_path_exists_and_the_page_names_no_other_address(
     assert found.tags.count("caption") == found.tags.count("table") >= 5
 
 
-def test_all_four_spellings_carry_the_mean_recomputed_from_the_records(
-    small: tuple[Path, Path, list[Path]],
-) -> None:
+def test_all_four_spellings_carry_the_mean_recomputed_from_the_records(small: tuple[Path, Path, list[Path]]) -> None:
     results, out, _ = small
     shares = [
         100 * r["metrics"]["aa"]["correct"] / r["metrics"]["aa"]["n"]
@@ -174,8 +186,10 @@ def test_all_four_spellings_carry_the_mean_recomputed_from_the_records(
 
 def test_best_and_second_are_compared_as_printed_and_ties_share_the_mark() -> None:
     columns = (Column("Method", numeric=False), Column("AA"))
-    rows = [Row((Cell(name), Cell(f"{value:.2f}"))) for name, value in
-            [("a", 50.001), ("b", 50.004), ("c", 49.0), ("d", 48.999), ("e", 10.0)]]  # fmt: skip
+    rows = [
+        Row((Cell(name), Cell(f"{value:.2f}")))
+        for name, value in [("a", 50.001), ("b", 50.004), ("c", 49.0), ("d", 48.999), ("e", 10.0)]
+    ]
     found = [row.cells[1].mark for row in ranked(rows, columns)]
     assert found == [Mark.BEST, Mark.BEST, Mark.SECOND, Mark.SECOND, Mark.NONE]
 
@@ -187,11 +201,7 @@ def test_a_lone_number_is_neither_best_nor_worst() -> None:
 
 
 def test_marks_are_given_within_each_student_and_teacher(tmp_path: Path) -> None:
-    for student, teacher, ard, iad in [
-        ("s1", "t1", 0.5, 0.4),
-        ("s1", "t2", 0.1, 0.2),
-        ("s2", "t1", 0.7, 0.9),
-    ]:
+    for student, teacher, ard, iad in [("s1", "t1", 0.5, 0.4), ("s1", "t2", 0.1, 0.2), ("s2", "t1", 0.7, 0.9)]:
         add(tmp_path, method="ard", student=student, teacher=teacher, metrics={"aa": ard})
         add(tmp_path, method="iad", student=student, teacher=teacher, metrics={"aa": iad})
     (table,) = white_box(tmp_path)
@@ -206,9 +216,7 @@ def test_a_method_without_a_teacher_stands_under_every_teacher(small: tuple[Path
     assert texts(table)["Student cnn-16", "PGD-AT"] == ["88.00", "40.20"] * 2
 
 
-def test_missing_and_failed_cells_are_told_apart_and_never_numbers(
-    small: tuple[Path, Path, list[Path]],
-) -> None:
+def test_missing_and_failed_cells_are_told_apart_and_never_numbers(small: tuple[Path, Path, list[Path]]) -> None:
     (table,) = white_box(small[0])
     assert texts(table)["Student cnn-16", "ARD"] == ["–", "–", "failed", "failed"]
     lines = list(csv.DictReader(render.csv(table).splitlines()))
@@ -309,11 +317,7 @@ def test_more_than_two_teachers_go_into_further_tables(tmp_path: Path) -> None:
         add(tmp_path, teacher=teacher, metrics=dict.fromkeys(ATTACKS, 0.4), outcomes=False)
     found = white_box(tmp_path)
     assert [t.label for t in found] == ["whitebox_digits_1", "whitebox_digits_2"]
-    assert [name for t in found for name, _ in t.groups if name] == [
-        "Teacher t1",
-        "Teacher t2",
-        "Teacher t10",
-    ]
+    assert [name for t in found for name, _ in t.groups if name] == ["Teacher t1", "Teacher t2", "Teacher t10"]
 
 
 def test_the_caption_states_what_the_records_state(tmp_path: Path) -> None:
@@ -324,10 +328,16 @@ def test_the_caption_states_what_the_records_state(tmp_path: Path) -> None:
     (table,) = white_box(tmp_path)
     thin = "\u202f"
     for said in (
-        f"Clean 10{thin}000", f"AA 1{thin}000", "ε = 8/255 in L∞", "FGSM: 1 step of 8/255",
-        "PGD-20 and C&W∞: 20 steps of 2/255", "seed 0", "Trained for 7 epochs", "the last epoch",
+        f"Clean 10{thin}000",
+        f"AA 1{thin}000",
+        "ε = 8/255 in L∞",
+        "FGSM: 1 step of 8/255",
+        "PGD-20 and C&W∞: 20 steps of 2/255",
+        "seed 0",
+        "Trained for 7 epochs",
+        "the last epoch",
         "adbench 0.1.0, torch 2.11.0 and pyautoattack 0.2.0",
-    ):  # fmt: skip
+    ):
         assert said in table.caption, said
     assert table.footnotes == ("RSLAD on cnn-16, AA: square gained most: gradients may be masked",)
 
@@ -337,9 +347,7 @@ def test_perturbations_are_printed_as_the_field_does(value: object, printed: str
     assert captions.size(value) == printed
 
 
-def test_names_and_errors_from_records_are_text_in_every_language(
-    small: tuple[Path, Path, list[Path]],
-) -> None:
+def test_names_and_errors_from_records_are_text_in_every_language(small: tuple[Path, Path, list[Path]]) -> None:
     _, out, _ = small
     found = Page((out / "index.html").read_text())
     assert any(NASTY in cell for table in found.tables for row in table for cell, _ in row)
@@ -417,8 +425,11 @@ def test_what_the_paper_says_of_its_tables_is_what_these_mark(published: Path) -
     assert {name for name, _ in marks(cifar10, Mark.BEST)} == {"MTARD", "SmaraAD++"}
     assert {title for name, title in marks(cifar10, Mark.BEST) if name == "MTARD"} == {"Clean"}
     assert {title for name, title in marks(cifar100, Mark.BEST) if name == "SmaraAD++"} == {
-        "FGSM", "PGD-20", "C&W∞", "AA",
-    }  # fmt: skip
+        "FGSM",
+        "PGD-20",
+        "C&W∞",
+        "AA",
+    }
     first = next(row for row in cifar10.rows if row.cells[0].text == "SmaraAD++")
     assert [cell.mark for cell in first.cells[1:7]] == [*[Mark.BEST] * 5, Mark.SECOND]
 
@@ -433,14 +444,7 @@ def test_transfer_columns_are_grouped_by_proxy_with_its_own_strength(published: 
         printed = texts(table)["Student rn18 taught by wrn-34-10", line["method"]][start : start + 2]
         assert printed == [f"{float(line[a]):.2f}" for a in ("pgd20", "cw")]
     assert {name for name, _ in marks(table, Mark.BEST)} == {"SmaraAD"}
-    add(
-        tmp_path,
-        kind="teacher",
-        dataset="cifar10",
-        label="wrn-34-20",
-        metrics={"pgd20": 0.7064},
-        n=10000,
-    )
+    add(tmp_path, kind="teacher", dataset="cifar10", label="wrn-34-20", metrics={"pgd20": 0.7064}, n=10000)
     (table,) = tables.transfer(students, View(Path("/"), [*view.records, *read_all(tmp_path)]))
     assert table.groups[2][0] == "Proxy wrn-34-20 (its PGD-20: 70.64)"
 
@@ -456,14 +460,7 @@ def test_the_paper_beside_itself_differs_by_nothing(published: Path) -> None:
 
 
 def test_the_paper_is_not_compared_where_nothing_matches(tmp_path: Path) -> None:
-    add(
-        tmp_path,
-        dataset="cifar10",
-        student="rn18",
-        teacher="t",
-        teacher_architecture="rn18",
-        metrics={"aa": 0.5},
-    )
+    add(tmp_path, dataset="cifar10", student="rn18", teacher="t", teacher_architecture="rn18", metrics={"aa": 0.5})
     add(tmp_path, dataset="digits", student="rn18", method="trades", metrics={"aa": 0.5})
     view = view_of(tmp_path)
     assert paper.comparison(collect(view.records, "student"), [], view) == []
@@ -625,10 +622,7 @@ def test_the_report_never_imports_torch(tmp_path: Path) -> None:
     one = tmp_path / "results"
     add(one, metrics={"aa": 0.5}, epochs=1)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(one), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", code, str(one), str(tmp_path / "out")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -638,7 +632,11 @@ def test_the_latex_document_compiles(small: tuple[Path, Path, list[Path]], tmp_p
     shutil.copytree(small[1], tmp_path / "out")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"],
-        cwd=tmp_path / "out", capture_output=True, text=True, errors="replace", check=False,
-    )  # fmt: skip
+        cwd=tmp_path / "out",
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Missing character" not in done.stdout

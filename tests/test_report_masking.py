@@ -70,8 +70,11 @@ def test_every_examined_network_has_its_verdict_and_figures(tmp_path: Path) -> N
     table = masking_table(tmp_path)
     found = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
     assert [c.title for c in table.columns[2:]] == [
-        "fgsm-weaker-than-pgd", "zero-gradients", "determinism", "autoattack-flags",
-    ]  # fmt: skip
+        "fgsm-weaker-than-pgd",
+        "zero-gradients",
+        "determinism",
+        "autoattack-flags",
+    ]
     assert found == {
         "RSLAD on cnn-16 taught by t": ["pass", "−5.0", "0.0", "0.0", MISSING.text],
         "t on cnn-16": ["fail", "−5.0", "40.0 (fail)", "0.0", "0"],
@@ -136,16 +139,32 @@ def test_the_worst_class_of_each_attack_is_named_with_wilsons_interval(tmp_path:
     change(add(tmp_path, metrics=metrics), per_class={"clean": CLEAN, "pgd20": PGD, "aa": AA, "fgsm": [[0, 10]] * 3})
     table = classes_table(tmp_path)
     assert table.groups == [
-        ("", 1), ("Worst class, Clean", 3), ("Worst class, PGD-20", 3), ("Worst class, AA", 3), ("Each class, AA", 3),
-    ]  # fmt: skip
+        ("", 1),
+        ("Worst class, Clean", 3),
+        ("Worst class, PGD-20", 3),
+        ("Worst class, AA", 3),
+        ("Each class, AA", 3),
+    ]
 
     def interval(correct: int) -> str:
         bounds = stats.binomtest(correct, 10).proportion_ci(method="wilson")
         return f"{100 * bounds.low:.1f} to {100 * bounds.high:.1f}"
 
     assert [cell.text for cell in table.rows[0].cells] == [
-        "RSLAD", "1", "80.0", interval(8), "2", "30.0", interval(3), "0", "20.0", interval(2), "20.0", "60.0", "30.0",
-    ]  # fmt: skip
+        "RSLAD",
+        "1",
+        "80.0",
+        interval(8),
+        "2",
+        "30.0",
+        interval(3),
+        "0",
+        "20.0",
+        interval(2),
+        "20.0",
+        "60.0",
+        "30.0",
+    ]
 
 
 def test_classes_are_averaged_over_seeds_before_the_worst_is_chosen(tmp_path: Path) -> None:

@@ -37,11 +37,25 @@ def records(results: Path) -> None:
                     "aa": aa,
                     "transfer:p:pgd20": 0.7 + share / 10,
                 }
-                add(results, method=method, teacher=teacher, seed=seed, metrics=metrics, outcomes=False,
-                    passes={"student": 11, "total": 22}, per_class=True)  # fmt: skip
+                add(
+                    results,
+                    method=method,
+                    teacher=teacher,
+                    seed=seed,
+                    metrics=metrics,
+                    outcomes=False,
+                    passes={"student": 11, "total": 22},
+                    per_class=True,
+                )
     add(results, method="pgd-at", metrics={"clean": 0.88, "aa": 0.402}, outcomes=False)
-    add(results, method="mine", label=r"<b>a_b</b> & 100% $x$ {~^\} `#|*", teacher="robust", metrics={"aa": 0.36},
-        outcomes=False)  # fmt: skip
+    add(
+        results,
+        method="mine",
+        label=r"<b>a_b</b> & 100% $x$ {~^\} `#|*",
+        teacher="robust",
+        metrics={"aa": 0.36},
+        outcomes=False,
+    )
     add(results, method="iad", teacher="robust", error="out of memory")
 
 

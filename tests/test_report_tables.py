@@ -218,9 +218,15 @@ def test_wrong_choices_are_told_in_a_sentence(matrix: Path, tmp_path: Path, opti
 
 @pytest.mark.parametrize(
     ("formats", "suffixes"),
-    [("csv", {".csv"}), ("latex", {".tex", ".pdf"}), ("markdown", {".md", ".png"}), ("parquet", {".parquet"}),
-     ("figures", {".png", ".pdf", ".svg"}), ("csv,latex", {".csv", ".tex", ".pdf"})],
-)  # fmt: skip
+    [
+        ("csv", {".csv"}),
+        ("latex", {".tex", ".pdf"}),
+        ("markdown", {".md", ".png"}),
+        ("parquet", {".parquet"}),
+        ("figures", {".png", ".pdf", ".svg"}),
+        ("csv,latex", {".csv", ".tex", ".pdf"}),
+    ],
+)
 def test_a_format_writes_its_files_and_no_others(tmp_path: Path, formats: str, suffixes: set[str]) -> None:
     add(tmp_path / "results", metrics={"aa": 0.5}, epochs=2, outcomes=False)
     out = tmp_path / "out"
@@ -250,8 +256,10 @@ def test_comparing_tests_every_method_against_one_in_its_place(tmp_path: Path) -
     assert not difference.tied
     # TRADES has one seed, on whose images RSLAD is right once more.
     assert (cell(table, "TRADES").text, cell(table, "TRADES").tied, cell(table, "TRADES", 2).text) == (
-        "−0.10", True, f"{stats.binomtest(0, 1).pvalue:.3f}",
-    )  # fmt: skip
+        "−0.10",
+        True,
+        f"{stats.binomtest(0, 1).pvalue:.3f}",
+    )
     with pytest.raises(UserError, match="unknown method"):
         view_of(tmp_path, against="iadd").check()
 
@@ -324,8 +332,13 @@ def test_the_pareto_front_is_of_those_that_none_beats_in_both(tmp_path: Path) ->
 
 
 def test_accuracy_against_eps_joins_clean_images_and_every_radius(tmp_path: Path) -> None:
-    path = add(tmp_path, method="ard", teacher="t", outcomes=False,
-               metrics={"clean": 0.9, "pgd20": 0.5, "pgd20@4/255": 0.7, "pgd20@16/255": 0.1, "aa": 0.4})  # fmt: skip
+    path = add(
+        tmp_path,
+        method="ard",
+        teacher="t",
+        outcomes=False,
+        metrics={"clean": 0.9, "pgd20": 0.5, "pgd20@4/255": 0.7, "pgd20@16/255": 0.1, "aa": 0.4},
+    )
     data = json.loads(path.read_text())
     for metric, eps in (("pgd20@4/255", "4/255"), ("pgd20@16/255", "16/255")):
         data["metrics"][metric]["attack"]["eps"] = eps

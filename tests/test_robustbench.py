@@ -152,8 +152,7 @@ def test_a_model_that_cannot_be_had_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("download", "says"),
-    [(offline, "ConnectionError: no route to host"), (lambda *_: None, "came back empty")],
+    ("download", "says"), [(offline, "ConnectionError: no route to host"), (lambda *_: None, "came back empty")]
 )
 def test_a_failed_download_is_told_and_leaves_no_file(
     tmp_path: Path, package: Callable[[Download], None], download: Download, says: str

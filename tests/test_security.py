@@ -239,9 +239,16 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     transfer = f"transfer:{HOSTILE_TEXT}:cw"
     for seed in (0, 1):
-        add(folder / "results", dataset=HOSTILE_TEXT[:20], label=HOSTILE_TEXT, teacher=HOSTILE_TEXT, seed=seed,
-            student=f"<b>{seed}</b>", metrics={"clean": 0.9, "pgd20": 0.5 + seed / 10, transfer: 0.6},
-            flags={"pgd20": [HOSTILE_TEXT]})  # fmt: skip
+        add(
+            folder / "results",
+            dataset=HOSTILE_TEXT[:20],
+            label=HOSTILE_TEXT,
+            teacher=HOSTILE_TEXT,
+            seed=seed,
+            student=f"<b>{seed}</b>",
+            metrics={"clean": 0.9, "pgd20": 0.5 + seed / 10, transfer: 0.6},
+            flags={"pgd20": [HOSTILE_TEXT]},
+        )
     add(folder / "results", kind="teacher", label=HOSTILE_TEXT, metrics={"clean": 0.9}, dataset=HOSTILE_TEXT[:20])
     add(folder / "results", kind="checkpoint", label="=HYPERLINK(1)", method=None, metrics={"clean": 0.9})
     add(folder / "results", method="ard", label=HOSTILE_TEXT, error=HOSTILE_TEXT)

@@ -88,11 +88,7 @@ def test_networks_that_were_not_judged_alike_are_not_compared(what: str, tmp_pat
     assert white.label != rest[0].label
     assert white.title != rest[0].title
     assert paired.standing(runs[0], runs[1], "aa") is None
-    for made in (
-        versus.tables(runs, view),
-        figures.costly(runs),
-        findings([white, *rest], frozenset()),
-    ):
+    for made in (versus.tables(runs, view), figures.costly(runs), findings([white, *rest], frozenset())):
         assert made == [], "nothing ranks one against the other"
 
 
@@ -144,8 +140,16 @@ def test_a_teachers_accuracy_under_another_attack_places_no_student(tmp_path: Pa
 
 def test_the_papers_numbers_stand_beside_its_own_radius_alone(tmp_path: Path) -> None:
     for dataset, attack in (("cifar10", {}), ("cifar100", WIDE)):
-        judged(tmp_path, "rslad", 0.45, attack, dataset=dataset, student="rn18", teacher="wrn-34-10",
-               teacher_architecture="wrn-34-10")  # fmt: skip
+        judged(
+            tmp_path,
+            "rslad",
+            0.45,
+            attack,
+            dataset=dataset,
+            student="rn18",
+            teacher="wrn-34-10",
+            teacher_architecture="wrn-34-10",
+        )
     view = View(tmp_path, list(read_all(tmp_path)))
     assert [table.label for table in paper.comparison(collect(view.records, "student"), [], view)] == ["paper_cifar10"]
 

@@ -20,9 +20,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # The fields of RobustBench's ModelInfo that its cards for L-infinity have.
 CARD = {
-    "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
-    "clean_acc", "reported", "autoattack_acc", "footnote",
-}  # fmt: skip
+    "link",
+    "name",
+    "authors",
+    "additional_data",
+    "number_forward_passes",
+    "dataset",
+    "venue",
+    "architecture",
+    "eps",
+    "clean_acc",
+    "reported",
+    "autoattack_acc",
+    "footnote",
+}
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +158,21 @@ def test_a_name_cannot_lead_out_of_the_folder(results: Path, tmp_path: Path) -> 
 
 def test_what_cannot_be_exported_is_refused(results: Path, tmp_path: Path) -> None:
     cli("export", record_path(results, "student"), "--out", tmp_path, "--name", "x")
-    assert cli("eval", tmp_path / "x.pt", "--arch", "cnn-4", "--images", "16", "--attacks", "fgsm",
-               "--results", tmp_path / "other").exit_code == 0  # fmt: skip
+    assert (
+        cli(
+            "eval",
+            tmp_path / "x.pt",
+            "--arch",
+            "cnn-4",
+            "--images",
+            "16",
+            "--attacks",
+            "fgsm",
+            "--results",
+            tmp_path / "other",
+        ).exit_code
+        == 0
+    )
     result = cli("export", record_path(tmp_path / "other", "checkpoint"), "--out", tmp_path)
     assert result.exit_code == 2
     assert "weights from elsewhere; export is for networks trained by adbench" in result.output

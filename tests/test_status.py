@@ -72,8 +72,10 @@ def test_each_state_has_its_name_and_its_reason(results: Path) -> None:
     pgd_at, rslad = folder(results, "pgd-at"), folder(results, "rslad")
     lose(next(rslad.glob("eval-*")))
     assert states(results) == {
-        "teacher tiny": "done", "pgd-at cnn-4 seed 0": "done", "rslad cnn-4 from tiny seed 0": "trained",
-    }  # fmt: skip
+        "teacher tiny": "done",
+        "pgd-at cnn-4 seed 0": "done",
+        "rslad cnn-4 from tiny seed 0": "trained",
+    }
     with locks.locked(rslad):
         said = cli("status", "--results", results).output
         assert states(results)["rslad cnn-4 from tiny seed 0"] == "running"
@@ -88,8 +90,10 @@ def test_each_state_has_its_name_and_its_reason(results: Path) -> None:
     assert states(results)["rslad cnn-4 from tiny seed 0"] == "new"
     lose(teacher)
     assert states(results) == {
-        "teacher tiny": "new", "pgd-at cnn-4 seed 0": "done", "rslad cnn-4 from tiny seed 0": "waiting",
-    }  # fmt: skip
+        "teacher tiny": "new",
+        "pgd-at cnn-4 seed 0": "done",
+        "rslad cnn-4 from tiny seed 0": "waiting",
+    }
     assert "for teacher tiny (new)" in cli("status", "--results", results).output
     path = next(pgd_at.glob("eval-*/record.json"))
     failed = record.read(path).data

@@ -111,7 +111,17 @@ def test_long_names_are_cut_and_told_apart() -> None:
 def test_a_report_of_long_names_is_written(tmp_path: Path) -> None:
     for seed in (0, 1):
         for method, label in (("mine", "A" * 90), ("rslad", None)):
-            add(tmp_path / "r", method=method, label=label, dataset="d" * 200, student="s" * 90, teacher="t" * 120,
-                seed=seed, metrics={"clean": 0.9, "aa": 0.4}, n=50, per_class=True)  # fmt: skip
+            add(
+                tmp_path / "r",
+                method=method,
+                label=label,
+                dataset="d" * 200,
+                student="s" * 90,
+                teacher="t" * 120,
+                seed=seed,
+                metrics={"clean": 0.9, "aa": 0.4},
+                n=50,
+                per_class=True,
+            )
     written = report.write(tmp_path / "r", tmp_path / "out", formats=("html", "latex"))
     assert max(len(path.name) for path in written) < 200

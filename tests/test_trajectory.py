@@ -81,9 +81,16 @@ def test_four_steps_of_the_trainer_are_those_of_a_loop_of_its_own(
     monkeypatch.setattr(lean_form, "LEAST_WORK", 0 if lean else lean_form.LEAST_WORK)
     monkeypatch.setattr("adbench.training.trainer.to_float", lambda images: images.double() / 255)
     it = trainer(
-        tmp_path, configured(name, hyper), images=14, epochs=2, batch_size=8, milestones=(0.5,), decay=decay,
-        weight_decay=DECAY, lr=LR,
-    )  # fmt: skip
+        tmp_path,
+        configured(name, hyper),
+        images=14,
+        epochs=2,
+        batch_size=8,
+        milestones=(0.5,),
+        decay=decay,
+        weight_decay=DECAY,
+        lr=LR,
+    )
     assert it.engine.lean is lean
     it.pad, it.flip, it.attack = 0, False, Ball(EPS, STEP, STEPS)
     torch.manual_seed(5)

@@ -67,11 +67,20 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoding="utf-8",
     )
     settings = {
-        "train__epochs": "6", "train__batch_size": "64", "train__attack_steps": "1", "data__train_images": "800",
-        "hyper__ard__alpha": "0.5", "eval__images": "40", "eval__aa_images": "6",
-        "eval__attacks": '["fgsm","pgd20","pgd20@24/255","cw","aa"]', "eval__aa_shard": "3", "threat__eps": '"12/255"',
-        "eval__masking": "3", "eval__proxies": f'["{teacher}"]', "eval__transfer_attacks": '["pgd20"]',
-    }  # fmt: skip
+        "train__epochs": "6",
+        "train__batch_size": "64",
+        "train__attack_steps": "1",
+        "data__train_images": "800",
+        "hyper__ard__alpha": "0.5",
+        "eval__images": "40",
+        "eval__aa_images": "6",
+        "eval__attacks": '["fgsm","pgd20","pgd20@24/255","cw","aa"]',
+        "eval__aa_shard": "3",
+        "threat__eps": '"12/255"',
+        "eval__masking": "3",
+        "eval__proxies": f'["{teacher}"]',
+        "eval__transfer_attacks": '["pgd20"]',
+    }
     found = run(
         "--methods", "ard", "--teacher", teacher, "--keep-adversarial", "--results", folder / "results", **settings
     )
@@ -370,7 +379,8 @@ TAMPERED: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "architecture of the model": (put("model", "architecture", to="rn18"), "model.architecture"),
     "seed in the record alone": (put("seed", to=3), "configuration: does not follow: seed"),
     "teacher's name": (
-        at_once(put("teacher", to="wrn"), put("teachers", "robust", "name", to="wrn")), "teacher (robust)",
+        at_once(put("teacher", to="wrn"), put("teachers", "robust", "name", to="wrn")),
+        "teacher (robust)",
     ),
     "teacher's name in one place": (put("teachers", "robust", "name", to="wrn"), "teacher (robust)"),
     "teacher's weights": (put("teachers", "robust", "weights_sha256", to=ZERO), "teacher (robust)"),
@@ -387,7 +397,8 @@ TAMPERED: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "log deleted": (without_a_log, "held-out accuracy"),
     "passes": (put("training", "passes", to={"total": 2.0}), "training: does not follow: passes"),
     "precision": (
-        put("config", "training", "train", "precision", to="bfloat16"), "training: does not follow: precision",
+        put("config", "training", "train", "precision", to="bfloat16"),
+        "training: does not follow: precision",
     ),
     "per class removed": (dropped("metrics", "pgd20", "per_class"), "pgd20: per_class is missing"),
     "per class": (put("metrics", "pgd20", "per_class", to=[[1, 4]] * 10), "pgd20: per_class"),
@@ -404,10 +415,12 @@ TAMPERED: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "steps": (put("metrics", "pgd20", "attack", "steps", to=100), "attacks: does not follow: pgd20: steps"),
     "step in the configuration": (put("config", "evaluation", "step", to="1/255"), "attacks: does not follow"),
     "radius of one attack": (
-        put("metrics", "pgd20", "attack", "eps", to="16/255"), "attacks: does not follow: pgd20: eps",
+        put("metrics", "pgd20", "attack", "eps", to="16/255"),
+        "attacks: does not follow: pgd20: eps",
     ),
     "radius of all": (
-        at_once(put("config", "training", "threat", "eps", to="6/255"), in_all_attacks("eps", "6/255")), "attacks",
+        at_once(put("config", "training", "threat", "eps", to="6/255"), in_all_attacks("eps", "6/255")),
+        "attacks",
     ),
     "search": (put("metrics", "aa", "attack", "search", to="bfloat16"), "attacks: does not follow: aa: search"),
     "attack left out": (dropped("metrics", "aa"), "attacks: does not follow: aa"),
@@ -433,12 +446,10 @@ TAMPERED: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "devices": (put("training", "devices", to=8), RUN),
     "processor": (put("provenance", "processor", to="abacus"), RUN),
     "warnings": (put("metrics", "aa", "flags", to=["it was windy"]), RUN),
-    "seed of the evaluation": (
-        at_once(put("config", "evaluation", "seed", to=5), in_all_attacks("seed", 5)), FEW,
-    ),
+    "seed of the evaluation": (at_once(put("config", "evaluation", "seed", to=5), in_all_attacks("seed", 5)), FEW),
     "identity of the teacher": (put("config", "training", "teacher", to=ZERO[:16]), ELSEWHERE),
     "figures on masking": (masking_as("pass", figures=True), MEASURED),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAMPERED)

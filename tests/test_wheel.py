@@ -64,8 +64,20 @@ def test_the_wheel_works_in_any_folder(hostile: bool, site: Path, tmp_path: Path
     assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
 
 
-OURS = ("*.md", "docs/*.md", "adbench/**/*.py", "adbench/**/*.toml", "adbench/report/templates/*", "methods/*.py",
-        "teachers/*", "benchmarks/*.py", "pyproject.toml", "Makefile", "results/*.md", "reports/*.md")  # fmt: skip
+OURS = (
+    "*.md",
+    "docs/*.md",
+    "adbench/**/*.py",
+    "adbench/**/*.toml",
+    "adbench/report/templates/*",
+    "methods/*.py",
+    "teachers/*",
+    "benchmarks/*.py",
+    "pyproject.toml",
+    "Makefile",
+    "results/*.md",
+    "reports/*.md",
+)
 
 
 def test_no_text_tells_anybody_to_install_the_other_adbench() -> None:

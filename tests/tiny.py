@@ -106,9 +106,14 @@ def family(folder: Path) -> Path:
     teacher = folder / "tiny.toml"
     teacher.write_text(TEACHER.replace("epochs = 1", "epochs = 6"), encoding="utf-8")
     settings = {
-        "train__epochs": "4", "data__train_images": "400", "eval__images": "40", "eval__attacks": '["pgd20"]',
-        "eval__proxies": f'["{teacher}"]', "eval__transfer_attacks": '["pgd20"]', "threat__eps": "12/255",
-    }  # fmt: skip
+        "train__epochs": "4",
+        "data__train_images": "400",
+        "eval__images": "40",
+        "eval__attacks": '["pgd20"]',
+        "eval__proxies": f'["{teacher}"]',
+        "eval__transfer_attacks": '["pgd20"]',
+        "threat__eps": "12/255",
+    }
     result = run("--methods", "pgd-at,ard,smaraad", "--teacher", teacher, "--results", folder / "results", **settings)
     assert result.exit_code == 0, result.output
     return folder / "results"

@@ -119,10 +119,16 @@ def _same_place(a: Run, b: Run) -> bool:
 def _seed_table(rows: Sequence[Seeds], first: str, second: str) -> Iterator[str]:
     head = ("attack", "seeds", first, second, "difference", "95% interval over seeds")
     body = [
-        (heading(r.attack), str(r.seeds), _percent(r.first), _percent(r.second), f"{100 * r.difference:+.2f}",
-         _spread(r))
+        (
+            heading(r.attack),
+            str(r.seeds),
+            _percent(r.first),
+            _percent(r.second),
+            f"{100 * r.difference:+.2f}",
+            _spread(r),
+        )
         for r in rows
-    ]  # fmt: skip
+    ]
     yield from terminal.table([head, *body])
 
 
@@ -140,11 +146,17 @@ def _pair_table(rows: Sequence[Pair], first: str, second: str) -> Iterator[str]:
         raise UserError("the two records have no attack in common")
     head = ("attack", "seed", "images", first, second, "first only", "second only", "McNemar p")
     body = [
-        (heading(r.attack), "-" if r.seed is None else str(r.seed), str(r.n), _percent(r.first), _percent(r.second),
-         *("-" if count is None else str(count) for count in (r.only_first, r.only_second)),
-         "-" if math.isnan(r.p_value) else f"{r.p_value:.3g}")
+        (
+            heading(r.attack),
+            "-" if r.seed is None else str(r.seed),
+            str(r.n),
+            _percent(r.first),
+            _percent(r.second),
+            *("-" if count is None else str(count) for count in (r.only_first, r.only_second)),
+            "-" if math.isnan(r.p_value) else f"{r.p_value:.3g}",
+        )
         for r in rows
-    ]  # fmt: skip
+    ]
     yield from terminal.table([head, *body])
 
 

@@ -38,10 +38,7 @@ VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 LOGGER = "auto-attack"
 """The package's."""
 
-SEARCHES = {
-    "exact": "authors' package, float32",
-    "fast": f"fast search {FAST_SEARCH}: bfloat16, decided in float32",
-}
+SEARCHES = {"exact": "authors' package, float32", "fast": f"fast search {FAST_SEARCH}: bfloat16, decided in float32"}
 """How AutoAttack may search (`eval.aa_search`), and what a record calls it."""
 
 FAST = Engine("bfloat16", lean=True)
@@ -251,9 +248,16 @@ def _projecting_without_sorting() -> Iterator[None]:
 
 
 def _run(
-    network: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str,
-    together: bool = False, apgd_targets: int | None = None,
-) -> Tensor:  # fmt: skip
+    network: nn.Module,
+    searched: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Fraction,
+    seed: int,
+    name: str,
+    together: bool = False,
+    apgd_targets: int | None = None,
+) -> Tensor:
     """The x' that pyautoattack finds against `searched`, each of its attacks on what `network` still classifies right.
 
     So an x' which only bfloat16 takes for another class ends no image's search: the next attack goes on with it.

@@ -50,9 +50,15 @@ class GradientAttack:
         }
 
     def __call__(
-        self, network: nn.Module, x: Tensor, y: Tensor, index: Tensor, seed: int, restart: int = 0,
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        seed: int,
+        restart: int = 0,
         nowhere: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x' (B, C, H, W) of one restart against `network` in evaluation mode, for images x in [0, 1], labels y (B,).
 
         index: (B,) places in the test set. An image's start depends on (seed, attack, index, restart) alone, so

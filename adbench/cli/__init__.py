@@ -39,7 +39,24 @@ def main(context: click.Context) -> None:
 
 
 for _command in (
-    run, cost, status, report, list_, teachers, eval_, results_, merge, compare, cross, cam, verify, prepare, export,
-    golden, info, validate, new_method,
-):  # fmt: skip
+    run,
+    cost,
+    status,
+    report,
+    list_,
+    teachers,
+    eval_,
+    results_,
+    merge,
+    compare,
+    cross,
+    cam,
+    verify,
+    prepare,
+    export,
+    golden,
+    info,
+    validate,
+    new_method,
+):
     main.add_command(_command)

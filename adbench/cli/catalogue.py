@@ -53,9 +53,15 @@ def list_(what: str | None) -> None:
 @data_dir_option
 @results_option
 def teachers(
-    name: str | None, verify: bool, dataset: str | None, images: int | None, threads: int | None,
-    device: str | None, data_dir: Path, results: Path,
-) -> None:  # fmt: skip
+    name: str | None,
+    verify: bool,
+    dataset: str | None,
+    images: int | None,
+    threads: int | None,
+    device: str | None,
+    data_dir: Path,
+    results: Path,
+) -> None:
     """List the teachers, show one, or verify one against what it claims.
 
     A teacher that adbench trains itself is trained first if it is not there yet.
@@ -178,11 +184,7 @@ def validate(methods: tuple[str, ...], threads: int | None) -> None:
 @click.command("new-method")
 @click.argument("name")
 @click.option(
-    "--out",
-    type=FilePath(file_okay=False),
-    default=Path(),
-    show_default=True,
-    help="Folder to write the file to.",
+    "--out", type=FilePath(file_okay=False), default=Path(), show_default=True, help="Folder to write the file to."
 )
 def new_method(name: str, out: Path) -> None:
     """Write a working plugin file to start a method of your own from.

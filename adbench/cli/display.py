@@ -96,9 +96,7 @@ class Display:
 
     def _on_attack(self, cell: Cell, event: dict[str, Any]) -> None:
         self._progress.update(
-            self._tasks[cell.id],
-            completed=cell.train.epochs,
-            figures=f"{event['name']} {percent(event['value'])}",
+            self._tasks[cell.id], completed=cell.train.epochs, figures=f"{event['name']} {percent(event['value'])}"
         )
 
     def _on_again(self, cell: Cell, event: dict[str, Any]) -> None:
@@ -156,10 +154,16 @@ def _plan_table(plan: Plan, costs: Mapping[str, Cost], *, counted: bool) -> Tabl
         state, cost = plan.states[cell.id], costs[cell.id]
         expected = "" if state == "done" else duration(cost.seconds)
         table.add_row(
-            _escaped(cell.dataset), _role(cell), cell.architecture, cell.teacher_name or "-", str(cell.seed), state,
-            *(_counts(cost) if counted else ()), expected,
+            _escaped(cell.dataset),
+            _role(cell),
+            cell.architecture,
+            cell.teacher_name or "-",
+            str(cell.seed),
+            state,
+            *(_counts(cost) if counted else ()),
+            expected,
             *([str(cell.train.epochs) if cell.method else "-"] if uneven else []),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -176,16 +180,21 @@ def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
 def cost_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
     """What each network costs, its seeds in one row."""
     table = _table(
-        ("dataset", "method", "student", "teacher"),
-        ("seeds", "epochs", "passes", "GMAC", "floor", "each", "all seeds"),
+        ("dataset", "method", "student", "teacher"), ("seeds", "epochs", "passes", "GMAC", "floor", "each", "all seeds")
     )
     for cell, count in _over_seeds(plan):
         cost = costs[cell.id]
         table.add_row(
-            _escaped(cell.dataset), _role(cell), cell.architecture, cell.teacher_name or "-", str(count),
-            str(cell.train.epochs) if cell.method else "-", *_counts(cost), duration(cost.seconds),
+            _escaped(cell.dataset),
+            _role(cell),
+            cell.architecture,
+            cell.teacher_name or "-",
+            str(count),
+            str(cell.train.epochs) if cell.method else "-",
+            *_counts(cost),
+            duration(cost.seconds),
             duration(count * cost.seconds),
-        )  # fmt: skip
+        )
     return table
 
 

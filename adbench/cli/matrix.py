@@ -66,30 +66,70 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
     wrapped: Callable[..., None] = with_matrix
     for option in reversed(
         (
-            click.option("--methods", "--method", multiple=True, callback=names, metavar="NAMES",
-                         help="Methods, comma-separated or repeated; 'all' is the ten of the paper. [default: all]"),
-            click.option("--student", "--students", "students", multiple=True, callback=names, metavar="NAMES",
-                         help="Student architectures. [default: cnn-16]"),
-            click.option("--teacher", "--teachers", "teachers", multiple=True, callback=names, metavar="NAMES",
-                         help="Teachers: a name (adbench teachers), FILE.toml, ARCHITECTURE@CHECKPOINT or "
-                         "robustbench:ID. [default: the dataset's own]"),
-            click.option("--dataset", "--datasets", "datasets", multiple=True, callback=names, metavar="NAMES",
-                         help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. "
-                         "[default: digits]"),
+            click.option(
+                "--methods",
+                "--method",
+                multiple=True,
+                callback=names,
+                metavar="NAMES",
+                help="Methods, comma-separated or repeated; 'all' is the ten of the paper. [default: all]",
+            ),
+            click.option(
+                "--student",
+                "--students",
+                "students",
+                multiple=True,
+                callback=names,
+                metavar="NAMES",
+                help="Student architectures. [default: cnn-16]",
+            ),
+            click.option(
+                "--teacher",
+                "--teachers",
+                "teachers",
+                multiple=True,
+                callback=names,
+                metavar="NAMES",
+                help="Teachers: a name (adbench teachers), FILE.toml, ARCHITECTURE@CHECKPOINT or "
+                "robustbench:ID. [default: the dataset's own]",
+            ),
+            click.option(
+                "--dataset",
+                "--datasets",
+                "datasets",
+                multiple=True,
+                callback=names,
+                metavar="NAMES",
+                help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
+            ),
             fast_aa_option,
             precision_option,
             keep_option,
-            click.option("--seeds", callback=seeds_of, metavar="N|LIST",
-                         help="How many seeds (3 means 0,1,2), or which. [default: 1]"),
-            click.option("--preset", "presets", multiple=True, callback=names, metavar="NAMES",
-                         help="Recipe: adbench list presets; of several, later ones win. [default: digits for "
-                         "digits, else paper]"),
-            click.option("--config", type=FilePath(), metavar="FILE.toml",
-                         help="Settings; they win over the preset."),
-            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                         help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3."),
+            click.option(
+                "--seeds",
+                callback=seeds_of,
+                metavar="N|LIST",
+                help="How many seeds (3 means 0,1,2), or which. [default: 1]",
+            ),
+            click.option(
+                "--preset",
+                "presets",
+                multiple=True,
+                callback=names,
+                metavar="NAMES",
+                help="Recipe: adbench list presets; of several, later ones win. [default: digits for "
+                "digits, else paper]",
+            ),
+            click.option("--config", type=FilePath(), metavar="FILE.toml", help="Settings; they win over the preset."),
+            click.option(
+                "--set",
+                "settings",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3.",
+            ),
             plugin_option,
         )
-    ):  # fmt: skip
+    ):
         wrapped = option(wrapped)
     return wrapped

@@ -134,20 +134,30 @@ class Folder(FilePath):
 
 
 plugin_option = click.option(
-    "--plugin", "plugins", type=FilePath(), multiple=True, callback=_plugins, expose_value=False,
-    is_eager=True, metavar="FILE.py", help="Add the method that this Python file defines, under the file's name.",
-)  # fmt: skip
+    "--plugin",
+    "plugins",
+    type=FilePath(),
+    multiple=True,
+    callback=_plugins,
+    expose_value=False,
+    is_eager=True,
+    metavar="FILE.py",
+    help="Add the method that this Python file defines, under the file's name.",
+)
 
 
 results_option = click.option(
-    "--results", type=Folder(), default=Path("results"), show_default=True,
-    help="Folder of the records.",
-)  # fmt: skip
+    "--results", type=Folder(), default=Path("results"), show_default=True, help="Folder of the records."
+)
 data_dir_option = click.option(
-    "--data-dir", type=Folder(), default=DATA_DIR, show_default=True,
-    envvar="ADBENCH_DATA", help="Folder of the datasets (downloaded there if they are not): the torchvision "
+    "--data-dir",
+    type=Folder(),
+    default=DATA_DIR,
+    show_default=True,
+    envvar="ADBENCH_DATA",
+    help="Folder of the datasets (downloaded there if they are not): the torchvision "
     "layout, or cifar10.npz / cifar100.npz. Also read from ADBENCH_DATA.",
-)  # fmt: skip
+)
 device_option = click.option(
     "--device",
     default=None,
@@ -159,28 +169,33 @@ device_option = click.option(
 def threads_option(otherwise: str = "the cores") -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The option of every command that computes; otherwise: how many threads where nobody asks for a number."""
     return click.option(
-        "--threads", type=click.IntRange(1, machine.MOST_THREADS), metavar="N",
+        "--threads",
+        type=click.IntRange(1, machine.MOST_THREADS),
+        metavar="N",
         callback=lambda _, __, value: machine.threads() if value is None else value,
         help=f"Processor threads. [default: OMP_NUM_THREADS, else {otherwise}]",
-    )  # fmt: skip
+    )
 
 
 spread_option = click.option(
-    "--spread", type=click.Choice(["ci", "std"]),
+    "--spread",
+    type=click.Choice(["ci", "std"]),
     help="Over seeds, after \N{PLUS-MINUS SIGN}: the 95% interval's half-width (of two seeds, which give none worth "
     "printing, their standard deviation), or the standard deviation.",
-)  # fmt: skip
+)
 keep_option = click.option(
     "--keep-adversarial", is_flag=True, help="Store the adversarial examples of every attack, for adbench verify."
 )
 fast_aa_option = click.option(
-    "--fast-aa", is_flag=True,
+    "--fast-aa",
+    is_flag=True,
     help="AutoAttack by a search in bfloat16 that float32 decides. [default: the authors' package, in float32]",
-)  # fmt: skip
+)
 precision_option = click.option(
-    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
     help="Of training: auto is float32 in its fast form, float32 every layer as it is written. [default: auto]",
-)  # fmt: skip
+)
 
 
 def finished_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -188,18 +203,42 @@ def finished_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
             click.option("--dataset", metavar="NAME", help="Only this dataset. [default: each]"),
-            click.option("--methods", "--method", multiple=True, callback=names, metavar="NAMES",
-                         help="Only students of these methods (or labels of the report). [default: all]"),
-            click.option("--student", "--students", "students", multiple=True, callback=names, metavar="NAMES",
-                         help="Only students of these architectures. [default: all]"),
-            click.option("--seed", callback=one_seed, metavar="N|all",
-                         help="Students of this seed. [default: of each method the lowest]"),
-            click.option("--images", type=click.IntRange(min=1), metavar="N",
-                         help="First N test images. [default: 1000, or all if there are fewer]"),
+            click.option(
+                "--methods",
+                "--method",
+                multiple=True,
+                callback=names,
+                metavar="NAMES",
+                help="Only students of these methods (or labels of the report). [default: all]",
+            ),
+            click.option(
+                "--student",
+                "--students",
+                "students",
+                multiple=True,
+                callback=names,
+                metavar="NAMES",
+                help="Only students of these architectures. [default: all]",
+            ),
+            click.option(
+                "--seed",
+                callback=one_seed,
+                metavar="N|all",
+                help="Students of this seed. [default: of each method the lowest]",
+            ),
+            click.option(
+                "--images",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="First N test images. [default: 1000, or all if there are fewer]",
+            ),
             click.option("--skip-missing", is_flag=True, help="Leave out networks whose weights are not there."),
-            threads_option(), device_option, data_dir_option, results_option,
+            threads_option(),
+            device_option,
+            data_dir_option,
+            results_option,
         )
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 

@@ -38,11 +38,7 @@ def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @click.command()
 @results_option
 @click.option(
-    "--out",
-    type=FilePath(file_okay=False),
-    default=Path("reports"),
-    show_default=True,
-    help="Folder to write to.",
+    "--out", type=FilePath(file_okay=False), default=Path("reports"), show_default=True, help="Folder to write to."
 )
 @click.option(
     "--format",
@@ -70,9 +66,15 @@ def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @spread_option
 @click.option("--watch", is_flag=True, help="Write again whenever records come or change, until interrupted.")
 def report(
-    results: Path, out: Path, formats: tuple[str, ...], columns: tuple[str, ...], group_by: str, against: str | None,
-    spread: str | None, watch: bool,
-) -> None:  # fmt: skip
+    results: Path,
+    out: Path,
+    formats: tuple[str, ...],
+    columns: tuple[str, ...],
+    group_by: str,
+    against: str | None,
+    spread: str | None,
+    watch: bool,
+) -> None:
     """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, Parquet, PNG, PDF and SVG.
 
     \b
@@ -121,9 +123,17 @@ def report(
 @spread_option
 @click.option("--out", type=FilePath(dir_okay=False), help="Write there instead of printing.")
 def results_(
-    results: Path, dataset: str | None, method: str | None, teacher: str | None, student: str | None,
-    kind: str | None, status: str | None, form: str, spread: str | None, out: Path | None,
-) -> None:  # fmt: skip
+    results: Path,
+    dataset: str | None,
+    method: str | None,
+    teacher: str | None,
+    student: str | None,
+    kind: str | None,
+    status: str | None,
+    form: str,
+    spread: str | None,
+    out: Path | None,
+) -> None:
     """Filter and print the records, or export them; with --spread a row for the seeds of each network.
 
     \b
@@ -134,8 +144,14 @@ def results_(
     """
     from adbench.results import table
 
-    wanted = {"dataset": dataset, "method": method, "teacher": teacher, "student": student,
-              "kind": kind, "status": status}  # fmt: skip
+    wanted = {
+        "dataset": dataset,
+        "method": method,
+        "teacher": teacher,
+        "student": student,
+        "kind": kind,
+        "status": status,
+    }
     with leaving_out() as left_out:
         table.export(results, {k: v for k, v in wanted.items() if v}, form, out, left_out, spread)
 
@@ -170,9 +186,18 @@ def compare(first: str, second: str, anyway: bool, results: Path) -> None:
 @click.option("--attack", default="pgd20", show_default=True, metavar="NAME", help="A gradient attack: pgdK, cw, fgsm.")
 @finished_options
 def cross(
-    attack: str, dataset: str | None, methods: tuple[str, ...], students: tuple[str, ...], seed: int | str | None,
-    images: int | None, skip_missing: bool, threads: int | None, device: str | None, data_dir: Path, results: Path,
-) -> None:  # fmt: skip
+    attack: str,
+    dataset: str | None,
+    methods: tuple[str, ...],
+    students: tuple[str, ...],
+    seed: int | str | None,
+    images: int | None,
+    skip_missing: bool,
+    threads: int | None,
+    device: str | None,
+    data_dir: Path,
+    results: Path,
+) -> None:
     """Attack every finished network with the adversarial examples of every other one.
 
     One matrix for each dataset and threat model, on its diagonal the white-box accuracy. A run can be killed at any
@@ -196,9 +221,17 @@ def cross(
 @click.command()
 @finished_options
 def cam(
-    dataset: str | None, methods: tuple[str, ...], students: tuple[str, ...], seed: int | str | None,
-    images: int | None, skip_missing: bool, threads: int | None, device: str | None, data_dir: Path, results: Path,
-) -> None:  # fmt: skip
+    dataset: str | None,
+    methods: tuple[str, ...],
+    students: tuple[str, ...],
+    seed: int | str | None,
+    images: int | None,
+    skip_missing: bool,
+    threads: int | None,
+    device: str | None,
+    data_dir: Path,
+    results: Path,
+) -> None:
     """Compare where students look with where their teacher looks: class activation maps on the same images.
 
     The images are clean ones, and adversarial ones made on the teacher (PGD-20). `adbench report` draws some of the
@@ -228,25 +261,43 @@ def cam(
 )
 @click.option("--again", type=click.IntRange(min=1), metavar="N", help="Repeat the gradient attacks on N test images.")
 @click.option(
-    "--survivors", type=click.IntRange(min=1), is_flag=False, flag_value=200, metavar="[N]",
+    "--survivors",
+    type=click.IntRange(min=1),
+    is_flag=False,
+    flag_value=200,
+    metavar="[N]",
     help="Attack N survivors of each attack anew, AutoAttack's and transfer's too. [200 where no N is given]",
-)  # fmt: skip
+)
 @click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), metavar="N",
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    metavar="N",
     help="Draws the images of --again and --survivors, and the new starts. [default: by chance]",
-)  # fmt: skip
+)
 @click.option("--strict", is_flag=True, help="Exit code 1 also where something is not shown.")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
     help="JSON as docs/evaluation.md describes it.",
-)  # fmt: skip
+)
 @threads_option()
 @device_option
 @data_dir_option
 def verify(
-    path: Path, checkpoint: Path | None, again: int | None, survivors: int | None, seed: int | None, strict: bool,
-    form: str, threads: int | None, device: str | None, data_dir: Path,
-) -> None:  # fmt: skip
+    path: Path,
+    checkpoint: Path | None,
+    again: int | None,
+    survivors: int | None,
+    seed: int | None,
+    strict: bool,
+    form: str,
+    threads: int | None,
+    device: str | None,
+    data_dir: Path,
+) -> None:
     """Recompute a record's figures from its checkpoint, the test images and the stored adversarial examples.
 
     Each finding follows, or something contradicts it (exit code 1), or nothing shows it: no adversarial examples were

@@ -75,9 +75,18 @@ if TYPE_CHECKING:
 @data_dir_option
 @results_option
 def run(
-    asked: Asked, jobs: int | None, threads: int | None, timeout: float | None, engine: str, address: str | None,
-    gpus: float | None, dry_run: bool, device: str | None, data_dir: Path, results: Path,
-) -> None:  # fmt: skip
+    asked: Asked,
+    jobs: int | None,
+    threads: int | None,
+    timeout: float | None,
+    engine: str,
+    address: str | None,
+    gpus: float | None,
+    dry_run: bool,
+    device: str | None,
+    data_dir: Path,
+    results: Path,
+) -> None:
     """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
 
     Finished cells are skipped, interrupted ones continue, a failing one does not stop the others; other runs may
@@ -110,9 +119,14 @@ def _where(
 
 
 def _on_all_ranks(
-    experiment: Experiment, results: Path, data_dir: Path, device: str | None, where: Local | RayCluster,
-    timeout: float | None, dry_run: bool,
-) -> int:  # fmt: skip
+    experiment: Experiment,
+    results: Path,
+    data_dir: Path,
+    device: str | None,
+    where: Local | RayCluster,
+    timeout: float | None,
+    dry_run: bool,
+) -> int:
     """Carry a run out, alone or as one of the processes that torchrun started; the cells that failed."""
     from adbench.cli.display import console as make_console
 
@@ -136,9 +150,13 @@ def _on_all_ranks(
 
 
 def _carry_out(
-    console: Console, experiment: Experiment, place: Place, where: Local | RayCluster, timeout: float | None,
+    console: Console,
+    experiment: Experiment,
+    place: Place,
+    where: Local | RayCluster,
+    timeout: float | None,
     dry_run: bool,
-) -> int:  # fmt: skip
+) -> int:
     """Show the plan, run it, show the summary; returns the number of cells that failed."""
     results = place.results
     with console.status("reading data and teachers"):
@@ -214,9 +232,7 @@ def _summarise(console: Console, plan: Plan, results: Path, table: Callable[[lis
 @device_option
 @data_dir_option
 @results_option
-def cost(
-    asked: Asked, form: str, threads: int | None, device: str | None, data_dir: Path, results: Path
-) -> None:  # fmt: skip
+def cost(asked: Asked, form: str, threads: int | None, device: str | None, data_dir: Path, results: Path) -> None:
     """What a matrix costs on this device, from its beginning to its end: a row for the seeds of each network.
 
     Passes and multiply-adds are those of one training image in one epoch, counted; the floor is their time at the
@@ -262,11 +278,24 @@ def cost(
 @data_dir_option
 @results_option
 def eval_(
-    checkpoint: Path, arch: str, dataset: str, attacks: tuple[str, ...], images: int | None, aa_images: int | None,
-    eps: str | None, step: str | None, fast_aa: bool, keep_adversarial: bool, masking: int | None,
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    threads: int | None, device: str | None, data_dir: Path, results: Path,
-) -> None:  # fmt: skip
+    checkpoint: Path,
+    arch: str,
+    dataset: str,
+    attacks: tuple[str, ...],
+    images: int | None,
+    aa_images: int | None,
+    eps: str | None,
+    step: str | None,
+    fast_aa: bool,
+    keep_adversarial: bool,
+    masking: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    threads: int | None,
+    device: str | None,
+    data_dir: Path,
+    results: Path,
+) -> None:
     """Evaluate any checkpoint of a supported architecture and record it.
 
     Of a file with several networks, FILE#KEY is the one whose names begin with KEY: both.pt#model_ema.

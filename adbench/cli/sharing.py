@@ -43,9 +43,12 @@ def prepare(asked: Asked, source: Path | None, data_dir: Path) -> None:
 
     console, failed = Console(), 0
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        TransferSpeedColumn(),
         TimeRemainingColumn(),
-    )  # fmt: skip
+    )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 
         def listener(name: str) -> Callable[[int, int | None], None]:
@@ -75,9 +78,7 @@ def prepare(asked: Asked, source: Path | None, data_dir: Path) -> None:
     "--name", metavar="NAME", help="Name of the files, as in Zi2021Revisiting. [default: of method and student]"
 )
 @click.option(
-    "--checkpoint",
-    type=FilePath(dir_okay=False),
-    help="The network's weights. [default: where the record has them]",
+    "--checkpoint", type=FilePath(dir_okay=False), help="The network's weights. [default: where the record has them]"
 )
 @data_dir_option
 def export(record_path: Path, out: Path, name: str | None, checkpoint: Path | None, data_dir: Path) -> None:

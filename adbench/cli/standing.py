@@ -51,10 +51,16 @@ def status(asked: Asked, plan_id: str | None, why: str | None, form: str, result
             click.echo(terminal.plain(line))
     elif form == "json":
         rows = [
-            {"id": one.cell["id"], "cell": one.cell["says"], "state": one.state, "why": one.why,
-             "record": str(matrix.results / one.cell["record"]), "seconds_left": one.left}
+            {
+                "id": one.cell["id"],
+                "cell": one.cell["says"],
+                "state": one.state,
+                "why": one.why,
+                "record": str(matrix.results / one.cell["record"]),
+                "seconds_left": one.left,
+            }
             for one in matrix.standings.values()
-        ]  # fmt: skip
+        ]
         click.echo(json.dumps(rows, indent=1))
     else:
         for line in _table(matrix):
@@ -125,9 +131,12 @@ def _table(matrix: Matrix) -> Iterator[str]:
 @click.command()
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=FilePath())
 @click.option(
-    "--into", type=FilePath(file_okay=False), required=True, metavar="RESULTS",
+    "--into",
+    type=FilePath(file_okay=False),
+    required=True,
+    metavar="RESULTS",
     help="The results folder that gets everything; made if it is not there.",
-)  # fmt: skip
+)
 def merge(folders: tuple[Path, ...], into: Path) -> None:
     """Join results folders from several machines into one.
 

@@ -25,16 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = [
-    "Arrays",
-    "Dataset",
-    "Split",
-    "Threat",
-    "as_text",
-    "is_path",
-    "load",
-    "parse_fraction",
-]
+__all__ = ["Arrays", "Dataset", "Split", "Threat", "as_text", "is_path", "load", "parse_fraction"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,9 +150,8 @@ class Evaluator:
         right = self.right[index]
         attacked = index[right]
         found = autoattack.attack(
-            self.network, self.x[attacked], self.y[attacked], self.threat.eps,
-            seed=self.seed, name=name, search=search,
-        )  # fmt: skip
+            self.network, self.x[attacked], self.y[attacked], self.threat.eps, seed=self.seed, name=name, search=search
+        )
         survived, doubtful = torch.zeros_like(right), torch.zeros_like(right)
         survived[right], doubtful[right] = ~found.broken, found.doubtful
         kept = None

@@ -87,7 +87,9 @@ class _Examination:
             self._counted("more-steps", self._broken(long), f"PGD of {STEPS} steps breaks {{}} {left}", long),
             self._counted("restarts", self._broken(several), f"{FURTHER} further restarts break {{}} {left}", several),
             self._counted(
-                "logit-scale", self._broken(pgd, scaled), f"PGD-20 on logits of another scale breaks {{}} {left}",
+                "logit-scale",
+                self._broken(pgd, scaled),
+                f"PGD-20 on logits of another scale breaks {{}} {left}",
                 pgd.definition(self.evaluator.seed) | {"logits": spread},
             ),
             self._counted("growing-eps", standing, f"{{}} stand under PGD-20 at eps {large}, as none should", far),
@@ -96,7 +98,7 @@ class _Examination:
             *self._transfer(),
             self._determinism(),
             *self._flags(),
-        ]  # fmt: skip
+        ]
 
     def _right(self, name: str) -> Tensor:
         """Where the network stays right under attack `name`, on the examined images or all that it was run on."""
@@ -188,9 +190,13 @@ class _Examination:
         return round(size * float(right))
 
     def _counted(
-        self, name: str, count: int, says: str, attack: GradientAttack | dict[str, Any] | None = None,
+        self,
+        name: str,
+        count: int,
+        says: str,
+        attack: GradientAttack | dict[str, Any] | None = None,
         images: int | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """The entry of a test that counts images among `images`, the examined ones if not given."""
         entry = counted(name, count, images or self.images, says)
         if isinstance(attack, GradientAttack):

@@ -408,11 +408,7 @@ def _evaluate(run: _Run, dataset: Dataset, evaluator: Evaluator, folder: Path) -
 
 
 def _record(
-    run: _Run,
-    started: str,
-    outcomes: dict[str, Outcome],
-    outcomes_file: Path | None,
-    failure: dict[str, str] | None,
+    run: _Run, started: str, outcomes: dict[str, Outcome], outcomes_file: Path | None, failure: dict[str, str] | None
 ) -> dict[str, Any]:
     cell, dataset = run.cell, run.dataset
     training, device = None, run.place.describe()

@@ -155,11 +155,7 @@ class Experiment(Section):
 
 
 # The teacher and the preset that a dataset has when none is asked for.
-DEFAULT_TEACHERS = {
-    "digits": "digits-robust",
-    "cifar10": "cifar10-wrn-34-10",
-    "cifar100": "cifar100-wrn-34-10",
-}
+DEFAULT_TEACHERS = {"digits": "digits-robust", "cifar10": "cifar10-wrn-34-10", "cifar100": "cifar100-wrn-34-10"}
 DEFAULT_PRESETS = {"digits": "digits"}
 
 

@@ -19,10 +19,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(k_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or k_in != k_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(k_in, k_out, 1, stride, bias=False),
-                nn.BatchNorm2d(k_out),
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(k_in, k_out, 1, stride, bias=False), nn.BatchNorm2d(k_out))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)

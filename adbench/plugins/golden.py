@@ -392,9 +392,12 @@ def _mtard(reference: Reference, _: str, entry: Node, seen: Comparison) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         natural = method.state_dict()["w_n"]
         found = {
-            "loss": loss, "kl_adv": step.noted("kl_adversarial"), "kl_nat": step.noted("kl_natural"),
-            "weight_nat": natural, "weight_adv": 1 - natural,
-        }  # fmt: skip
+            "loss": loss,
+            "kl_adv": step.noted("kl_adversarial"),
+            "kl_nat": step.noted("kl_natural"),
+            "weight_nat": natural,
+            "weight_adv": 1 - natural,
+        }
         for key, value in found.items():
             seen.values(f"{key} of step {number}", value, expected[key])
         _gradients(step, expected, seen)

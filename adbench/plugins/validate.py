@@ -103,9 +103,14 @@ class Problem:
         return {
             "x": torch.rand(images, 3, 8, 8, generator=draw),
             "y": torch.randint(classes, (images,), generator=draw),
-            "epoch": EPOCHS - 1, "epochs": EPOCHS, "iteration": iteration, "lr": 0.1, "threat": BALL,
-            "generator": torch.Generator().manual_seed(iteration), "logged": {},
-        }  # fmt: skip
+            "epoch": EPOCHS - 1,
+            "epochs": EPOCHS,
+            "iteration": iteration,
+            "lr": 0.1,
+            "threat": BALL,
+            "generator": torch.Generator().manual_seed(iteration),
+            "logged": {},
+        }
 
 
 # --- what is checked, in this order; the first line of each docstring is what the user reads ---

@@ -47,10 +47,16 @@ FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
 
 
 def write(
-    results: Path, out: Path, *, formats: Sequence[str] = FORMATS, columns: Sequence[str] = (),
-    group_by: str = "student", against: str | None = None, spread: str = CI,
+    results: Path,
+    out: Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    columns: Sequence[str] = (),
+    group_by: str = "student",
+    against: str | None = None,
+    spread: str = CI,
     left_out: Callable[[str], object] | None = None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Write the report on all records below `results` into `out`; returns the files written.
 
     formats: html is index.html (self-contained); latex report.tex with tables/*.tex and figures/*.pdf; markdown
@@ -87,9 +93,8 @@ def write(
 
 
 def _write_texts(
-    writer: _Writer, view: View, formats: Sequence[str], head: page.Overview, printed: Sequence[Section],
-    cells: Table,
-) -> None:  # fmt: skip
+    writer: _Writer, view: View, formats: Sequence[str], head: page.Overview, printed: Sequence[Section], cells: Table
+) -> None:
     """All files but the figures and the page."""
     everything = [*(table for section in printed for table in section.tables), cells]
     if "latex" in formats:

@@ -161,8 +161,15 @@ def _draw(
         for panel in (above, axes):
             panel.tick_params(length=0, pad=4)
         above.annotate(
-            "\n".join(_AXES), (0, 1), (-4, 7), xycoords="axes fraction", textcoords="offset points",
-            ha="right", va="bottom", fontsize=heat.FONT, linespacing=1.4,
-        )  # fmt: skip
+            "\n".join(_AXES),
+            (0, 1),
+            (-4, 7),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=heat.FONT,
+            linespacing=1.4,
+        )
 
     return draw

@@ -110,7 +110,8 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
         said = [f"{run.label}: " + ", ".join(f"{heading(a)} {_mean(run, a):.1f}" for a in attacks) for run in group]
         series = [
             Series(
-                run.label, labels.index(run.label),
+                run.label,
+                labels.index(run.label),
                 tuple(
                     _point(number + 0.6 * ((place + 0.5) / len(group) - 0.5), run, attack, heading(attack))
                     for number, attack in enumerate(attacks)
@@ -118,7 +119,7 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
                 "points",
             )
             for place, run in enumerate(group)
-        ]  # fmt: skip
+        ]
         ticks = tuple((float(number), heading(attack)) for number, attack in enumerate(attacks))
         plots.append(
             _plot(
@@ -151,11 +152,13 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
         unit, scale = _unit([cost for cost, _ in priced], [run for _, run in priced])
         series = [
             Series(
-                run.label, labels.index(run.label),
-                (_point(cost / scale, run, attack, "on the Pareto front" if run in front else ""),), "points",
+                run.label,
+                labels.index(run.label),
+                (_point(cost / scale, run, attack, "on the Pareto front" if run in front else ""),),
+                "points",
             )
             for cost, run in priced
-        ]  # fmt: skip
+        ]
         ends = [
             Point(cost / scale, _mean(run, attack)) for cost, run in sorted(priced, key=lambda p: p[0]) if run in front
         ]
@@ -307,9 +310,14 @@ def where_of(run: Run) -> tuple[str, str, str | None, str]:
 
 
 def _plot(
-    label: str, title: str, caption: str, alt: str, panel: Panel, inches: tuple[float, float] = _WIDE,
+    label: str,
+    title: str,
+    caption: str,
+    alt: str,
+    panel: Panel,
+    inches: tuple[float, float] = _WIDE,
     **facets: str | None,
-) -> Plot:  # fmt: skip
+) -> Plot:
     chart = Chart((panel,))
     return Plot(label, title, caption, alt, drawn(chart), inches, chart, about(**facets))
 

@@ -45,6 +45,12 @@ def cells(panel: Axes, numbers: NDArray[np.float64], scale: Normalize, *, bold: 
         red, green, blue, _ = COLOURS(scale(value))
         light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
         panel.text(
-            column, row, f"{value:.1f}", ha="center", va="center", fontsize=8,
-            color="#1c1c1a" if light else "#ffffff", fontweight="bold" if bold and row == column else "normal",
-        )  # fmt: skip
+            column,
+            row,
+            f"{value:.1f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="#1c1c1a" if light else "#ffffff",
+            fontweight="bold" if bold and row == column else "normal",
+        )

@@ -116,9 +116,16 @@ def comparison(runs: Sequence[Run], teacher_runs: Sequence[Run], view: View) -> 
                 "printed there, and the difference Δ, ours minus the paper's, in points."
             )
             tables.append(
-                Table(slug("paper", dataset), f"Against the paper, {dataset}", caption, _columns(metrics), tuple(rows),
-                      _caveats(metrics, rows), about(dataset=dataset))
-            )  # fmt: skip
+                Table(
+                    slug("paper", dataset),
+                    f"Against the paper, {dataset}",
+                    caption,
+                    _columns(metrics),
+                    tuple(rows),
+                    _caveats(metrics, rows),
+                    about(dataset=dataset),
+                )
+            )
     return tables + _transfer(runs, view)
 
 

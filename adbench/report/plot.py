@@ -27,13 +27,7 @@ from adbench.report.model import About
 from adbench.results.runs import METHODS, Run
 
 _MARKERS = "osD^vP*Xph<>"
-_DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (5, 1.5)),
-    (0, (1.5, 1.2)),
-    (0, (6, 1.5, 1.5, 1.5)),
-    (0, (3, 1, 1, 1, 1, 1)),
-)
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _DAY = {"paper": "#ffffff", "ink": "#1c1c1a", "grid": "#dcdcd6"}
 _NIGHT = {"paper": "#161718", "ink": "#dfdfda", "grid": "#3a3b3d"}
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")

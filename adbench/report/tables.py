@@ -60,9 +60,15 @@ def _layout(group_by: str) -> tuple[str, str]:
 
 
 def _white_box_page(
-    dataset: str, members: Sequence[Run], teachers: Sequence[str], shown: Sequence[str], metrics: Sequence[str],
-    view: View, part: str, number: int,
-) -> Table:  # fmt: skip
+    dataset: str,
+    members: Sequence[Run],
+    teachers: Sequence[str],
+    shown: Sequence[str],
+    metrics: Sequence[str],
+    view: View,
+    part: str,
+    number: int,
+) -> Table:
     row, abreast = _layout(view.group_by)
     grid: dict[tuple[str, str, str], Run] = {}
     for run in sorted(members, key=lambda run: run.order) if view.group_by == "method" else members:
@@ -105,8 +111,12 @@ def _white_box_page(
     return Table(
         slug("whitebox", dataset, *([str(number)] if number else [])),
         f"White-box robustness, {dataset}{part}",
-        caption, tuple(columns), ranking.rows, notes, about(dataset=dataset),
-    )  # fmt: skip
+        caption,
+        tuple(columns),
+        ranking.rows,
+        notes,
+        about(dataset=dataset),
+    )
 
 
 def _titled(kind: str, name: str) -> str:
@@ -140,9 +150,10 @@ def transfer(runs: Sequence[Run], view: View) -> list[Table]:
         notes = captions.warnings(attacked, metrics)
         title = f"Black-box transfer, {dataset}"
         tables.append(
-            Table(slug("transfer", dataset), title, caption, tuple(columns), ranking.rows, notes,
-                  about(dataset=dataset))
-        )  # fmt: skip
+            Table(
+                slug("transfer", dataset), title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset)
+            )
+        )
     return tables
 
 

@@ -57,9 +57,14 @@ def _table(dataset: str, label: str, references: Sequence[Run], runs: Sequence[R
         )
     )
     return Table(
-        slug("compared", dataset, label.lower()), f"Compared with {label}, {dataset}", caption, tuple(columns),
-        tuple(row for row in rows if row), captions.warnings(used, metrics), about(dataset=dataset),
-    )  # fmt: skip
+        slug("compared", dataset, label.lower()),
+        f"Compared with {label}, {dataset}",
+        caption,
+        tuple(columns),
+        tuple(row for row in rows if row),
+        captions.warnings(used, metrics),
+        about(dataset=dataset),
+    )
 
 
 def _rules(tests: Sequence[Standing]) -> Iterator[str]:

@@ -116,11 +116,7 @@ class Run:
     def order(self) -> tuple[int, str, str]:
         """The paper's methods first and in its order, then others by name."""
         known = [*METHODS, *ABLATION]
-        return (
-            known.index(self.method) if self.method in known else len(known),
-            self.label.lower(),
-            self.label,
-        )
+        return (known.index(self.method) if self.method in known else len(known), self.label.lower(), self.label)
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The metric `name` of every finished seed that has it."""
@@ -301,9 +297,10 @@ def _told(variants: Mapping[str, Record], ignored: frozenset[str]) -> dict[str, 
         key: ", ".join(
             f"{'.'.join(path.split('.')[-2:]).lstrip('.')} {_short(_spelt(leaves.get(path)))}"
             for path in apart[:MOST_TOLD]
-        ) + more
+        )
+        + more
         for key, leaves in flat.items()
-    }  # fmt: skip
+    }
 
 
 def _short(text: str) -> str:

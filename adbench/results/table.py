@@ -25,9 +25,13 @@ _SHARED = ("dataset", "student", "teacher", "status", "search")
 
 
 def export(
-    results: Path, wanted: dict[str, str], form: str, out: Path | None,
-    left_out: Callable[[str], object] | None = None, spread: str | None = None,
-) -> None:  # fmt: skip
+    results: Path,
+    wanted: dict[str, str],
+    form: str,
+    out: Path | None,
+    left_out: Callable[[str], object] | None = None,
+    spread: str | None = None,
+) -> None:
     """Print the records that have every value of `wanted`, or write them to `out`.
 
     form: table, csv, json, parquet (binary, so only to a file), latex or markdown. left_out: as of `record.read_all`.
@@ -71,9 +75,14 @@ def _order(one: Record) -> tuple[Any, ...]:
     method = known.index(one["method"]) if one["method"] in known else len(known)
     seed = -1 if one["seed"] is None else one["seed"]
     return (
-        natural(one["dataset"]), kinds.index(one["kind"]), natural(one["student"]), method, natural(one["label"]),
-        natural(one["teacher"] or ""), seed,
-    )  # fmt: skip
+        natural(one["dataset"]),
+        kinds.index(one["kind"]),
+        natural(one["student"]),
+        method,
+        natural(one["label"]),
+        natural(one["teacher"] or ""),
+        seed,
+    )
 
 
 def _over_seeds(records: Sequence[Record], spread: str) -> pd.DataFrame:

@@ -267,9 +267,15 @@ _alone = F.batch_norm
 
 
 def _batch_norm(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """torch.nn.functional.batch_norm of x (B, C, ...), with all ranks' images where it is training."""
     if not training:
         return _alone(x, running_mean, running_var, weight, bias, False, momentum, eps)

@@ -82,14 +82,7 @@ class Engine:
     compiled: bool = False
 
     @classmethod
-    def chosen(
-        cls,
-        asked: str,
-        network: nn.Module,
-        image_shape: tuple[int, ...],
-        *,
-        compiled: bool = False,
-    ) -> Engine:
+    def chosen(cls, asked: str, network: nn.Module, image_shape: tuple[int, ...], *, compiled: bool = False) -> Engine:
         """The engine for `train.precision`: "float32" runs every layer as written, "bfloat16" is fast and narrow.
 
         "auto" is the fast form in float32, but for networks below LEAST_WORK; bfloat16 has to be asked for until

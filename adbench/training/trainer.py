@@ -221,10 +221,7 @@ class Trainer:
             precision=self.engine.precision,
             micro_batch=self.micro_batch,
             devices=self.ranks.size,
-            weights={
-                "best": state_sha256(self.best_weights),
-                "last": checkpoint.weights_sha256(self.student),
-            },
+            weights={"best": state_sha256(self.best_weights), "last": checkpoint.weights_sha256(self.student)},
             notes=self.notes,
         )
         if not self.ranks.first:
@@ -425,9 +422,12 @@ class Trainer:
                 self._backward(part.step, part.x_adv, sum(len(p.loss) for p in parts))
         wrong, terms = told(parts, self.student)
         met = saved(parts) | {
-            "terms": terms, "epoch": self.epoch, "student": self.student.state_dict(),
-            "optimiser": self.optimiser.state_dict(), "method": self.method.state_dict(),
-        }  # fmt: skip
+            "terms": terms,
+            "epoch": self.epoch,
+            "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "method": self.method.state_dict(),
+        }
         path = self.folder / FAILURE.format("".join(f"-{rank}" for rank in self.ranks.stream))
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, resume.serialised(met))

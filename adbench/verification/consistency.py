@@ -296,8 +296,16 @@ class Paper:
         if entry["images"] != min(self.judged["masking"], n):
             wrong.append("images")
         names = {test["name"] for test in tests}
-        asked = {"fgsm-weaker-than-pgd", "more-steps", "restarts", "logit-scale", "growing-eps", "zero-gradients",
-                 "black-box", "determinism"}  # fmt: skip
+        asked = {
+            "fgsm-weaker-than-pgd",
+            "more-steps",
+            "restarts",
+            "logit-scale",
+            "growing-eps",
+            "zero-gradients",
+            "black-box",
+            "determinism",
+        }
         asked |= {"transfer"} if any(label.startswith("transfer:") for label in self.record["metrics"]) else set()
         asked |= {"autoattack-flags"} if {"aa", "aa-plus", "aa-rand"} & {*self.judged["attacks"]} else set()
         if names != asked or len(names) != len(tests):

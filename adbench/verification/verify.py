@@ -124,9 +124,14 @@ class _Verification:
             self.network = network.to(self.device)
             yield self._held_out()
             self.evaluator = Evaluator(
-                network, dataset.test, self._threat(), seed=self.judged["seed"], batch_size=250, device=self.device,
+                network,
+                dataset.test,
+                self._threat(),
+                seed=self.judged["seed"],
+                batch_size=250,
+                device=self.device,
                 **self._settings(),
-            )  # fmt: skip
+            )
         try:
             self.table = self.record.outcomes()
         except UserError as error:
@@ -312,9 +317,11 @@ class _Verification:
             if self._attacked_anew(name):
                 return Finding(name, FOLLOWS, f"{figure} follows from the outcomes; shown by attacking anew, see below")
             return Finding(
-                name, NOT_SHOWN, f"{figure} follows from the outcomes, but no adversarial examples were stored "
+                name,
+                NOT_SHOWN,
+                f"{figure} follows from the outcomes, but no adversarial examples were stored "
                 "(--keep-adversarial), so that nothing shows these; --survivors attacks anew",
-            )  # fmt: skip
+            )
         return Finding(name, FOLLOWS, f"{figure} follows{shown}")
 
     def _images(self, name: str) -> int:
@@ -384,10 +391,11 @@ class _Verification:
             found = self.evaluator.under(name, index).right
             worse, better = int((stated & ~found).sum()), int((~stated & found).sum())
             yield Finding(
-                f"{name} again", FOLLOWS if worse <= limit else CONTRADICTS,
+                f"{name} again",
+                FOLLOWS if worse <= limit else CONTRADICTS,
                 f"{len(index)} images attacked as recorded: {worse} recorded as survivors are broken, {better} the "
                 f"other way; rounding breaks at most {limit} (rate {100 * reattack.REPEATED:g}%, error {CHANCE:g})",
-            )  # fmt: skip
+            )
 
     @property
     def proxies(self) -> dict[str, Network]:
@@ -415,9 +423,15 @@ class _Verification:
                 continue
             right = torch.tensor([value is True or value == 1 for value in self.table[name].fillna(False)])
             found = reattack.Anew(
-                self.network, self.dataset.test, self._threat(), self.evaluator, self._settings(), metric["n"],
-                self.proxies, self.asked.seed,
-            ).of(name, right, count)  # fmt: skip
+                self.network,
+                self.dataset.test,
+                self._threat(),
+                self.evaluator,
+                self._settings(),
+                metric["n"],
+                self.proxies,
+                self.asked.seed,
+            ).of(name, right, count)
             yield Finding(what, FOLLOWS if found.holds else CONTRADICTS, str(found))
 
 

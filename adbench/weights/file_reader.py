@@ -133,16 +133,28 @@ _BUILTINS = ("bool", "dict", "float", "frozenset", "int", "list", "range", "slic
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 _NUMPY = ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")
 _DATA = (
-    "numpy.dtype", "numpy.ndarray", "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.date",
-    "datetime.time", "datetime.timedelta", "datetime.timezone", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "datetime.datetime",
+    "datetime.date",
+    "datetime.time",
+    "datetime.timedelta",
+    "datetime.timezone",
+    "decimal.Decimal",
+    "fractions.Fraction",
+    "uuid.UUID",
     *(f"{core}.{name}" for core in ("numpy.core", "numpy._core") for name in _NUMPY),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
     *(f"builtins.{name}" for name in _BUILTINS),
-)  # fmt: skip
+)
 """Plain data that trainers keep beside the weights. None of it is made: it has stand-ins, since no value is needed."""
 _STAND_INS: list[Any] = [
-    *((_Inert, name) for name in _DATA), (_Dict, "collections.defaultdict"), (_List, "collections.deque")
-]  # fmt: skip
+    *((_Inert, name) for name in _DATA),
+    (_Dict, "collections.defaultdict"),
+    (_List, "collections.deque"),
+]
 
 
 def _read_torch(path: Path, head: bytes) -> Any:
