@@ -47,7 +47,7 @@ LONGEST = 100
 Lookup = Callable[[str, Experiment], Dataset]
 
 # The ten methods of the paper's tables, in their order: what `--methods all` means.
-PAPER_METHODS = tuple(["pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp"])
+PAPER_METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 
 
 @dataclass(frozen=True)
