@@ -19,8 +19,9 @@ from adbench.models import build
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Test processes share the cores; more threads than cores would only wait for each other.
+# Test processes share the cores; more threads than cores would only wait for each other. Also in what they start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _shared() -> Path:

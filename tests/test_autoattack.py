@@ -23,7 +23,7 @@ from pyautoattack import autopgd_base, fab_base
 from pyautoattack.fab_projections import projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
-from tiny import SETTINGS, cli
+from tiny import SETTINGS, cli, shorten_autoattack
 from torch import Tensor, nn
 
 from adbench import FAST_SEARCH
@@ -50,20 +50,8 @@ def evaluator(net: nn.Module, split: Split, search: str = "exact", shard: int = 
     return Evaluator(net, split, threat, seed=1, batch_size=64, device=cpu, search=search, shard=shard)  # type: ignore[arg-type]
 
 
-def shortened(monkeypatch: pytest.MonkeyPatch, iterations: int = 5) -> None:
-    """The package's attacks with few iterations, in adbench and without it."""
-    whole = pyautoattack.AutoAttack.__init__
-
-    def built(self: Any, *args: Any, **options: Any) -> None:
-        whole(self, *args, **options)
-        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = iterations
-        self.square.n_queries = 20 * iterations
-
-    monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", built)
-
-
 def test_shards_make_up_the_whole_and_a_known_shard_is_not_attacked_again(few, monkeypatch) -> None:
-    shortened(monkeypatch)
+    shorten_autoattack(monkeypatch)
     kept: dict[str, Outcome] = {}
     whole = evaluate(evaluator(*few, shard=12), ("aa",), on_attack=kept.__setitem__)["aa"]
     labels = ["aa, images 0 to 11", "aa, images 12 to 23", "aa, images 24 to 29"]
@@ -81,7 +69,7 @@ def test_shards_make_up_the_whole_and_a_known_shard_is_not_attacked_again(few, m
 
 @pytest.mark.parametrize("other", [{"seed": 7}, {"search": "float32"}, {"search": autoattack.SEARCHES["fast"]}])
 def test_what_another_attack_left_behind_is_not_taken_for_this_ones(few, other: dict[str, Any], monkeypatch) -> None:
-    shortened(monkeypatch)
+    shorten_autoattack(monkeypatch)
     split = Split(few[1].images[:4], few[1].labels[:4])
     kept: dict[str, Outcome] = {}
     whole = evaluate(evaluator(few[0], split, shard=2), ("aa",), on_attack=kept.__setitem__)["aa"]
@@ -125,7 +113,7 @@ def large() -> tuple[nn.Module, Split]:
 def test_the_default_is_the_authors_package_bit_for_bit(
     size: str, version: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shortened(monkeypatch)
+    shorten_autoattack(monkeypatch)
     net, split = request.getfixturevalue(size)
     split, shard = split.first(12), {"few": 5, "large": 4}[size]
     theirs = directly(net, split, shard, version)
@@ -142,7 +130,7 @@ def test_the_default_is_the_authors_package_bit_for_bit(
 
 
 def test_the_fast_search_differs_from_the_exact_one_at_the_boundary_alone(few, monkeypatch) -> None:
-    shortened(monkeypatch, 40)
+    shorten_autoattack(monkeypatch, 40)
     net, split = few
     eps = EPS * 3 / 4
     judged = {search: evaluate(evaluator(net, split, search, eps=eps), ("aa",))["aa"] for search in autoattack.SEARCHES}
@@ -158,7 +146,7 @@ def test_the_fast_search_differs_from_the_exact_one_at_the_boundary_alone(few, m
 
 
 def test_what_is_configured_runs_whatever_the_device_can_do(few, monkeypatch) -> None:
-    shortened(monkeypatch)
+    shorten_autoattack(monkeypatch)
     split = Split(few[1].images[:4], few[1].labels[:4])
     definitions = {}
     for can in (True, False):
@@ -173,7 +161,7 @@ def test_what_is_configured_runs_whatever_the_device_can_do(few, monkeypatch) ->
 def test_the_fast_search_is_asked_for(
     words: tuple[str, ...], search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shortened(monkeypatch)
+    shorten_autoattack(monkeypatch)
     torch.save(build("cnn-4", classes=10, channels=1).state_dict(), tmp_path / "net.pt")
     words = ("eval", str(tmp_path / "net.pt"), "--arch", "cnn-4", "--images", "5", "--attacks", "aa", *words)
     found = cli(*words, "--device", "cpu", "--results", tmp_path / "results")
@@ -208,7 +196,8 @@ class Wrong(nn.Module):
 
 
 @pytest.mark.parametrize("half", ["wrong", "another"])
-def test_float32_decides_whatever_bfloat16_says(few, half: str) -> None:
+def test_float32_decides_whatever_bfloat16_says(few, half: str, monkeypatch) -> None:
+    shorten_autoattack(monkeypatch, 20)
     net, split = few
     torch.manual_seed(3)
     other = Wrong(net) if half == "wrong" else build("cnn-4", classes=5, channels=1).eval()
@@ -222,6 +211,7 @@ def test_float32_decides_whatever_bfloat16_says(few, half: str) -> None:
 
 def test_images_that_only_the_network_as_written_has_right_are_searched_in_it(few, monkeypatch) -> None:
     """As rounding can have it beside the boundary: attacks pass over what their network misclassifies as it is."""
+    shorten_autoattack(monkeypatch, 20)
     net, split = few
     x, y = split.images[:10].float() / 255, split.labels[:10]
     with torch.no_grad():
@@ -327,6 +317,7 @@ def test_fabs_projection_without_sorting_leads_to_the_packages_own_point(reach: 
 
 
 def test_only_a_fast_search_projects_without_sorting(few, monkeypatch) -> None:
+    shorten_autoattack(monkeypatch)
     net, split = few
     asked: list[int] = []
 
@@ -365,9 +356,9 @@ def test_targets_are_taken_together_by_rank_until_one_breaks_the_image() -> None
     assert asked == [([0, 1, 3], [1, 2, 1])], "at least one target, and no more than there are to be"
 
 
-@pytest.mark.parametrize("most", [1, 64, 1000])
 @pytest.mark.parametrize("named", ["fab", "apgd_targeted"])
-def test_targets_together_break_what_the_package_breaks(few, named: str, most: int) -> None:
+def test_targets_together_break_what_the_package_breaks(few, named: str, monkeypatch) -> None:
+    shorten_autoattack(monkeypatch, 50)
     net, split = few
     x, y = split.images.float() / 255, split.labels
     with attacking(net), torch.no_grad():
@@ -378,13 +369,14 @@ def test_targets_together_break_what_the_package_breaks(few, named: str, most: i
         one.seed, one.targeted, one.n_restarts, one.n_target_classes = 0, True, 1, 4
         theirs = autoattack.falls(net, x, one.perturb(x, y), y, EPS)
         together = targets.fab if named == "fab" else targets.apgd
-        found = together(one, partial(autoattack.falls, net, eps=EPS), most, x, y)
-    ours = autoattack.falls(net, x, found, y, EPS)
-    # FAB begins at the image; APGD at noise, drawn as in the package where it takes a target at a time.
-    chance = 1 if named == "apgd_targeted" and most > 1 else 0
-    assert (ours != theirs).sum() <= chance
-    assert 0 < ours.sum() < len(x)
-    assert torch.equal(found[~ours], x[~ours]), "what is not broken comes back as it was"
+        for most in (1, 64, 1000):
+            found = together(one, partial(autoattack.falls, net, eps=EPS), most, x, y)
+            ours = autoattack.falls(net, x, found, y, EPS)
+            # FAB begins at the image; APGD at noise, drawn as in the package where it takes a target at a time.
+            chance = 1 if named == "apgd_targeted" and most > 1 else 0
+            assert (ours != theirs).sum() <= chance, most
+            assert 0 < ours.sum() < len(x)
+            assert torch.equal(found[~ours], x[~ours]), "what is not broken comes back as it was"
 
 
 def test_fab_without_targets_is_the_packages_own(few) -> None:
@@ -403,6 +395,7 @@ def test_fab_without_targets_is_the_packages_own(few) -> None:
 
 
 def test_only_a_search_that_may_takes_several_targets(few, monkeypatch) -> None:
+    shorten_autoattack(monkeypatch)
     net, split = few
     x, y = split.images.float() / 255, split.labels
     with torch.no_grad():
@@ -440,7 +433,8 @@ def test_the_probe_names_the_class_beside_each_image_by_its_rank_there() -> None
     assert distance.tolist() == pytest.approx([0.1 / 0.25, 0.35 / 0.7], abs=1e-4)
 
 
-def test_a_debugger_or_coverage_goes_on_tracing(few) -> None:
+def test_a_debugger_or_coverage_goes_on_tracing(few, monkeypatch) -> None:
+    shorten_autoattack(monkeypatch)
     before = sys.gettrace()
 
     def tracer(*_: object) -> None:
@@ -482,7 +476,7 @@ class Pairs(nn.Module):
 def test_with_few_classes_every_attack_runs_without_the_loss_that_needs_more(
     classes: int, name: str, version: str, search: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shortened(monkeypatch, 3)
+    shorten_autoattack(monkeypatch, 3)
     ran: list[str] = []
     for attack, method in (
         (autopgd_base.APGDAttack_targeted, "attack_single_run"),
@@ -513,23 +507,17 @@ def test_with_few_classes_every_attack_runs_without_the_loss_that_needs_more(
 
 
 @pytest.mark.parametrize(("name", "version"), [("aa-rand", "rand"), ("aa-plus", "plus")])
-def test_the_other_versions_run_and_are_recorded(few, name: str, version: str) -> None:
+def test_the_other_versions_run_and_are_recorded(few, name: str, version: str, monkeypatch) -> None:
+    shorten_autoattack(monkeypatch)
     for search in autoattack.SEARCHES:
         found = evaluate(evaluator(*few, search=search, eps=Fraction(1, 2)), (name,), aa_images=2)[name]
         assert found.definition["version"] == version
         assert not found.right.any()
 
 
-def shorter(*words: str, iterations: int = 5) -> None:
+def shorter(*words: str) -> None:
     """`adbench WORDS` in a process of its own, with an AutoAttack of few iterations, so that a shard takes a moment."""
-    whole = pyautoattack.AutoAttack.__init__
-
-    def built(self: Any, *args: Any, **options: Any) -> None:
-        whole(self, *args, **options)
-        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = iterations
-        self.square.n_queries = 20 * iterations
-
-    pyautoattack.AutoAttack.__init__ = built
+    shorten_autoattack(pytest.MonkeyPatch())
     torch.set_num_threads(1)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
@@ -542,10 +530,10 @@ def parts(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_ten_sigkills_change_no_verdict(tmp_path: Path) -> None:
-    small = {"train.epochs": "6", "threat.eps": "16/255", "eval.images": "90", "eval.attacks": '["aa"]'}
-    small |= {"data.train_images": "600", "eval.aa_shard": "1", "data.val_images": "20"}
-    # Forked from a process that has loaded torch: ten starts would take longer than all that is killed.
+def test_sigkills_change_no_verdict(tmp_path: Path) -> None:
+    small = {"train.epochs": "6", "threat.eps": "16/255", "eval.images": "40", "eval.attacks": '["aa"]'}
+    small |= {"data.train_images": "300", "eval.aa_shard": "1", "data.val_images": "20"}
+    # Forked from a process that has loaded torch: six starts would take longer than all that is killed.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_autoattack", "adbench.execution.runner", "torch._dynamo", "sklearn.datasets"])
 
@@ -565,15 +553,15 @@ def test_ten_sigkills_change_no_verdict(tmp_path: Path) -> None:
 
     whole = finished("whole")
     draw = random.Random(0)
-    for _ in range(10):
+    for _ in range(5):
         before = parts(tmp_path / "killed")
         process = started("killed")
         while parts(tmp_path / "killed") <= before and process.is_alive():
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.15))
-        assert process.is_alive(), "it came to its end before ten kills"
+        assert process.is_alive(), "it came to its end before five kills"
         process.kill()
         process.join()
     pd.testing.assert_frame_equal(finished("killed"), whole)
-    assert 0 < whole["aa"].sum() < 90
+    assert 0 < whole["aa"].sum() < 40
     assert parts(tmp_path / "killed") == 0, "a finished evaluation leaves no parts"

@@ -354,23 +354,23 @@ def test_a_digest_tells_damage_and_not_forgery(tmp_path: Path) -> None:
 HOSTILE = ("torch", "sklearn", "random", "threading", "socket", "json", "adbench", "click")
 
 
-@pytest.mark.parametrize("how", ["adbench", "python -m"])
-def test_modules_in_the_working_folder_are_not_run(how: str, tmp_path: Path) -> None:
-    """With worker processes, whose servers multiprocessing starts by itself."""
+def hostile_folder(folder: Path) -> None:
+    """Modules that leave a file `ran` behind, a plugin that does nothing of the kind."""
     for name in HOSTILE:
-        (tmp_path / f"{name}.py").write_text(
-            f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\nraise ImportError"
-        )
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write('{name} ')\nraise ImportError")
     for name in ("methods", "teachers"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text((tmp_path / "json.py").read_text())
-    (tmp_path / "mine.py").write_text(WORKS)
-    if how == "python -m":  # which takes adbench itself from there, before anything can be done about it
-        (tmp_path / "adbench.py").unlink()
-    start = [sys.executable, "-m", "adbench"] if how == "python -m" else [Path(sys.executable).with_name("adbench")]
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text((folder / "json.py").read_text())
+    (folder / "mine.py").write_text(WORKS)
+
+
+def test_modules_in_the_working_folder_are_not_run(tmp_path: Path) -> None:
+    """With worker processes, whose servers multiprocessing starts by itself. For `python -m` see test_wheel.py."""
+    hostile_folder(tmp_path)
     words = ["run", "--methods", "mine,natural", "--plugin", "mine.py", "--jobs", "2", *options()]
     unsafe = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
-    done = subprocess.run([*start, *words], cwd=tmp_path, env=unsafe, capture_output=True, text=True)
+    start = Path(sys.executable).with_name("adbench")
+    done = subprocess.run([start, *words], cwd=tmp_path, env=unsafe, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
 

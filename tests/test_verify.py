@@ -14,11 +14,10 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pandas as pd
-import pyautoattack
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TEACHER, cli, run
+from tiny import TEACHER, cli, run, shorten_autoattack
 from torch import Tensor
 
 from adbench import FAST_SEARCH
@@ -42,15 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module", autouse=True)
 def shorter_autoattack() -> Iterator[None]:
     """AutoAttack of four steps a part, and few queries of Square."""
-    whole = pyautoattack.AutoAttack.__init__
-
-    def shorter(self: Any, *args: Any, **options: Any) -> None:
-        whole(self, *args, **options)
-        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 4
-        self.square.n_queries = 20
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyautoattack.AutoAttack, "__init__", shorter)
+        shorten_autoattack(patch, 4)
         patch.setattr(masking, "QUERIES", 20)
         yield
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from tiny import options
+from test_security import hostile_folder
+from tiny import options, records
 
 from adbench import DISTRIBUTION
 
@@ -40,12 +41,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-@pytest.mark.parametrize("hostile", [False, True])
-def test_the_wheel_works_in_any_folder(hostile: bool, site: Path, tmp_path: Path) -> None:
-    if hostile:
-        for name in ("torch.py", "random.py", "methods/__init__.py", "teachers/__init__.py"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text("open('ran', 'a').write(__name__)\nraise ImportError\n")
+def test_the_wheel_works_in_any_folder(site: Path, tmp_path: Path) -> None:
+    """Also where modules lie about that are called as those it imports, and with worker processes."""
+    hostile_folder(tmp_path)
+    (tmp_path / "adbench.py").unlink()  # which `python -m` takes for adbench, before anything can be done about it
 
     def adbench(*words: str) -> str:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
@@ -55,12 +54,13 @@ def test_the_wheel_works_in_any_folder(hostile: bool, site: Path, tmp_path: Path
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "  rslad " in adbench("list", "methods")
-    assert "digits-robust" in adbench("list", "teachers")
+    listed = adbench("list")
+    assert "  rslad " in listed
+    assert "  digits-robust " in listed
     assert "60 of 60 entries agree" in adbench("golden")
-    assert "1 of 1 cells to do" in adbench("run", "--methods", "pgd-at", "--timeout", "10m", *options())
-    record = next((tmp_path / "results").rglob("record.json")).read_text(encoding="utf-8")
-    assert '"status": "done"' in record
+    adbench("run", "--methods", "mine,natural", "--plugin", "mine.py", "--jobs", "2", *options())
+    found = records(tmp_path / "results")
+    assert [data["status"] for data in found.values()] == ["done", "done"]
     assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
 
 

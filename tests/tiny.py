@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyautoattack
+import pytest
 from click.testing import CliRunner, Result
 
 from adbench.cli import main
@@ -83,6 +85,18 @@ def records(results: Path) -> dict[str, dict[str, Any]]:
         str(path.relative_to(results)): json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(results.rglob("record.json"))
     }
+
+
+def shorten_autoattack(patch: pytest.MonkeyPatch, iterations: int = 5) -> None:
+    """The package's attacks with few iterations, in adbench and without it."""
+    whole = pyautoattack.AutoAttack.__init__
+
+    def built(self: Any, *args: Any, **options: Any) -> None:
+        whole(self, *args, **options)
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = iterations
+        self.square.n_queries = 20 * iterations
+
+    patch.setattr(pyautoattack.AutoAttack, "__init__", built)
 
 
 def lasting(value: Any) -> Any:
