@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_autoattack import shortened
-from tiny import cli
+from tiny import cli, shorten_autoattack
 from torch import Tensor, nn
 
 from adbench.analysis.common import Testbed
@@ -109,7 +108,7 @@ def evaluator(net: Any, split: Split, **options: Any) -> Evaluator:
 def test_odd_logits_under_attack_count_as_wrong_and_are_counted(
     judged: tuple[nn.Module, Split], way: str, search: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shortened(monkeypatch, 2)
+    shorten_autoattack(monkeypatch, 2)
     net, split = judged
     x = split.images.float() / 255
     odd = Odd(net, x, split.labels, way)
@@ -158,7 +157,7 @@ class Steep(nn.Module):
 def test_a_gradient_that_is_not_a_number_leads_to_no_x_adv_that_is_none(
     judged: tuple[nn.Module, Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shortened(monkeypatch, 2)
+    shorten_autoattack(monkeypatch, 2)
     net, split = judged
     black = Split(split.images.clone(), split.labels)
     black.images[:, :, :2] = 0
