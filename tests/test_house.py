@@ -1,0 +1,149 @@
+"""How the package is built: which part may import which, and which parts do without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import house
+
+ORDER = [
+    "errors",
+    "system",
+    "seeding",
+    "plugin_code",
+    "registry",
+    "losses",
+    "data",
+    "models",
+    "experiment",
+    "results",
+    "weights",
+    "attacks",
+    "training",
+    "evaluation",
+    "analysis",
+    "verification",
+    "report",
+    "execution",
+    "plugins",
+    "cli",
+    "__main__",
+]
+"""Packages and modules; each may import those before it. `adbench` itself is the face that others see."""
+
+TORCH_FREE = ("system", "experiment", "results", "report", "cli")
+
+# What is still to be mended; nothing may be added.
+AGAINST_THE_ORDER = {
+    ("analysis.cam", "execution.execute"),
+    ("analysis.common", "execution.execute"),
+    ("analysis.cross", "execution.execute"),
+    ("attacks.autoattack", "training.lean_form"),
+    ("experiment.matrix", "training.method"),
+    ("results.networks", "report.view"),
+    ("results.table", "report.render"),
+    ("verification.command", "execution.execute"),
+    ("weights.export", "training.resume"),
+    ("weights.networks", "training.trainer"),
+}
+IN_CIRCLES = {
+    "execution.execute",
+    "execution.prepare",
+    "models.cnn",
+    "models.dm_wideresnet",
+    "models.network",
+    "models.wideresnet",
+    "results.record",
+    "results.setting",
+}
+WITH_TORCH: set[str] = set()
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, str]:
+    return house.sources()
+
+
+@pytest.fixture(scope="module")
+def graph(files: dict[str, str]) -> dict[str, list[house.Import]]:
+    """What each module imports, without the face, through which nobody inside goes."""
+    return {
+        name: [found for found in found_in if found.target != house.PACKAGE]
+        for name, found_in in house.imports(files).items()
+        if name != house.PACKAGE
+    }
+
+
+def short(name: str) -> str:
+    return name.removeprefix(f"{house.PACKAGE}.")
+
+
+def test_every_part_has_a_place_in_the_order(graph):
+    assert {short(name).split(".")[0] for name in graph} <= set(ORDER)
+
+
+def test_the_top_level_is_small(files):
+    assert sum(path.count("/") == 1 for path in files) <= 8
+
+
+def test_imports_run_one_way(graph):
+    arrows = {(short(name), short(found.target)) for name, found_in in graph.items() for found in found_in}
+    place = {part: number for number, part in enumerate(ORDER)}
+    parts = [(arrow, *(name.split(".")[0] for name in arrow)) for arrow in arrows]
+    backwards = {arrow for arrow, source, target in parts if source != target and place[source] < place[target]}
+    assert backwards <= AGAINST_THE_ORDER
+
+
+def test_no_two_files_import_each_other(graph):
+    assert {short(name) for circle in house.circles(graph) for name in circle} <= IN_CIRCLES
+
+
+def test_the_face_gives_others_nothing_but_constants_inside(files):
+    """What plugin authors import from adbench, adbench itself imports from where it is defined."""
+    modules = set(map(house.module_name, files))
+    taken = {
+        alias.name
+        for path, text in files.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and node.module == house.PACKAGE and not node.level
+        for alias in node.names
+        if f"{house.PACKAGE}.{alias.name}" not in modules
+    }
+    assert all(name.isupper() or name == "__version__" for name in taken), taken
+
+
+def test_whole_packages_do_without_torch(files):
+    """Each of their modules can be imported where torch cannot."""
+    names = [module for module in map(house.module_name, files) if short(module).split(".")[0] in TORCH_FREE]
+    program = """
+import importlib, sys
+sys.modules["torch"] = None
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        print(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=True)
+    assert set(map(short, done.stdout.split())) <= WITH_TORCH
+
+
+def test_circles_are_found():
+    program = {
+        "adbench/a.py": "from adbench import b",
+        "adbench/b.py": "def f():\n    from adbench.c.d import x",
+        "adbench/c/__init__.py": "",
+        "adbench/c/d.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..a import y",
+        "adbench/e.py": "import adbench.a",
+    }
+    graph = house.imports(program)
+    assert house.circles(graph) == [["adbench.a", "adbench.b", "adbench.c.d"]]
+    assert graph["adbench.e"] == [house.Import("adbench.a", 1, False)]
+    assert graph["adbench.b"] == [house.Import("adbench.c.d", 2, True)]
