@@ -38,9 +38,9 @@ from adbench.attacks.linf import Start, ascend, start_point
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
 from adbench.experiment.config import Train
-from adbench.experiment.matrix import configured
 from adbench.losses import cross_entropy
 from adbench.models import build
+from adbench.training.configured import configured
 from adbench.training.lean_form import AS_WRITTEN, Engine, multiplies_bfloat16
 from adbench.training.method import Ball, Mode, Need, Net, Step, Teacher
 from adbench.training.trainer import Trainer

@@ -43,12 +43,12 @@ from adbench.data import Dataset, load
 from adbench.data.batches import to_float
 from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.execution.engines.worker import prepare_torch
-from adbench.execution.execute import Place
-from adbench.experiment.matrix import configured
+from adbench.execution.place import Place
 from adbench.losses import cross_entropy
 from adbench.models import Network, build
 from adbench.results import provenance
 from adbench.system import files
+from adbench.training.configured import configured
 from adbench.training.lean_form import multiply_adds
 from adbench.training.resume import Store
 from adbench.training.trainer import BEST, LOG, peak_memory, reset_peak_memory

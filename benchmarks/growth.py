@@ -19,8 +19,8 @@ from step import Bench, arguments, heading, in_turn, methods, table
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from adbench.experiment.matrix import configured
 from adbench.models import build, count_parameters
+from adbench.training.configured import configured
 from adbench.training.method import Ball, Net, Step, Teacher
 
 GROWING: dict[str, tuple[str, list[Any]]] = {

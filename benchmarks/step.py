@@ -32,8 +32,8 @@ from torch import Tensor
 
 from adbench.data import Dataset, Split, Threat
 from adbench.experiment.config import Train
-from adbench.experiment.matrix import PAPER_METHODS, configured
 from adbench.models import build
+from adbench.training.configured import PAPER_METHODS, configured
 from adbench.training.lean_form import multiplies_bfloat16
 from adbench.training.method import Ball, Need
 from adbench.training.trainer import Trainer

@@ -21,9 +21,9 @@ from torch import Tensor
 from adbench.attacks import linf
 from adbench.data import load
 from adbench.experiment.config import Train
-from adbench.experiment.matrix import configured
 from adbench.models import build
 from adbench.training import distributed, trainer
+from adbench.training.configured import configured
 from adbench.training.lean_form import Engine
 from adbench.training.method import Ball, Need
 

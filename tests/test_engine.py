@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from adbench.attacks.linf import Start, start_point
 from adbench.errors import UserError
 from adbench.execution.execute import lookup
+from adbench.execution.expand import expand
+from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train, experiment
-from adbench.experiment.matrix import Cell, configured, expand
 from adbench.losses import kl
 from adbench.models import build
 from adbench.training import lean_form
+from adbench.training.configured import configured
 from adbench.training.lean_form import AS_WRITTEN, Engine, Lean, multiply_adds
 from adbench.training.method import Need, Net, Teacher
 from adbench.training.nonfinite import Watch

@@ -23,13 +23,15 @@ from tiny import cli, records, run
 
 from adbench import data
 from adbench.errors import UserError
-from adbench.execution.execute import Place, execute
+from adbench.execution.execute import execute
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train
-from adbench.experiment.matrix import Cell, configured
 from adbench.models import build
 from adbench.results import document, provenance, record
 from adbench.system import files, signals
 from adbench.training import resume, trainer
+from adbench.training.configured import configured
 from adbench.training.method import Ball, Need
 from adbench.weights import file_reader
 from adbench.weights.checkpoint import save_weights

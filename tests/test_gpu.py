@@ -15,10 +15,10 @@ from test_train import Watching, run, teacher_for, trainer
 
 from adbench.data import Split, load
 from adbench.evaluation.evaluator import Evaluator, evaluate
-from adbench.experiment.matrix import configured
 from adbench.models import build
 from adbench.registry import METHODS
 from adbench.system import signals
+from adbench.training.configured import configured
 from adbench.training.method import Teacher
 
 SMALL: dict[str, dict[str, Any]] = {"las-at": {"policy": "cnn-4", "interval": 2}}

@@ -16,14 +16,16 @@ from adbench.data import Threat
 from adbench.errors import UserError
 from adbench.execution.cost import steps
 from adbench.execution.engines.ray import RayCluster
-from adbench.execution.execute import Place
+from adbench.execution.expand import expand
+from adbench.execution.place import Place
 from adbench.execution.runner import Local
-from adbench.experiment import matrix as matrix_module
+from adbench.experiment import cell as cell_module
+from adbench.experiment.cell import Cell, Matrix
 from adbench.experiment.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
-from adbench.experiment.matrix import PAPER_METHODS, Cell, Matrix, expand
 from adbench.plugin_code import Code, Module
 from adbench.registry import METHODS
 from adbench.system import locks
+from adbench.training.configured import PAPER_METHODS
 
 THREATS = {"digits": Threat(Fraction(28, 255), Fraction(7, 255)), "cifar10": Threat(Fraction(8, 255), Fraction(2, 255))}
 
@@ -114,7 +116,7 @@ def test_another_version_of_the_fast_search_is_another_judgement_of_the_same_wei
     searches: list[dict[str, Any]] = [{"aa_search": "fast"}, {"aa_search": "exact"}, {"attacks": ["fgsm"]}]
     before = [one(eval=settings) for settings in searches]
     ids = [cell.id for cell in before]
-    monkeypatch.setattr("adbench.experiment.matrix.FAST_SEARCH", 99)
+    monkeypatch.setattr("adbench.experiment.cell.FAST_SEARCH", 99)
     after = [one(eval=settings) for settings in searches]
     assert [cell.id == known for cell, known in zip(after, ids, strict=True)] == [False, True, True]
     assert after[0].train_id == before[0].train_id
@@ -222,7 +224,7 @@ def test_the_source_of_somebody_elses_plugin_is_in_the_identity(
     theirs = set()
     for source in (b"as_it_was", b"edited"):
         with monkeypatch.context() as patch:
-            found = getattr(matrix_module, registry)
+            found = getattr(cell_module, registry)
             patch.setattr(found, "built_in", lambda asked: asked != name)
             patch.setattr(found, "code", lambda _, source=source: Code(Module("", Path(), source)))
             theirs.add(one().train_id)
@@ -306,7 +308,8 @@ def test_a_plugin_without_a_loss_is_refused_before_anything_is_trained(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         registry = Registry("method", "adbench.methods")
         registry.add_file(path)
-        patch.setattr("adbench.experiment.matrix.METHODS", registry)
+        for module in ("adbench.training.configured", "adbench.execution.expand"):
+            patch.setattr(f"{module}.METHODS", registry)
         with pytest.raises(UserError, match="does not implement `loss`"):
             cells(methods=["half-done"])
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from adbench import losses
-from adbench.experiment.matrix import configured
 from adbench.losses import CamNorm, Classes
+from adbench.training.configured import configured
 from adbench.training.trainer import peak_memory, reset_peak_memory
 
 SMARA: Any = configured("smaraad", {})

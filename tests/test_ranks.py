@@ -26,9 +26,9 @@ from torch import Tensor
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment.config import Train
-from adbench.experiment.matrix import configured
 from adbench.models import build
 from adbench.training import distributed as ranks_module
+from adbench.training.configured import configured
 from adbench.training.distributed import ALONE, ENDED, Parted, Ranks
 from adbench.training.method import Ball
 from adbench.training.resume import Epoch
@@ -56,7 +56,7 @@ import torch
 from adbench import ranks
 from adbench.experiment.config import Train
 from adbench.data import load
-from adbench.experiment.matrix import configured
+from adbench.training.configured import configured
 from adbench.training.method import Ball
 from adbench.models import build
 from adbench.training.trainer import Trainer

@@ -18,7 +18,7 @@ from tiny import PLUGIN, TEACHER, lasting, records, run
 
 from adbench.errors import UserError
 from adbench.execution.engines import ray as engine
-from adbench.execution.execute import Place
+from adbench.execution.place import Place
 from adbench.results import record
 from adbench.system import locks
 

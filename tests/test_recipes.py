@@ -11,9 +11,11 @@ import pytest
 from adbench.data import Threat
 from adbench.errors import UserError
 from adbench.execution.execute import _training_attack
+from adbench.execution.expand import expand
+from adbench.experiment.cell import Cell
 from adbench.experiment.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
-from adbench.experiment.matrix import PAPER_METHODS, Cell, configured, expand
 from adbench.registry import METHODS
+from adbench.training.configured import PAPER_METHODS, configured
 from adbench.training.method import Ball, Passes
 
 THREAT = Threat(Fraction(8, 255), Fraction(2, 255))

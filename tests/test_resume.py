@@ -24,12 +24,15 @@ from safetensors.torch import load_file
 
 from adbench import data
 from adbench.evaluation import evaluator
-from adbench.execution.execute import Place, execute, lookup
+from adbench.execution.execute import execute, lookup
+from adbench.execution.expand import expand
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train, experiment
-from adbench.experiment.matrix import Cell, configured, expand
 from adbench.models import build
 from adbench.results import record
 from adbench.system import files
+from adbench.training.configured import configured
 from adbench.training.method import Ball, Need
 from adbench.training.trainer import BEST, LAST, LOG, RESUME, SUMMARY, Trainer
 

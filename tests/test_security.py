@@ -27,8 +27,8 @@ from torchvision.datasets import CIFAR10
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.evaluation import outcome_files
-from adbench.experiment import matrix, teacher
-from adbench.experiment.matrix import safe
+from adbench.experiment import cell, teacher
+from adbench.experiment.cell import safe
 from adbench.results import document, record
 from adbench.results.record import Record
 from adbench.training import resume
@@ -180,7 +180,7 @@ def test_a_name_becomes_one_harmless_path_component(name: str, tmp_path: Path) -
     part = safe(name)
     assert re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", part)
     assert (tmp_path / part).resolve().parent == tmp_path.resolve()
-    for path in (matrix.dataset_folder(name), teacher.robustbench_file(tmp_path, name, name).name):
+    for path in (cell.dataset_folder(name), teacher.robustbench_file(tmp_path, name, name).name):
         assert "/" not in path
     file = teacher.robustbench_file(tmp_path, name, name)
     assert file.resolve().is_relative_to((tmp_path / "robustbench").resolve())

@@ -13,10 +13,10 @@ from torch import Tensor
 from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment.config import Train
-from adbench.experiment.matrix import configured
 from adbench.models import Network, build
 from adbench.registry import METHODS
 from adbench.seeding import derive
+from adbench.training.configured import configured
 from adbench.training.method import Ball, Method, Need, Step, Teacher
 from adbench.training.trainer import Trainer, finished
 from adbench.weights import checkpoint

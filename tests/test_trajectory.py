@@ -17,9 +17,9 @@ from test_train import trainer
 from torch import Tensor, nn
 
 from adbench.attacks import linf
-from adbench.experiment.matrix import configured
 from adbench.models import build
 from adbench.training import lean_form
+from adbench.training.configured import configured
 from adbench.training.method import Ball, Need, Net, Step, Teacher
 
 EPS, STEP, STEPS, DECAY, LR = 8 / 255, 2 / 255, 10, 5e-4, 0.1

@@ -25,11 +25,12 @@ from adbench.evaluation import adversarial, masking
 from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.evaluation.masking_rules import RATES
 from adbench.evaluation.outcome_files import write_table
-from adbench.experiment.matrix import configured, passes, safe
+from adbench.experiment.cell import safe
 from adbench.registry import METHODS
 from adbench.results import document, record
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256, write_json
+from adbench.training.configured import configured, passes
 from adbench.verification.reattack import Judged, judged
 from adbench.verification.verify import UNSHOWABLE, rounding
 from adbench.weights import checkpoint, networks

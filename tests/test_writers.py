@@ -18,9 +18,11 @@ from tiny import TEACHER, record_of, records, run
 from adbench.errors import UserError
 from adbench.execution import runner
 from adbench.execution.engines.processes import devices, ended
-from adbench.execution.execute import Place, lookup
+from adbench.execution.execute import lookup
+from adbench.execution.expand import expand
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
 from adbench.experiment.config import experiment
-from adbench.experiment.matrix import Cell, expand
 from adbench.results import record
 from adbench.system import locks
 from adbench.training import trainer

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adbench.analysis.common import BATCH, Testbed, load_all
 from adbench.errors import UserError
-from adbench.execution.execute import Place
+from adbench.execution.place import Place
 from adbench.losses import CamNorm, alignment, cam, normalise_map
 from adbench.models import Network
 from adbench.results import analyses, document

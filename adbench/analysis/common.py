@@ -19,8 +19,8 @@ from adbench.data import Dataset, parse_fraction
 from adbench.data.batches import to_float
 from adbench.data.threat import meant_attack
 from adbench.errors import UserError
-from adbench.execution.execute import Place
-from adbench.experiment.matrix import dataset_folder
+from adbench.execution.place import Place
+from adbench.experiment.cell import dataset_folder
 from adbench.models import Network
 from adbench.models.verdict import right
 from adbench.results.analyses import SCHEMA_VERSION

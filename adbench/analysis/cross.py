@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adbench.analysis.common import Testbed, load_all, named
 from adbench.errors import UserError
-from adbench.execution.execute import Place
+from adbench.execution.place import Place
 from adbench.models import Network
 from adbench.results import analyses, document
 from adbench.results.analyses import Analysis

@@ -21,7 +21,7 @@ from adbench.system import terminal
 if TYPE_CHECKING:
     from adbench.execution.cost import Cost
     from adbench.execution.runner import Plan
-    from adbench.experiment.matrix import Cell
+    from adbench.experiment.cell import Cell
 
 
 def percent(value: float | None) -> str:

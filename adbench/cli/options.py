@@ -17,7 +17,7 @@ from adbench.system import machine, terminal
 from adbench.system.files import expanded
 
 if TYPE_CHECKING:
-    from adbench.execution.execute import Place
+    from adbench.execution.place import Place
 
 DATA_DIR = "~/.cache/adbench"
 # Who asks for more means a seed of that value.
@@ -266,7 +266,7 @@ def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
     """Where to run, on a device that is there."""
     import torch
 
-    from adbench.execution.execute import Place
+    from adbench.execution.place import Place
     from adbench.training import distributed
 
     name = distributed.local(device or ("cuda" if torch.cuda.is_available() else "cpu"))

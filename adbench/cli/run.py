@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from adbench.execution.cost import Cost
     from adbench.execution.engines.ray import RayCluster
-    from adbench.execution.execute import Place
+    from adbench.execution.place import Place
     from adbench.execution.runner import Local, Plan
     from adbench.experiment.config import Experiment
 
@@ -196,7 +196,7 @@ def _carry_out(
 def _plan(experiment: Experiment, place: Place) -> Plan:
     from adbench.execution import runner
     from adbench.execution.execute import lookup
-    from adbench.experiment.matrix import expand
+    from adbench.execution.expand import expand
 
     return runner.plan(expand(experiment, lookup(place.data_dir)), place.results)
 
@@ -307,8 +307,9 @@ def eval_(
     from adbench.cli.display import Display, console, percent
     from adbench.execution import runner
     from adbench.execution.execute import check, lookup
+    from adbench.execution.expand import teacher_cell
     from adbench.experiment import config, teacher
-    from adbench.experiment.matrix import Matrix, teacher_cell
+    from adbench.experiment.cell import Matrix
     from adbench.results import record
 
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}

@@ -39,7 +39,7 @@ def prepare(asked: Asked, source: Path | None, data_dir: Path) -> None:
     from rich.progress import Progress as Bars
 
     from adbench.execution import prepare as preparing
-    from adbench.execution.execute import Place
+    from adbench.execution.place import Place
 
     console, failed = Console(), 0
     columns = (

@@ -19,7 +19,7 @@ from adbench.attacks.named import radius
 from adbench.data import Dataset
 from adbench.evaluation import adversarial
 from adbench.evaluation.evaluator import Evaluator, Outcome
-from adbench.experiment.matrix import safe
+from adbench.experiment.cell import safe
 from adbench.system import files
 
 PARTIAL = "partial-*.npz"

@@ -16,10 +16,12 @@ import torch
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.evaluation import masking
-from adbench.execution.execute import Place, cell_dataset, network_for
+from adbench.execution.execute import cell_dataset, network_for
 from adbench.execution.flops import matrix_rate, multiply_adds
-from adbench.experiment.matrix import Cell, configured, passes
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
 from adbench.losses import cross_entropy
+from adbench.training.configured import configured, passes
 from adbench.training.method import Passes
 from adbench.training.trainer import LOG
 

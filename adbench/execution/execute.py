@@ -25,8 +25,10 @@ from adbench.errors import UserError, located
 from adbench.evaluation import masking, outcome_files
 from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
 from adbench.execution import prepare
+from adbench.execution.expand import Lookup
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
 from adbench.experiment.config import Evaluation, Experiment, Train
-from adbench.experiment.matrix import Cell, Lookup, configured, passes
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
 from adbench.models import Network, build, count_parameters
 from adbench.registry import METHODS
@@ -35,32 +37,13 @@ from adbench.results.provenance import now, provenance
 from adbench.seeding import derive
 from adbench.system import files, locks, signals
 from adbench.training import resume, trainer
-from adbench.training.distributed import ALONE, Parted, Ranks
+from adbench.training.configured import configured, passes
+from adbench.training.distributed import Parted
 from adbench.training.lean_form import multiplies_bfloat16
 from adbench.training.method import Ball, Need
 from adbench.weights import checkpoint, robustbench
 
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where cells run and where they leave what they make. ranks: the processes that share each training."""
-
-    results: Path
-    data_dir: Path
-    device: str
-    ranks: Ranks = ALONE
-
-    @property
-    def torch_device(self) -> torch.device:
-        return torch.device(self.device)
-
-    def describe(self) -> str:
-        """The device as a person would name it."""
-        if self.torch_device.type == "cuda":
-            return torch.cuda.get_device_name(self.torch_device)
-        return f"CPU ({torch.get_num_threads()} threads)"
 
 
 @lru_cache(maxsize=4)

@@ -14,9 +14,9 @@ from adbench.system import download, files
 from adbench.system.download import Progress
 
 if TYPE_CHECKING:
-    from adbench.execution.execute import Place
+    from adbench.execution.place import Place
+    from adbench.experiment.cell import Cell
     from adbench.experiment.config import Experiment
-    from adbench.experiment.matrix import Cell
 
 
 def teacher_file(spec: TeacherSpec, dataset: str, data_dir: Path, progress: Progress | None = None) -> Path:
@@ -67,7 +67,7 @@ def prepare(
     progress: gives the listener for the transfer of that name.
     """
     from adbench.execution.execute import check, lookup
-    from adbench.experiment.matrix import expand
+    from adbench.execution.expand import expand
 
     if source is not None and not source.is_dir():
         raise UserError(f"--from: '{source}' is no folder")

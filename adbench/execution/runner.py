@@ -17,8 +17,9 @@ from adbench.execution.engines import Emit, Engine
 from adbench.execution.engines.inline import Here
 from adbench.execution.engines.processes import Processes
 from adbench.execution.engines.ray import RayCluster
-from adbench.execution.execute import Place, give_up
-from adbench.experiment.matrix import Cell, Matrix
+from adbench.execution.execute import give_up
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell, Matrix
 from adbench.registry import METHODS
 from adbench.results import record
 from adbench.system import locks, signals

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from adbench.errors import UserError
 from adbench.execution import runner
-from adbench.execution.execute import Place, check, lookup
+from adbench.execution.execute import check, lookup
+from adbench.execution.expand import teacher_cell
+from adbench.execution.place import Place
 from adbench.execution.runner import OnEvent
 from adbench.experiment import teacher
+from adbench.experiment.cell import Matrix
 from adbench.experiment.config import DEFAULT_PRESETS, experiment, merged, read_preset
-from adbench.experiment.matrix import Matrix, teacher_cell
 from adbench.results import record
 from adbench.results.stats import wilson
 

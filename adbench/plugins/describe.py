@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from adbench.experiment.matrix import asked, configured, passes
 from adbench.registry import METHODS
+from adbench.training.configured import configured, declared, passes
 from adbench.training.method import Need, Passes
 
 WIDTH = 110
@@ -23,11 +23,11 @@ def card(name: str, steps: int = 10) -> str:
     """
     method = configured(name, {})
     cls = type(method)
-    needed = asked(name, "needed", method.needed)
+    needed = declared(name, "needed", method.needed)
     lines = [f"{name}: {cls.label}", "", inspect.getdoc(cls) or "(no docstring)", ""]
     lines += [f"needs   {', '.join(need.value for need in Need if need in needed) or 'no teacher'}"]
     lines += _wrapped("cost    ", _cost(passes(method, name, steps), steps))
-    reach = asked(name, "reach", method.reach)
+    reach = declared(name, "reach", method.reach)
     if reach > 1:
         lines += [f"reach   up to {reach:g} eps: it trains outside the threat model"]
     if not METHODS.built_in(name):

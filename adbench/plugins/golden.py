@@ -23,10 +23,10 @@ from adbench.attacks import linf
 from adbench.attacks.linf import Objective
 from adbench.data import parse_fraction
 from adbench.errors import UserError
-from adbench.experiment.matrix import configured
 from adbench.losses import Classes, hard_rank, margin, soft_rank, spearman
 from adbench.models import Network
 from adbench.system import files
+from adbench.training.configured import configured
 from adbench.training.method import Ball, Method, Need, Net, Step, Teacher
 
 FILE = Path(__file__).with_name("golden.json")

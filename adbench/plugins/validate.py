@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from adbench.errors import UserError, located
-from adbench.experiment.matrix import configured, passes
 from adbench.models import Network, build
+from adbench.training.configured import configured, passes
 from adbench.training.lean_form import AS_WRITTEN, Engine
 from adbench.training.method import Ball, Method, Mode, Need, Net, Step, Teacher, complaint
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
-from adbench.experiment.matrix import safe
+from adbench.experiment.cell import safe
 from adbench.results import analyses, plans, record
 from adbench.results.diff import edited
 from adbench.results.plans import FOLDER as PLANS

@@ -22,8 +22,8 @@ from adbench.results.provenance import now
 from adbench.system import files
 
 if TYPE_CHECKING:
+    from adbench.experiment.cell import Cell, Matrix
     from adbench.experiment.config import Experiment
-    from adbench.experiment.matrix import Cell, Matrix
 
 FOLDER = "plans"
 SCHEMA_VERSION = 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from adbench import __version__
 from adbench.errors import UserError
-from adbench.execution.execute import Place
+from adbench.execution.place import Place
 from adbench.results import record
 from adbench.system import files
 from adbench.verification.consistency import ANSWERS, CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding

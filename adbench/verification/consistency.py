@@ -18,13 +18,15 @@ from adbench import REVISION
 from adbench.data import Dataset
 from adbench.errors import UserError
 from adbench.evaluation.masking_rules import VERDICTS, contradicted
+from adbench.execution.expand import teacher_cell
 from adbench.experiment import teacher
+from adbench.experiment.cell import safe
 from adbench.experiment.config import Data, Experiment, ThreatModel, Train, validated
-from adbench.experiment.matrix import configured, passes, safe, teacher_cell
 from adbench.registry import DATASETS, METHODS
 from adbench.results import document, record
 from adbench.results.record import Record
 from adbench.system.files import content_id
+from adbench.training.configured import configured, passes
 from adbench.training.method import Method
 from adbench.training.trainer import SUMMARY
 

@@ -13,7 +13,7 @@ import torch
 from adbench import __version__
 from adbench.data import Dataset, parse_fraction
 from adbench.errors import UserError
-from adbench.experiment.matrix import safe
+from adbench.experiment.cell import safe
 from adbench.models import Network
 from adbench.models.names import is_deepmind, wide_shape
 from adbench.registry import DATASETS

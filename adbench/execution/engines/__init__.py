@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from adbench.experiment.matrix import Cell
+from adbench.experiment.cell import Cell
 
 Emit = Callable[[str, dict[str, Any]], None]
 """Hears, with a cell's id, of what its worker reports, and of one of these in the end:

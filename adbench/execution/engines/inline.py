@@ -6,8 +6,8 @@ import time
 
 from adbench.execution.engines import Emit
 from adbench.execution.engines.worker import prepare_torch, work
-from adbench.execution.execute import Place
-from adbench.experiment.matrix import Cell
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
 
 
 class Here:

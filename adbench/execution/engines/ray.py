@@ -26,8 +26,8 @@ from adbench import REVISION, __version__
 from adbench.errors import UserError
 from adbench.execution.engines import LAST_WORDS, Emit
 from adbench.execution.engines.worker import begin, work
-from adbench.execution.execute import Place
-from adbench.experiment.matrix import Cell
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
 from adbench.plugin_code import Code
 from adbench.registry import METHODS
 from adbench.system import files, locks, signals

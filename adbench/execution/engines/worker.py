@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import Caution, UserError
-from adbench.execution.execute import Place, execute
-from adbench.experiment.matrix import Cell
+from adbench.execution.execute import execute
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
 from adbench.plugin_code import Code
 from adbench.registry import METHODS
 

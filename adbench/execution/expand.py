@@ -1,0 +1,199 @@
+"""From an experiment to its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
+from adbench.errors import UserError, unknown
+from adbench.experiment import spelling
+from adbench.experiment import teacher as teachers
+from adbench.experiment.cell import Cell, Matrix
+from adbench.experiment.config import DEFAULT_TEACHERS, Data, Experiment, ThreatModel, Train, merged, validated
+from adbench.experiment.teacher import TeacherSpec, Trained
+from adbench.models.names import canonical
+from adbench.registry import DATASETS, METHODS
+from adbench.training.configured import configured, declared, method_names, passes
+from adbench.training.method import Method, Need
+
+# Gives an experiment's dataset by name, with the experiment's share of it.
+Lookup = Callable[[str, Experiment], Dataset]
+
+
+def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
+    """The experiment's cells; what several cells share (teachers, methods without one) is there once."""
+    names = method_names(experiment.methods)
+    for name in experiment.hyper:
+        if name not in METHODS:
+            raise unknown("method", name, METHODS.names(), "in the table [hyper]")
+    for rule in experiment.overrides:
+        for name in rule.methods:
+            if name not in (*METHODS, "all"):
+                raise unknown("method", name, [*METHODS.names(), "all"], "in an [[override]]")
+        for dataset in rule.datasets:
+            if not is_path(dataset) and dataset not in DATASETS:
+                raise unknown("dataset", dataset, DATASETS.names(), "in an [[override]]")
+    students: dict[str, Cell] = {}
+    found: dict[str, Cell] = {}
+
+    for dataset in experiment.datasets:
+        recipes = {name: recipe(experiment, name, dataset) for name in names}
+        guided = any(declared(name, "needed", method.needed) for name, (method, _) in recipes.items())
+        data, tested = _data(experiment, dataset, lookup)
+        known = _Teachers(experiment, dataset, lookup, found)
+        proxies = known.proxies() if experiment.evaluation.transfer_attacks else ()
+        for spec in known.asked(guided):
+            for architecture in experiment.students:
+                for name, (method, train) in recipes.items():
+                    needs = method.needed()
+                    for seed in experiment.seeds:
+                        cell = Cell(
+                            kind="student",
+                            **data,
+                            architecture=canonical(architecture),
+                            train=train,
+                            evaluation=spelling.evaluation(
+                                experiment.evaluation, data["threat"], tested, transfers=bool(proxies), trained=train
+                            ),
+                            seed=seed,
+                            method=name,
+                            hyper=method.model_dump(mode="json"),
+                            teacher=known.get(spec) if spec and Need.TEACHER in needs else None,
+                            natural=known.get(teachers.natural_partner(spec))
+                            if spec and Need.NATURAL_TEACHER in needs
+                            else None,
+                            proxies=proxies,
+                        )
+                        students.setdefault(cell.id, cell)
+    return Matrix(tuple(found.values()), tuple(students.values()))
+
+
+def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Train]:
+    """The method `name` as the experiment has it on `dataset`, and how its students are trained.
+
+    Raises UserError for settings that are wrong, and where the budget does not pay for one epoch.
+    """
+    rules = [
+        rule
+        for rule in experiment.overrides
+        if name in method_names(rule.methods) and (not rule.datasets or dataset in rule.datasets)
+    ]
+    method = configured(name, merged(*(rule.hyper for rule in rules), experiment.hyper.get(name, {})))
+    train = experiment.train
+    if any(rule.train for rule in rules):
+        own = merged(train.model_dump(mode="json"), *(rule.train for rule in rules))
+        train = validated(Train, own, f"override for {name}, train")
+    if train.micro_batch and not method.divisible:
+        raise UserError(f"train.micro_batch: '{name}' needs its batches whole; unset it for this method")
+    if experiment.budget is not None:
+        cost = passes(method, name, train.attack_steps).total
+        epochs = int(experiment.budget / cost)
+        if epochs < 1:
+            raise UserError(
+                f"budget = {experiment.budget:g}: one epoch of '{name}' takes {cost:g} passes an image; give more"
+            )
+        train = train.model_copy(update={"epochs": epochs})
+    return method, train
+
+
+def _data(experiment: Experiment, name: str, lookup: Lookup) -> tuple[dict[str, Any], int]:
+    """What a cell knows of its data, and how many test images there are."""
+    if not is_path(name) and name not in DATASETS:
+        raise unknown("dataset", name, DATASETS.names(), "adbench list datasets; a path has a '/' or ends in .npz")
+    dataset = lookup(name, experiment)
+    known = {
+        "dataset": name,
+        "fingerprint": dataset.fingerprint,
+        "data": spelling.data(experiment.data, dataset.whole),
+        "threat": complete(experiment.threat, dataset.threat),
+    }
+    return known, dataset.whole[2]
+
+
+def complete(asked: ThreatModel, default: Threat) -> ThreatModel:
+    """The threat model that is asked for, the dataset's own where nothing is; a changed eps scales the step along."""
+    eps = default.eps if asked.eps is None else parse_fraction(asked.eps)
+    step = default.step * eps / default.eps if asked.step is None else parse_fraction(asked.step)
+    return ThreatModel(eps=as_text(eps), step=as_text(step))
+
+
+class _Teachers:
+    """The teachers of one dataset as cells; each is asked for by its spec and made once."""
+
+    def __init__(self, experiment: Experiment, dataset: str, lookup: Lookup, found: dict[str, Cell]) -> None:
+        self.experiment = experiment
+        self.dataset = dataset
+        self.lookup = lookup
+        self.found = found
+
+    def asked(self, guided: bool) -> Sequence[TeacherSpec | None]:
+        """The experiment's teachers for this dataset, or the dataset's own where none is named but one is needed."""
+        if self.experiment.teachers:
+            if guided:
+                return self._fitting(self.experiment.teachers)
+            for name in self.experiment.teachers:
+                teachers.find(name, self.dataset)  # raises for one that there is not
+            return [None]
+        if not guided:
+            return [None]
+        if self.dataset not in DEFAULT_TEACHERS:
+            raise UserError(f"dataset '{self.dataset}' has no teacher of its own; name one with --teacher")
+        return [teachers.find(DEFAULT_TEACHERS[self.dataset], self.dataset)]
+
+    def _fitting(self, names: Sequence[str]) -> list[TeacherSpec]:
+        """Those of the named teachers that are for this dataset or for any; one at least."""
+        specs = [teachers.find(name, self.dataset) for name in names]
+        fitting = [spec for spec in specs if spec.dataset in (None, self.dataset)]
+        if not fitting:
+            others = ", ".join(f"teacher '{spec.name}' is for '{spec.dataset}'" for spec in specs)
+            raise UserError(f"{others}, not for '{self.dataset}'; name another with --teacher")
+        return fitting
+
+    def proxies(self) -> tuple[Cell, ...]:
+        """The proxies of the transfer attacks that are for this dataset or for any. Names must differ."""
+        specs = [teachers.find(name, self.dataset) for name in self.experiment.evaluation.proxies]
+        cells = tuple(self.get(spec) for spec in specs if spec.dataset in (None, self.dataset))
+        names = [cell.name for cell in cells]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"eval.proxies: two of {', '.join(names)} have the same name; give one a TOML file of its own"
+            )
+        return cells
+
+    def get(self, spec: TeacherSpec) -> Cell:
+        if spec.dataset not in (None, self.dataset):
+            raise UserError(f"teacher '{spec.name}' is for '{spec.dataset}', not for '{self.dataset}'")
+        cell = teacher_cell(self.experiment, self.dataset, spec, self.lookup)
+        return self.found.setdefault(cell.id, cell)
+
+
+def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup: Lookup) -> Cell:
+    """The cell that trains or fetches a teacher and evaluates it as students are evaluated, but not by transfer.
+
+    It is judged as it teaches: with the weights of its best epoch.
+    """
+    trained = spec.source if isinstance(spec.source, Trained) else None
+    hyper: dict[str, Any] = {}
+    if trained:
+        method = configured(trained.method, trained.hyper)
+        if method.needed():
+            raise UserError(
+                f"teacher '{spec.name}': method '{trained.method}' needs a teacher itself; choose one without"
+            )
+        hyper = method.model_dump(mode="json")
+    data, tested = _data(experiment, dataset, lookup)
+    # Which images others are trained on is nothing to weights from elsewhere.
+    data |= {} if trained else {"data": Data()}
+    judged = experiment.evaluation.model_copy(update={"proxies": (), "checkpoint": "best"})
+    return Cell(
+        kind="teacher",
+        **data,
+        architecture=spec.architecture,
+        train=(trained and trained.train) or experiment.train,
+        evaluation=spelling.evaluation(judged, data["threat"], tested, transfers=False, trained=None),
+        seed=trained.seed if trained else 0,
+        method=trained.method if trained else None,
+        hyper=hyper,
+        spec=spec,
+    )

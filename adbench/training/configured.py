@@ -1,0 +1,54 @@
+"""The registered methods, with their hyperparameters and what they declare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from adbench.errors import UserError, unknown
+from adbench.experiment.config import validated
+from adbench.registry import METHODS
+from adbench.training.method import Method, Passes
+
+T = TypeVar("T")
+
+# The ten methods of the paper's tables, in their order: what `--methods all` means.
+PAPER_METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
+
+
+def method_names(asked: tuple[str, ...]) -> list[str]:
+    """Registered method names, `all` standing for the paper's ten. Raises UserError for an unknown one."""
+    expanded = [name for a in asked for name in (PAPER_METHODS if a == "all" else (a,))]
+    for name in expanded:
+        if name not in METHODS:
+            raise unknown("method", name, [*METHODS.names(), "all"])
+    return list(dict.fromkeys(expanded))
+
+
+def configured(name: str, hyper: dict[str, Any]) -> Method:
+    """The method `name` with its hyperparameters. Raises UserError that lists those that are wrong."""
+    cls = METHODS.load(name)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UserError(f"method '{name}' ({METHODS.source(name)}) is not a subclass of adbench.training.method.Method")
+    if not isinstance(getattr(cls, "label", None), str):
+        raise UserError(f"method '{name}' ({METHODS.source(name)}) has no `label`, the name that tables print")
+    for part in ("attack", "loss"):
+        if getattr(cls, part) is getattr(Method, part):
+            raise UserError(f"method '{name}' ({METHODS.source(name)}) does not implement `{part}`")
+    return validated(cls, hyper, f"hyper.{name}")
+
+
+def passes(method: Method, name: str, steps: int) -> Passes:
+    """The cost that the method declares. Raises UserError where a plugin's declaration fails."""
+    cost = declared(name, "passes", lambda: method.passes(steps))
+    if not isinstance(cost, Passes) or cost.total <= 0:
+        raise UserError(f"method '{name}': passes() gave {cost!r}, expected Passes with something to count")
+    return cost
+
+
+def declared(name: str, what: str, of: Callable[[], T]) -> T:
+    """What a plugin's declaration gives. Raises UserError where it fails."""
+    try:
+        return of()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"method '{name}': {what}() raised {type(error).__name__}: {error}") from error
