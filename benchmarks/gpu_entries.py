@@ -42,7 +42,7 @@ from adbench.cli import main as adbench
 from adbench.data import Dataset, load
 from adbench.data.batches import to_float
 from adbench.evaluation.evaluator import Evaluator, Outcome
-from adbench.execution.engines.worker import prepare_torch
+from adbench.execution.engines.worker import set_up_torch
 from adbench.execution.place import Place
 from adbench.losses import cross_entropy
 from adbench.models import Network, build
@@ -536,7 +536,7 @@ def attacks(job: Job) -> None:
     some, many = (8, 16) if job.small else (500, 10_000)
     network, data = problem(job).loaded(many)
     place = torch.device(job.device)
-    prepare_torch(Place(job.folder, job.folder, job.device), torch.get_num_threads())
+    set_up_torch(Place(job.folder, job.folder, job.device), torch.get_num_threads())
     network.to(place)
     evaluator = Evaluator(network, data.test, data.threat, seed=0, batch_size=250, device=place)
     job.row("attack", by="clean", images=many, seconds=evaluator.clean.seconds, **_right(evaluator.clean))

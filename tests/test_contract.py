@@ -8,7 +8,7 @@ import pytest
 from tiny import PLUGIN as WORKS
 from tiny import cli, options
 
-from adbench.execution.engines.inline import Here
+from adbench.execution.engines.inline import Inline
 from adbench.plugins import validate
 from adbench.registry import METHODS
 
@@ -225,7 +225,7 @@ def test_a_loss_that_ends_the_program_fails_its_cell(tmp_path: Path, monkeypatch
     from adbench.execution.runner import Local
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Local, "engine", lambda *given: Here(given[2], 1, given[4]))
+    monkeypatch.setattr(Local, "engine", lambda *given: Inline(given[2], 1, given[4]))
     Path("ends.py").write_text(WORKS.replace("        return cross", "        raise SystemExit\n        return cross"))
     result = cli("run", "--methods", "ends", "--plugin", "ends.py", *options())
     assert result.exit_code == 1, result.output

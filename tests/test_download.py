@@ -18,13 +18,13 @@ import torch
 from tiny import cli
 
 from adbench.errors import UserError
-from adbench.execution.prepare import teacher_file
 from adbench.experiment import teacher
 from adbench.experiment.teacher import TeacherSpec
 from adbench.models import build
 from adbench.system import download
 from adbench.system.download import Wanted, fetch, google_drive
 from adbench.system.files import content_id
+from adbench.weights.teacher_file import teacher_file
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 HASH = hashlib.sha256(CONTENT).hexdigest()

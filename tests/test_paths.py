@@ -189,7 +189,7 @@ def test_a_dry_run_fetches_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: object) -> None:
         raise AssertionError("weights were fetched")
 
-    monkeypatch.setattr(execute.prepare, "teacher_file", fetch)
+    monkeypatch.setattr(execute, "teacher_file", fetch)
     result = run("--methods", "rslad", "--teacher", "far.toml", "--dry-run")
     assert result.exit_code == 0, result.output
 

@@ -136,34 +136,34 @@ def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
     assert "`ray start --head` begins one" in result.stderr
 
 
-def _errand(home: Path) -> engine.Errand:
+def _context(home: Path) -> engine.RunContext:
     results = home / "results"
-    return engine.Errand(Place(results, home, "cpu"), 1, {}, home, [], results / engine.PROBE / "1")
+    return engine.RunContext(Place(results, home, "cpu"), 1, {}, home, [], results / engine.PROBE / "1")
 
 
-def test_a_node_that_does_not_share_the_folders_is_unfit(tmp_path: Path) -> None:
-    errand, same = _errand(tmp_path), engine.versions()
-    errand.probe.parent.mkdir(parents=True)
-    said = engine._unfit(replace(errand, home=tmp_path / "missing"), same)
+def test_a_node_that_does_not_share_the_folders_is_node_problem(tmp_path: Path) -> None:
+    context, same = _context(tmp_path), engine.versions()
+    context.probe.parent.mkdir(parents=True)
+    said = engine._node_problem(replace(context, home=tmp_path / "missing"), same)
     assert said is not None
     assert "where adbench was started, is not there" in said
-    said = engine._unfit(errand, same)
+    said = engine._node_problem(context, same)
     assert said is not None
     assert f"it does not see the driver's results folder '{tmp_path / 'results'}'" in said
-    errand.probe.touch()
-    said = engine._unfit(errand, same)
+    context.probe.touch()
+    said = engine._node_problem(context, same)
     assert said is not None
     assert "file locks" in said
     assert "do not reach it" in said
-    with locks.locked(errand.probe.parent):
-        assert engine._unfit(errand, same) is None
-        said = engine._unfit(errand, same | {"torch": "1.0"})
+    with locks.locked(context.probe.parent):
+        assert engine._node_problem(context, same) is None
+        said = engine._node_problem(context, same | {"torch": "1.0"})
     assert said is not None
     assert "the driver 1.0; use one environment on all nodes" in said
 
 
 def test_a_task_on_a_node_that_joined_without_the_folders_ends_the_run(tmp_path: Path) -> None:
-    told = engine._cell(None, 0, None, _errand(tmp_path))  # type: ignore[arg-type]
+    told = engine._cell(None, 0, None, _context(tmp_path))  # type: ignore[arg-type]
     assert told["what"] == "refused"
     assert "does not see the driver's results folder" in told["why"]
 

@@ -293,8 +293,8 @@ def make_writable(results: Path) -> None:
 def ready(results: Path, data_dir: Path, device: str | None, threads: int | None) -> Place:
     """The place of a command that computes on finished networks in this process, with torch prepared for it."""
     from adbench.execution import runner
-    from adbench.execution.engines.worker import prepare_torch
+    from adbench.execution.engines.worker import set_up_torch
 
     place = place_of(results, data_dir, device)
-    prepare_torch(place, threads or runner.threads_per_job(1))
+    set_up_torch(place, threads or runner.threads_per_job(1))
     return place

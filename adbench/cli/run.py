@@ -132,7 +132,7 @@ def _on_all_ranks(
 
     console = make_console()
     with console.status("reading data and teachers"):
-        from adbench.execution.engines.worker import prepare_torch
+        from adbench.execution.engines.worker import set_up_torch
         from adbench.execution.execute import assist
         from adbench.execution.runner import Local
         from adbench.training import distributed
@@ -144,7 +144,7 @@ def _on_all_ranks(
         place = replace(place, ranks=mine)
         if mine.first:
             return _carry_out(console, experiment, place, where, timeout, dry_run)
-        prepare_torch(place, where.share)
+        set_up_torch(place, where.share)
         mine.follow(lambda cell: assist(cell, place))
     return 0
 
@@ -204,9 +204,9 @@ def _plan(experiment: Experiment, place: Place) -> Plan:
 def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cost]:
     """What each cell of the plan costs, by its id, in a process with its share of the cores."""
     from adbench.execution.cost import Estimator
-    from adbench.execution.engines.worker import prepare_torch
+    from adbench.execution.engines.worker import set_up_torch
 
-    prepare_torch(place, where.share)
+    set_up_torch(place, where.share)
     estimator = Estimator(place)
     return {cell.id: estimator.cost(cell, plan.states[cell.id]) for cell in plan.matrix.cells}
 

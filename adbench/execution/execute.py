@@ -24,7 +24,6 @@ from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.errors import UserError, located
 from adbench.evaluation import masking, outcome_files
 from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
-from adbench.execution import prepare
 from adbench.execution.expand import Lookup
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
@@ -42,6 +41,7 @@ from adbench.training.distributed import Parted
 from adbench.training.lean_form import multiplies_bfloat16
 from adbench.training.method import Ball, Need
 from adbench.weights import checkpoint, robustbench
+from adbench.weights.teacher_file import teacher_file
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -95,7 +95,7 @@ def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Networ
         checkpoint.load(network, source.path, sha256=source.sha256, key=source.key)
         trainer.check_weights(source.path, checkpoint.weights_sha256(network))
     elif isinstance(source, Download) and cell.spec:
-        path = prepare.teacher_file(cell.spec, cell.dataset, place.data_dir)
+        path = teacher_file(cell.spec, cell.dataset, place.data_dir)
         # RobustBench's own loader takes this mapping where there is one.
         checkpoint.load(network, path, key=source.key, prefer="state_dict" if source.id else None)
     else:
@@ -189,7 +189,7 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any] | None:
     return data
 
 
-def give_up(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
+def record_failure(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
     """Record that the cell's worker failed, in its place, and return the record; None as `execute` does."""
     path = cell.record_path(place.results)
     with locks.attempt(cell.folder(place.results)) as held:

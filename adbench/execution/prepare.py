@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torchvision import datasets
+
+from adbench.data import cifar
+from adbench.data.own import read_npz
 from adbench.errors import UserError
-from adbench.experiment.teacher import Download, TeacherSpec, Trained, file_of, wanted
+from adbench.execution.execute import check, lookup
+from adbench.execution.expand import expand
+from adbench.execution.place import Place
+from adbench.experiment.cell import Cell
+from adbench.experiment.config import Experiment
+from adbench.experiment.teacher import Download, Trained, file_of, wanted
 from adbench.system import download, files
 from adbench.system.download import Progress
-
-if TYPE_CHECKING:
-    from adbench.execution.place import Place
-    from adbench.experiment.cell import Cell
-    from adbench.experiment.config import Experiment
-
-
-def teacher_file(spec: TeacherSpec, dataset: str, data_dir: Path, progress: Progress | None = None) -> Path:
-    """The file of a teacher's downloaded weights, fetched if it is not there.
-
-    Where nobody publishes a hash, that of the first download is noted beside it (`sha256sum -c` reads the note), and
-    every later use of the file is held to it. Raises UserError where the file cannot be had or has changed.
-    """
-    path = file_of(spec, dataset, data_dir)
-    download.fetch(wanted(spec), path, progress=progress)
-    assert isinstance(spec.source, Download)
-    if spec.source.sha256 is None:
-        _hold_to_the_first(path)
-    return path
-
-
-def _hold_to_the_first(path: Path) -> None:
-    note = path.with_name(f"{path.name}.sha256")
-    found = files.sha256(path)
-    try:
-        first = note.read_text(encoding="ascii").split()[0]
-    except (OSError, UnicodeDecodeError, IndexError):
-        with suppress(UserError):  # in a folder that cannot be written, every use is the first
-            files.write_text(note, f"{found}  {path.name}\n")
-        return
-    if first != found:
-        raise UserError(
-            f"'{path}' has SHA-256 {found[:12]}..., when it was first used it had {first[:12]}...; it was damaged or "
-            f"replaced: remove it to have it fetched again, and '{note.name}' too if the new file is right"
-        )
+from adbench.weights.teacher_file import teacher_file
 
 
 @dataclass(frozen=True)
@@ -66,9 +40,6 @@ def prepare(
     source: a folder to take files from first: another machine's data folder, or downloads under their own names.
     progress: gives the listener for the transfer of that name.
     """
-    from adbench.execution.execute import check, lookup
-    from adbench.execution.expand import expand
-
     if source is not None and not source.is_dir():
         raise UserError(f"--from: '{source}' is no folder")
     files.expanded(place.data_dir)  # raises where there is none
@@ -98,9 +69,6 @@ def _dataset(name: str, data_dir: Path, source: Path | None, progress: Progress)
     published = _published(name)
     if published is None or (data_dir / f"{name}.npz").is_file():
         return "there"
-    from adbench.data import cifar
-    from adbench.data.own import read_npz
-
     if source:
         for found in sorted(source.rglob(f"{name}.npz")):
             read_npz(found)  # raises for a file that is not what its name says
@@ -118,8 +86,6 @@ def _published(name: str) -> Any:
     """Torchvision's class for a dataset that adbench downloads; None for one that it has or the user brings."""
     if name not in ("cifar10", "cifar100"):
         return None
-    from torchvision import datasets
-
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
 

@@ -1,7 +1,7 @@
-"""Cells onto processors: what is already there, what it will cost, and carrying it out.
+"""The scheduler: which cells are still to be done, and in which order workers get them.
 
-A cell starts when its teachers are done and nobody else works on it; other runs may share the results folder. One
-that fails is recorded and the others go on, also where it takes its worker down with it.
+A cell starts when its teachers are done and no other process works on it; several runs may share a results folder. A
+cell that fails is recorded and the others go on, also where the failure ends its worker process.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from adbench.errors import UserError
 from adbench.execution.engines import Emit, Engine
-from adbench.execution.engines.inline import Here
+from adbench.execution.engines.inline import Inline
 from adbench.execution.engines.processes import Processes
 from adbench.execution.engines.ray import RayCluster
-from adbench.execution.execute import give_up
+from adbench.execution.execute import record_failure
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell, Matrix
 from adbench.registry import METHODS
@@ -30,9 +30,9 @@ from adbench.training.distributed import local_size
 OnEvent = Callable[[Cell, dict[str, Any]], None]
 
 DEATHS = 2
-"""So many times in a row a cell's worker may die without finishing an epoch or an attack."""
+"""A cell fails when its worker dies this many times in a row without finishing an epoch or an attack."""
 LOOK_AGAIN = 1.0
-"""Seconds after which a cell that another process had is looked at again."""
+"""Seconds before a cell that another process works on is tried again."""
 
 
 def status(cell: Cell, results: Path) -> str:
@@ -78,11 +78,11 @@ class Local:
     threads: int | None = None
 
     def engine(self, cells: list[Cell], place: Place, isolated: bool, emit: Emit) -> Engine:
-        """The engine for these cells. Ranks stay in their process, and so does a single job that nothing isolates."""
+        """The engine: this process for the ranks of torchrun, and for a single job that needs no isolation."""
         jobs = min(self.jobs, len(cells))
         foreign = any(cell.method and not METHODS.built_in(cell.method) for cell in cells)
         if place.ranks.size > 1 or (jobs <= 1 and not isolated and not foreign):
-            return Here(place, self.share, emit)
+            return Inline(place, self.share, emit)
         return Processes(place, jobs, self.share, emit)
 
     @property
@@ -103,10 +103,10 @@ def run(
     place.results.mkdir(parents=True, exist_ok=True)
     if not todo.open:
         return {}
-    course = _Course(todo.open, place, on_event, timeout)
-    engine = where.engine(todo.open, place, timeout is not None, course.hear)
+    schedule = _Schedule(todo.open, place, on_event, timeout)
+    engine = where.engine(todo.open, place, timeout is not None, schedule.on_worker_event)
     try:
-        return course.to_the_end(engine)
+        return schedule.run_all(engine)
     except KeyboardInterrupt:
         # Whoever interrupts a run does not want to wait for the cells that are under way.
         engine.stop(gently=False)
@@ -120,12 +120,12 @@ class _Attempt:
     """A cell with a worker."""
 
     cell: Cell
-    begun: bool = False
-    heard: float = field(default_factory=time.monotonic)
+    started: bool = False
+    last_heartbeat: float = field(default_factory=time.monotonic)
 
 
-class _Course:
-    """One run on its way: the cells that wait, run and have ended."""
+class _Schedule:
+    """The cells of one run: waiting, running and ended."""
 
     def __init__(self, cells: list[Cell], place: Place, on_event: OnEvent, timeout: float | None) -> None:
         self.place, self.on_event, self.timeout = place, on_event, timeout
@@ -134,11 +134,11 @@ class _Course:
         self.running: dict[str, _Attempt] = {}
         self.ended: dict[str, dict[str, Any]] = {}
         self.deaths = dict.fromkeys(self.cells, 0)
-        self.elsewhere: dict[str, float] = {}  # cells that another process has, and when to look again
+        self.retry_at: dict[str, float] = {}  # cells that another process has, and when to look again
         self.before = {cell.id: _written(cell.record_path(place.results)) for cell in cells}
 
-    def to_the_end(self, engine: Engine) -> dict[str, dict[str, Any]]:
-        """Start what can be started, hear what comes of it, until every cell has ended; their records."""
+    def run_all(self, engine: Engine) -> dict[str, dict[str, Any]]:
+        """Run every cell to its end; returns their records."""
         while self.waiting or self.running:
             signals.follow()  # where the cell that was under way has ended before it could
             for cell in list(self.waiting.values()):
@@ -150,17 +150,17 @@ class _Course:
                     engine.start(cell)
             if self.waiting or self.running:
                 engine.wait(LOOK_AGAIN / 4)
-            self._end_those_that_hang(engine)
+            self._end_hung_workers(engine)
         return self.ended
 
     def _ready(self, cell: Cell) -> bool:
         """Whether a worker should have the cell now. Ends the cell where another run has done so."""
         if any(needed.id in self.waiting or needed.id in self.running for needed in cell.required()):
             return False
-        if self.elsewhere.get(cell.id, 0) > time.monotonic():
+        if self.retry_at.get(cell.id, 0) > time.monotonic():
             return False
         if locks.holder(cell.folder(self.place.results)):
-            self.elsewhere[cell.id] = time.monotonic() + LOOK_AGAIN
+            self.retry_at[cell.id] = time.monotonic() + LOOK_AGAIN
             return False
         path = cell.record_path(self.place.results)
         if _written(path) != self.before[cell.id] and not record.damage(path):
@@ -169,59 +169,59 @@ class _Course:
             return False
         return True
 
-    def hear(self, cell_id: str, event: dict[str, Any]) -> None:
-        """What an engine emits."""
+    def on_worker_event(self, cell_id: str, event: dict[str, Any]) -> None:
+        """Handle an event that an engine emits."""
         attempt = self.running[cell_id]
-        attempt.heard = time.monotonic()
+        attempt.last_heartbeat = time.monotonic()
         match event["what"]:
             case "record":
                 self._end(attempt.cell, event["record"])
             case "busy":
-                self._put_back(attempt.cell)
+                self._requeue(attempt.cell)
             case "died":
-                self._mourn(attempt.cell, f"its worker process ended {event['how']}")
+                self._on_worker_death(attempt.cell, f"its worker process ended {event['how']}")
             case "refused":
                 raise UserError(event["why"])
-            case "start" if attempt.begun:
+            case "start" if attempt.started:
                 pass
             case what:
-                attempt.begun = True
+                attempt.started = True
                 if what in ("epoch", "attack"):
                     self.deaths[cell_id] = 0
                 self.on_event(attempt.cell, event)
 
-    def _end(self, cell: Cell, found: dict[str, Any]) -> None:
+    def _end(self, cell: Cell, record: dict[str, Any]) -> None:
         self.waiting.pop(cell.id, None)
         self.running.pop(cell.id, None)
-        self.ended[cell.id] = found
-        self.on_event(cell, {"what": "end", "record": found})
+        self.ended[cell.id] = record
+        self.on_event(cell, {"what": "end", "record": record})
 
-    def _put_back(self, cell: Cell) -> None:
+    def _requeue(self, cell: Cell) -> None:
         del self.running[cell.id]
         self.waiting[cell.id] = cell
-        self.elsewhere[cell.id] = time.monotonic() + LOOK_AGAIN
+        self.retry_at[cell.id] = time.monotonic() + LOOK_AGAIN
 
-    def _mourn(self, cell: Cell, how: str) -> None:
+    def _on_worker_death(self, cell: Cell, how: str) -> None:
         self.deaths[cell.id] += 1
         if self.deaths[cell.id] >= DEATHS:
             self._fail(cell, f"{how}, {DEATHS} times without finishing an epoch or an attack")
         else:
             self.on_event(cell, {"what": "again", "why": how})
-            self._put_back(cell)
+            self._requeue(cell)
 
     def _fail(self, cell: Cell, why: str) -> None:
-        found = give_up(cell, self.place, why)
-        if found is None:  # somebody else has it by now
-            self._put_back(cell)
+        failed = record_failure(cell, self.place, why)
+        if failed is None:  # another process has the cell by now
+            self._requeue(cell)
         else:
-            self._end(cell, found)
+            self._end(cell, failed)
 
-    def _end_those_that_hang(self, engine: Engine) -> None:
+    def _end_hung_workers(self, engine: Engine) -> None:
         if self.timeout is None:
             return
         for attempt in list(self.running.values()):
-            silent = time.monotonic() - attempt.heard
-            if attempt.begun and silent > self.timeout:
+            silent = time.monotonic() - attempt.last_heartbeat
+            if attempt.started and silent > self.timeout:
                 engine.kill(attempt.cell)
                 self._fail(attempt.cell, f"no sign of life for {silent:.0f} s, so its worker was ended (--timeout)")
 

@@ -1,7 +1,7 @@
-"""Where cells run: in this process, in processes of this machine, or as Ray tasks on many machines.
+"""Engines: where cells run. In this process, in worker processes of this machine, or as Ray tasks on many machines.
 
-An engine only knows how to get one cell done. Which cell is next, what to do when a worker dies, and when one is
-taken to hang, is the runner's; what a cell does, and that it is done once, is the cell's.
+An engine runs single cells. Order, retries and timeouts are decided in `runner.py`; what running a cell means, and that
+it is done once, in `execute.py`.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from typing import Any, Protocol
 from adbench.experiment.cell import Cell
 
 Emit = Callable[[str, dict[str, Any]], None]
-"""Hears, with a cell's id, of what its worker reports, and of one of these in the end:
+"""Called with a cell's id and each event of its worker. The final event is one of:
 
-{"what": "record", "record": ...}  carried out, or found done
+{"what": "record", "record": ...}  the cell ended, now or before
 {"what": "busy"}                   another process works on it
-{"what": "died", "how": ...}       the worker ended without a word
-{"what": "refused", "why": ...}    nothing can run there: the whole run has to end
+{"what": "died", "how": ...}       the worker process ended without a final event
+{"what": "refused", "why": ...}    no cell can run there: the whole run ends
 """
-LAST_WORDS = frozenset({"record", "busy", "died", "refused"})
+FINAL_EVENTS = frozenset({"record", "busy", "died", "refused"})
 
 
 class Engine(Protocol):
-    """What the runner asks of an engine."""
+    """The interface between runner and engine."""
 
     def room(self) -> bool:
         """Whether another cell can be started."""
 
     def start(self, cell: Cell) -> None:
-        """Begin a cell whose teachers are done."""
+        """Start a cell whose teachers are done."""
 
     def wait(self, seconds: float) -> None:
-        """Emit what has been reported, waiting at most so long for something."""
+        """Emit pending events; waits for the first at most this long."""
 
     def kill(self, cell: Cell) -> None:
-        """End a cell's worker at once; nothing more is heard of it."""
+        """Kill a cell's worker; no event of it follows."""
 
     def stop(self, *, gently: bool) -> None:
-        """End everything. gently: workers are asked first, and may finish what they are at."""
+        """End all workers. gently: they are asked first, and may write their state."""

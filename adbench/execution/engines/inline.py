@@ -1,33 +1,33 @@
-"""Cells in this process, one at a time."""
+"""The engine of `--jobs 1`: cells in this process, one at a time."""
 
 from __future__ import annotations
 
 import time
 
 from adbench.execution.engines import Emit
-from adbench.execution.engines.worker import prepare_torch, work
+from adbench.execution.engines.worker import run_cell, set_up_torch
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 
 
-class Here:
-    """The engine of `--jobs 1`: nothing is started, and nothing is isolated."""
+class Inline:
+    """Runs each cell when it is started; nothing is isolated."""
 
     def __init__(self, place: Place, threads: int, emit: Emit) -> None:
         self.place, self.emit = place, emit
         self.worked = False
-        prepare_torch(place, threads)
+        set_up_torch(place, threads)
 
     def room(self) -> bool:
         return True
 
     def start(self, cell: Cell) -> None:
-        """Carries the cell out; exceptions from outside (Ctrl-C) come through."""
+        """Run the cell. KeyboardInterrupt and the like are not caught."""
         self.worked = True
-        work(cell, self.place, lambda event: self.emit(cell.id, event), every=0)
+        run_cell(cell, self.place, lambda event: self.emit(cell.id, event), every=0)
 
     def wait(self, seconds: float) -> None:
-        """Everything has been said already; sleeps where there was nothing to do."""
+        """Sleep if nothing ran since the last call; events were emitted as they came."""
         if not self.worked:
             time.sleep(seconds)
         self.worked = False
@@ -36,4 +36,4 @@ class Here:
         raise AssertionError("a process cannot kill a cell that it runs itself")
 
     def stop(self, *, gently: bool) -> None:
-        """Nothing runs when somebody can ask this."""
+        """Nothing runs between two calls."""

@@ -1,7 +1,7 @@
-"""Cells in processes of this machine: a process each, so that whatever becomes of one is nobody else's business.
+"""Worker processes on this machine, one a cell.
 
-The processes are forked from a server that has imported everything and done nothing, so they start in milliseconds
-(and on a GPU get a clean CUDA context). One that crashes, is killed for its memory or hangs ends its cell alone.
+They are forked from a server that has imported everything and computed nothing, so they start in milliseconds and get
+a clean CUDA context. A worker that crashes, hangs or is killed for its memory ends no other cell.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from adbench.execution.engines import LAST_WORDS, Emit
-from adbench.execution.engines.worker import begin, safe_path, work
+import torch
+
+from adbench.execution.engines import FINAL_EVENTS, Emit
+from adbench.execution.engines.worker import run_cell, safe_path, set_up_worker
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.plugin_code import Code
@@ -30,7 +32,7 @@ from adbench.system import signals
 # The second is what torch.optim imports when it is first used, the third what the digits are read with.
 PRELOADED = ["adbench.execution.engines.processes", "torch._dynamo", "sklearn.datasets"]
 GRACE = 60.0
-"""Seconds that a worker has for finishing what it is at, when the run is asked to end."""
+"""Seconds that a worker has to finish its epoch or attack when the run is asked to end."""
 
 
 class Processes:
@@ -63,19 +65,19 @@ class Processes:
             time.sleep(seconds)
             return
         for pipe in wait(list(speaking), seconds):
-            self._listen(speaking[pipe])
+            self._receive(speaking[pipe])
 
-    def _listen(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
         try:
             event: dict[str, Any] = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join(GRACE)
             event = {"what": "died", "how": ended(worker.process.exitcode)}
-        if event["what"] in LAST_WORDS:
-            self._forget(worker)
+        if event["what"] in FINAL_EVENTS:
+            self._release(worker)
         self.emit(worker.cell.id, event)
 
-    def _forget(self, worker: _Worker) -> None:
+    def _release(self, worker: _Worker) -> None:
         del self.running[worker.cell.id]
         self.free.append(worker.slot)
         self.free.sort()
@@ -85,25 +87,25 @@ class Processes:
         worker = self.running[cell.id]
         worker.process.kill()
         worker.process.join()
-        self._forget(worker)
+        self._release(worker)
 
     def stop(self, *, gently: bool) -> None:
         for worker in self.running.values():
             (worker.process.terminate if gently else worker.process.kill)()
-        patience = time.monotonic() + GRACE
+        deadline = time.monotonic() + GRACE
         for worker in list(self.running.values()):
-            # Whoever does not read keeps a writer waiting.
-            while worker.process.is_alive() and time.monotonic() < patience:
+            # A full pipe would block the worker, so it is drained.
+            while worker.process.is_alive() and time.monotonic() < deadline:
                 if worker.pipe.poll(0.05):
                     try:
                         worker.pipe.recv()
                     except (EOFError, OSError):
-                        worker.process.join(patience - time.monotonic())
+                        worker.process.join(deadline - time.monotonic())
             self.kill(worker.cell)
 
 
 def _context() -> Any:
-    """How processes begin: from the server, or each by itself where there is none (Windows), which takes seconds."""
+    """The start method: the fork server, or spawn where there is none (Windows), which takes seconds a process."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -124,13 +126,11 @@ def devices(device: str, jobs: int, gpus: int) -> list[str]:
 def _gpus(place: Place) -> int:
     if place.torch_device.type != "cuda":
         return 0
-    import torch
-
     return torch.cuda.device_count()
 
 
 def ended(code: int | None) -> str:
-    """How a process ended, for people."""
+    """How a process ended, in words."""
     if code is None or code >= 0:
         return f"with exit code {code}"
     try:
@@ -142,21 +142,21 @@ def ended(code: int | None) -> str:
 
 
 def _cell(pipe: Connection, cell: Cell, place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
-    """A worker's whole life."""
+    """The main function of a worker."""
     # Ctrl-C reaches every process of a terminal; the run decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_run, args=(pipe,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
     try:
         with signals.heeded():
-            begin(place, threads, plugins)
-            work(cell, place, pipe.send)
+            set_up_worker(place, threads, plugins)
+            run_cell(cell, place, pipe.send)
     except signals.Stopped:
         sys.exit(signals.EXIT_CODE)
 
 
-def _end_with_the_run(pipe: Connection) -> None:
-    """A killed run must not leave workers behind that write where its successor writes."""
+def _exit_with_parent(pipe: Connection) -> None:
+    """Exit when the run is killed: its workers must not write where its successor writes."""
     try:
-        pipe.recv()  # nobody sends anything: this ends when the other end is gone
+        pipe.recv()  # nothing is ever sent: this returns when the other end is closed
     except (EOFError, OSError):
         os._exit(1)

@@ -22,10 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adbench import REVISION, __version__
 from adbench.errors import UserError
-from adbench.execution.engines import LAST_WORDS, Emit
-from adbench.execution.engines.worker import begin, work
+from adbench.execution.engines import FINAL_EVENTS, Emit
+from adbench.execution.engines.worker import run_cell, set_up_worker
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.plugin_code import Code
@@ -34,9 +36,9 @@ from adbench.system import files, locks, signals
 from adbench.system.machine import cores
 
 PROBE = ".ray"
-"""Folder in the results, there during a run: a node that does not see it works somewhere else."""
+"""A folder in the results during a run; a node that does not see it has another file system there."""
 GRACE = 60.0
-"""Seconds that tasks have for ending when they are asked to."""
+"""Seconds that tasks have to end when they are cancelled."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,14 @@ class RayCluster:
 
 
 @dataclass(frozen=True)
-class Errand:
-    """What all cells of a run have in common, for the nodes. home: where adbench was started, with which words."""
+class RunContext:
+    """What a node needs to know of the run. home, argv: the working folder and command line of the driver."""
 
     place: Place
     threads: int
     plugins: Mapping[Path, Code]
     home: Path
-    words: list[str]
+    argv: list[str]
     probe: Path
 
 
@@ -95,12 +97,12 @@ class RayEngine:
         self.tasks: dict[Any, tuple[int, Cell]] = {}
         absolute = Place(place.results.absolute(), place.data_dir.absolute(), place.device)
         probe = absolute.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
-        self.errand = Errand(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
+        self.context = RunContext(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
         share = cluster.gpu_share(place)
         with signals.held(), _own_signals():
             _connect(self.ray, cluster.address)
         try:
-            self._see(share)
+            self._check_nodes(share)
             # On this node: the loss of another must not silence the rest.
             here = self._only_on(self.ray.get_runtime_context().get_node_id())
             self.mailbox = self.ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -116,18 +118,18 @@ class RayEngine:
 
     def start(self, cell: Cell) -> None:
         number = next(self.numbers)
-        self.tasks[self.task.remote(self.mailbox, number, cell, self.errand)] = number, cell
+        self.tasks[self.task.remote(self.mailbox, number, cell, self.context)] = number, cell
 
     def wait(self, seconds: float) -> None:
         if not self.tasks:
             time.sleep(seconds)
             return
-        # What is raised within Ray's compiled code comes out as something else.
+        # An exception that a signal handler raises within Ray's compiled code is replaced by another.
         with signals.held():
-            self._hear(seconds)
+            self._deliver(seconds)
 
-    def _hear(self, seconds: float) -> None:
-        # All that are ready, but not waiting for all: what they say meanwhile is wanted too.
+    def _deliver(self, seconds: float) -> None:
+        # Take all that are ready, but wait for one only: events come in meanwhile.
         self.ray.wait(list(self.tasks), num_returns=1, timeout=seconds)
         ready, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
         cells = dict(self.tasks.values())
@@ -135,7 +137,7 @@ class RayEngine:
             if number in cells:
                 self.emit(cells[number].id, event)
         for task in ready:
-            # Hearing of one may have ended others.
+            # The event of one may have ended others.
             if task in self.tasks:
                 _, cell = self.tasks.pop(task)
                 self.emit(cell.id, self._outcome(task))
@@ -153,9 +155,9 @@ class RayEngine:
             del self.tasks[task]
             self.ray.cancel(task, force=True)
             self.ray.wait([task], timeout=GRACE)
-        # Its end is on its way to a machine that may be slow.
-        patience = time.monotonic() + GRACE
-        while locks.holder(cell.folder(self.errand.place.results)) and time.monotonic() < patience:
+        # The machine may be slow to end it.
+        deadline = time.monotonic() + GRACE
+        while locks.holder(cell.folder(self.context.place.results)) and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def stop(self, *, gently: bool) -> None:
@@ -168,7 +170,7 @@ class RayEngine:
             self.ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)
         for task in tasks:
             self.ray.cancel(task, force=True)
-        self.errand.probe.unlink(missing_ok=True)
+        self.context.probe.unlink(missing_ok=True)
         # Ends the cluster if this run started it, else only the connection.
         self.ray.shutdown()
 
@@ -176,23 +178,23 @@ class RayEngine:
         strategies = self.ray.util.scheduling_strategies
         return strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
-    def _see(self, share: float) -> None:
-        """Ask every node whether it can do a cell of this run. Raises UserError with the first that cannot."""
+    def _check_nodes(self, share: float) -> None:
+        """Ask every node whether it can run a cell. Raises UserError with the first that cannot."""
         have = self.ray.cluster_resources()
-        for resource, needed, option in (("CPU", self.errand.threads, "--threads"), ("GPU", share, "--gpus")):
+        for resource, needed, option in (("CPU", self.context.threads, "--threads"), ("GPU", share, "--gpus")):
             most = max((node["Resources"].get(resource, 0) for node in self.ray.nodes() if node["Alive"]), default=0)
             if needed > most:
                 raise UserError(
                     f"a cell needs {needed:g} {resource}s, and no node of the cluster has more than {most:g} "
                     f"({have.get(resource, 0):g} in all); ask for less with {option}"
                 )
-        files.write_text(self.errand.probe, "")
-        ask = self.ray.remote(num_cpus=0, max_retries=2)(_unfit)
-        with locks.locked(self.errand.probe.parent):
+        files.write_text(self.context.probe, "")
+        ask = self.ray.remote(num_cpus=0, max_retries=2)(_node_problem)
+        with locks.locked(self.context.probe.parent):
             asked = [
                 (
                     node["NodeManagerHostname"],
-                    ask.options(scheduling_strategy=self._only_on(node["NodeID"])).remote(self.errand, versions()),
+                    ask.options(scheduling_strategy=self._only_on(node["NodeID"])).remote(self.context, versions()),
                 )
                 for node in self.ray.nodes()
                 if node["Alive"]
@@ -207,7 +209,7 @@ class RayEngine:
 
 
 class _Mailbox:
-    """What workers on all nodes report, until the driver fetches it."""
+    """Events of the workers on all nodes, until the driver takes them."""
 
     def __init__(self) -> None:
         self.events: list[tuple[int, dict[str, Any]]] = []
@@ -233,7 +235,7 @@ def _ray() -> Any:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep SIGTERM as it is: Ray would end the process at once, with nothing asked and nothing tidied up."""
+    """Keep the handler of SIGTERM: Ray's would end the process at once."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if threading.current_thread() is threading.main_thread():
@@ -244,7 +246,7 @@ def _connect(ray: Any, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is not None:
-            _knock(address)
+            _check_reachable(address)
         # Ray puts the folder that it is started in on its workers' path, first, and with it whatever lies there.
         with chdir(os.sep):
             if address is None:
@@ -260,7 +262,7 @@ def _connect(ray: Any, address: str | None) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise OSError where nobody answers at HOST:PORT: Ray takes two minutes to find that out."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
@@ -268,53 +270,51 @@ def _knock(address: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What has to be equal on all nodes for equal numbers."""
-    import torch
-
+    """Versions that must be equal on all nodes."""
     return {"adbench": f"{__version__} revision {REVISION}", "torch": torch.__version__}
 
 
-def _unfit(errand: Errand, wanted: Mapping[str, str]) -> str | None:
+def _node_problem(context: RunContext, wanted: Mapping[str, str]) -> str | None:
     """Runs on a node: why it cannot do cells of a run whose driver has these versions."""
     for name, version in wanted.items():
         if versions()[name] != version:
             return f"it has {name} {versions()[name]}, the driver {version}; use one environment on all nodes"
-    if complaint := _elsewhere(errand):
+    if complaint := _missing_folder(context):
         return complaint
-    if locks.holder(errand.probe.parent) is None:
+    if locks.holder(context.probe.parent) is None:
         return (
-            f"file locks in '{errand.place.results}' do not reach it; mount the file system with locks that do "
+            f"file locks in '{context.place.results}' do not reach it; mount the file system with locks that do "
             f"(docs/cluster.md)"
         )
     return None
 
 
-def _elsewhere(errand: Errand) -> str | None:
+def _missing_folder(context: RunContext) -> str | None:
     """Why this node does not see the driver's folders."""
-    if not errand.home.is_dir():
-        return f"'{errand.home}', where adbench was started, is not there; start it in a folder that all nodes share"
-    if not errand.probe.is_file():
-        results = errand.place.results
+    if not context.home.is_dir():
+        return f"'{context.home}', where adbench was started, is not there; start it in a folder that all nodes share"
+    if not context.probe.is_file():
+        results = context.place.results
         return f"it does not see the driver's results folder '{results}'; all nodes have to share it under one path"
     return None
 
 
-def _cell(mailbox: Any, number: int, cell: Cell, errand: Errand) -> dict[str, Any]:
-    """One cell as a task; returns the last word, and reports the others on the way."""
+def _cell(mailbox: Any, number: int, cell: Cell, context: RunContext) -> dict[str, Any]:
+    """One cell as a Ray task; returns its final event, the others go through the mailbox."""
     # A node that joined later was not asked at the start.
-    if complaint := _elsewhere(errand):
+    if complaint := _missing_folder(context):
         return {"what": "refused", "why": f"node {platform.node()} of the Ray cluster: {complaint}"}
     last: list[dict[str, Any]] = []
 
-    def say(event: dict[str, Any]) -> None:
-        if event["what"] in LAST_WORDS:
+    def send(event: dict[str, Any]) -> None:
+        if event["what"] in FINAL_EVENTS:
             last.append(event)
         else:
             mailbox.put.remote(number, event)
 
     # Datasets and teachers may be given by relative paths, and a record says how it was asked for.
-    os.chdir(errand.home)
-    sys.argv = errand.words
-    begin(errand.place, errand.threads, errand.plugins)
-    work(cell, errand.place, say, every=1.0)
+    os.chdir(context.home)
+    sys.argv = context.argv
+    set_up_worker(context.place, context.threads, context.plugins)
+    run_cell(cell, context.place, send, every=1.0)
     return last[0]

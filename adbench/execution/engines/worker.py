@@ -1,4 +1,4 @@
-"""What every process does that runs cells, and what it says of them."""
+"""A worker: how a process is set up for cells, runs one and reports events."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adbench.errors import Caution, UserError
 from adbench.execution.execute import execute
 from adbench.execution.place import Place
@@ -17,13 +19,11 @@ from adbench.experiment.cell import Cell
 from adbench.plugin_code import Code
 from adbench.registry import METHODS
 
-Say = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], None]
 
 
-def prepare_torch(place: Place, threads: int) -> None:
-    """Its share of the cores, float32 that is float32, determinism."""
-    import torch
-
+def set_up_torch(place: Place, threads: int) -> None:
+    """Set the number of threads, full float32 (no TF32), and on a CPU determinism."""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -47,28 +47,28 @@ def safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-def begin(place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
-    """Make a fresh process ready for cells."""
-    warnings.simplefilter("ignore", Caution)  # the process that planned the cells has said them
-    prepare_torch(place, threads)
+def set_up_worker(place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
+    """Set up a fresh process for cells: torch and the plugins of the run."""
+    warnings.simplefilter("ignore", Caution)  # the planning process has printed them
+    set_up_torch(place, threads)
     for path, code in plugins.items():
         METHODS.add_file(path, code)
 
 
-def work(cell: Cell, place: Place, say: Say, every: float = 0.2) -> None:
-    """Carry out one cell and say its last word. every: least seconds between two batches that are told of."""
+def run_cell(cell: Cell, place: Place, send: Send, every: float = 0.2) -> None:
+    """Run one cell and send its events, the final one last. every: least seconds between two batch events."""
     last = 0.0
 
     def report(event: dict[str, Any]) -> None:
         nonlocal last
-        # Batches may come by the thousand a second; the display needs a few.
+        # There may be a thousand batches a second; the display needs a few.
         if event["what"] != "batch" or time.monotonic() - last > every:
             last = time.monotonic()
-            say(event)
+            send(event)
 
     try:
         record = execute(cell, place, report)
-    except UserError as error:  # not the cell's fault: its folder cannot be written, or locks do not work there
-        say({"what": "refused", "why": str(error)})
+    except UserError as error:  # the folder cannot be written or locked: no failure of the cell
+        send({"what": "refused", "why": str(error)})
         return
-    say({"what": "record", "record": record} if record else {"what": "busy"})
+    send({"what": "record", "record": record} if record else {"what": "busy"})
