@@ -40,13 +40,13 @@ from adbench.data.batches import to_float
 from adbench.experiment.config import Train
 from adbench.losses import cross_entropy
 from adbench.models import build
+from adbench.models.precision import AS_WRITTEN, Precision, multiplies_bfloat16
 from adbench.training.configured import configured
-from adbench.training.lean_form import AS_WRITTEN, Engine, multiplies_bfloat16
 from adbench.training.method import Ball, Mode, Need, Net, Step, Teacher
 from adbench.training.trainer import Trainer
 
 BALL = Ball(8 / 255, 2 / 255, 10)
-ENGINES = {"float32": Engine("float32", lean=True), "bfloat16": Engine("bfloat16", lean=True)}
+PRECISIONS = {"float32": Precision("float32", lean=True), "bfloat16": Precision("bfloat16", lean=True)}
 
 
 class Products(TorchDispatchMode):
@@ -81,7 +81,7 @@ class Probe(Step):
         return inside.detach()
 
 
-def probed(bench: Bench, method: str, engine: Engine) -> tuple[list[Tensor], Tensor, Tensor]:
+def probed(bench: Bench, method: str, precision: Precision) -> tuple[list[Tensor], Tensor, Tensor]:
     """Attack gradients at both points, losses, and the gradient in the weights as one vector."""
     torch.manual_seed(0)
     plugin = configured(method, {})
@@ -90,14 +90,14 @@ def probed(bench: Bench, method: str, engine: Engine) -> tuple[list[Tensor], Ten
     step = Probe(
         x=to_float(bench.split.images.to(bench.device)),
         y=bench.split.labels.to(bench.device),
-        student=Net(student, engine),
+        student=Net(student, precision),
         epoch=9,
         epochs=10,
         iteration=1,
         lr=0.1,
         threat=BALL,
         generator=torch.Generator(bench.device).manual_seed(0),
-        teachers={need: Teacher(copy.deepcopy(nets[need]), engine) for need in plugin.needed()},
+        teachers={need: Teacher(copy.deepcopy(nets[need]), precision) for need in plugin.needed()},
     )
     plugin.setup(step)
     step.generator.manual_seed(1)
@@ -121,9 +121,9 @@ def gradients(args: argparse.Namespace) -> None:
     rows = []
     for method in methods(args.methods):
         exact = probed(bench, method, AS_WRITTEN)
-        for precision, engine in ENGINES.items():
-            found = probed(bench, method, engine)
-            row = [method, precision]
+        for name, precision in PRECISIONS.items():
+            found = probed(bench, method, precision)
+            row = [method, name]
             for mine, theirs in zip(found[0], exact[0], strict=True):
                 row += [f"{apart(mine, theirs):.1e}", f"{100 * same_signs(mine, theirs):.2f}%"]
             row += [f"{apart(found[1], exact[1]):.1e}", f"{apart(found[2], exact[2]):.1e}"]

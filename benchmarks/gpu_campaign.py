@@ -74,7 +74,7 @@ FILES = ("data", "teacher")
 ENTRIES = (
     Entry("device", "device, versions, matrix rates, the tests marked gpu", "gpu_entries:device", 60, 20),
     Entry("steps", "training steps: plain loop, float32, bfloat16", "gpu_entries:steps", 120, 40),
-    Entry("compiled", "training steps: CUDA graphs, torch.compile", "gpu_entries:compiled", 80, 30),
+    Entry("graphs", "training steps: CUDA graphs", "gpu_entries:graphs", 80, 30),
     Entry("attacks", "AutoAttack by the package and by adbench, PGD-20, C&W", "gpu_entries:attacks", 150, 60, FILES),
     Entry("teacher", "a robust teacher in 90 seconds", "gpu_entries:teacher", 130, 60, ("data",)),
     Entry("table", "cells of a short table, with AutoAttack", "gpu_entries:table", 150, 60, FILES),
@@ -240,7 +240,7 @@ def pack(folder: Path, archive: Path, largest: int = LARGEST) -> list[str]:
 # The entry's process
 
 PROGRESS, OUTPUT = "progress.json", "output.txt"
-PRELOADED = ["adbench.cli.run", "torch._dynamo", "sklearn.datasets", "gpu_entries"]
+PRELOADED = ["adbench.cli.run", "sklearn.datasets", "gpu_entries"]
 """What the server of the entries' processes imports; nothing of it may touch a GPU, which would be lost to forks."""
 
 

@@ -46,10 +46,10 @@ from adbench.execution.engines.worker import set_up_torch
 from adbench.execution.place import Place
 from adbench.losses import cross_entropy
 from adbench.models import Network, build
+from adbench.models.flops import multiply_adds
 from adbench.results import provenance
 from adbench.system import files
 from adbench.training.configured import configured
-from adbench.training.lean_form import multiply_adds
 from adbench.training.resume import Store
 from adbench.training.trainer import BEST, LOG, peak_memory, reset_peak_memory
 from adbench.weights import checkpoint
@@ -465,37 +465,20 @@ def step_work(bench: step.Bench, method: str) -> float:
     return float(bench.args.batch * (mine * student + theirs * teacher))
 
 
-def compiled(job: Job) -> None:
-    """bfloat16 in CUDA graphs, and compiled; each in a process of its own, since a failed capture spoils what follows.
-
-    Graphs come first, because they are captured in seconds.
-    """
+def graphs(job: Job) -> None:
+    """bfloat16 in CUDA graphs; each in a process of its own, since a failed capture spoils what follows."""
     if not job.on_gpu:
-        job.fact(graphs="not on a CPU", compiled="the compiler is switched off: on a CPU it takes minutes")
-    ways = ("graphs", "compiled") if job.on_gpu else ("compiled",)
-    leading = [pair for pair in pairs(job) if pair[0] in LEADING[:2]]
-    others = [pair for pair in pairs(job) if pair not in leading]
-    if job.small:
-        leading = leading[:1]
-    for some in (leading, others):
-        for way in ways:
-            for method, student in some:
-                job.apart(
-                    f"{method}, {student}, {way}", _compiled, method, student, way, limit=max(60.0, 0.5 * job.left)
-                )
+        job.fact(graphs="not on a CPU")
+        return
+    for method, student in sorted(pairs(job), key=lambda pair: pair[0] not in LEADING[:2]):
+        job.apart(f"{method}, {student}, graphs", _graphs, method, student, limit=max(60.0, 0.5 * job.left))
     told(job)
 
 
-def _compiled(job: Job, method: str, student: str, way: str) -> None:
-    import torch._dynamo
-
-    torch._dynamo.config.disable = not job.on_gpu
+def _graphs(job: Job, method: str, student: str) -> None:
     rates, bench = matrix_rates(job), bench_for(job, student)
-    prepare = {
-        "graphs": lambda: graphed(bench, method),
-        "compiled": lambda: bench.ours(method, "bfloat16", compile=True),
-    }[way]
-    measured(job, bench, (method, student, f"bfloat16, {way}"), prepare, rates["bfloat16"], _held(bench.device))
+    names = (method, student, "bfloat16, graphs")
+    measured(job, bench, names, lambda: graphed(bench, method), rates["bfloat16"], _held(bench.device))
 
 
 def graphed(bench: step.Bench, method: str) -> Callable[[], None]:

@@ -22,7 +22,8 @@ from torchvision import transforms
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import cropped, draw_crops, to_float
 from adbench.losses import cross_entropy
-from adbench.training.lean_form import Engine, Lean, multiply_adds
+from adbench.models.flops import multiply_adds
+from adbench.models.precision import Lean, Precision
 
 SIDES = {"cpu": 2048, "cuda": 8192}
 LOADED = 20
@@ -72,9 +73,9 @@ def loaders(bench: Bench) -> dict[str, Callable[[], Any]]:
 def ascents(bench: Bench, name: str) -> dict[str, Callable[[], Any]]:
     """One gradient in the input, of the network as written and of its lean forms."""
     network = copy.deepcopy(getattr(bench, name)).eval().requires_grad_(False)
-    forms = {"as written": network, "lean, float32": Lean(network, Engine("float32", lean=True))}
+    forms = {"as written": network, "lean, float32": Lean(network, Precision("float32", lean=True))}
     if bench.args.half:
-        forms["lean, bfloat16"] = Lean(network, Engine("bfloat16", lean=True))
+        forms["lean, bfloat16"] = Lean(network, Precision("bfloat16", lean=True))
     x, y = to_float(bench.split.images.to(bench.device)), bench.split.labels.to(bench.device)
 
     def gradient(form: Any) -> None:

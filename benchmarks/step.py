@@ -33,8 +33,8 @@ from torch import Tensor
 from adbench.data import Dataset, Split, Threat
 from adbench.experiment.config import Train
 from adbench.models import build
+from adbench.models.precision import multiplies_bfloat16
 from adbench.training.configured import PAPER_METHODS, configured
-from adbench.training.lean_form import multiplies_bfloat16
 from adbench.training.method import Ball, Need
 from adbench.training.trainer import Trainer
 from adbench.weights.checkpoint import load

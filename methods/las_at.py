@@ -153,7 +153,7 @@ class LASAT(Method):
         with step.still(), torch.no_grad():
             caused = step.mean(cross_entropy(step.student(x_adv), step.y)).clamp(0, 10)
 
-        trained = Net(copy.deepcopy(step.student.module).train(), step.student.engine)
+        trained = Net(copy.deepcopy(step.student.module).train(), step.student.precision)
         optimiser = torch.optim.SGD(
             trained.module.parameters(), step.lr, momentum=self.copy_momentum, weight_decay=self.copy_weight_decay
         )

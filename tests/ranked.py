@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 2 tests/ranked.py OUT METHOD/WAY ...
 
-WAY: "written", every layer as it is; "lean", the engine's fast form; "parts", in micro-batches of 12 images; "moving",
+WAY: "written", every layer as it is; "lean", the lean form; "parts", in micro-batches of 12 images; "moving",
 with batch-norm in training mode under attack. Each rank leaves OUT/<method>-<way>-<rank>.pt. Noise is a function of the
 image, so that an image meets the same on whatever rank it is.
 """
@@ -22,9 +22,9 @@ from adbench.attacks import linf
 from adbench.data import load
 from adbench.experiment.config import Train
 from adbench.models import build
+from adbench.models.precision import Precision
 from adbench.training import distributed, trainer
 from adbench.training.configured import configured
-from adbench.training.lean_form import Engine
 from adbench.training.method import Ball, Need
 
 HYPER: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def trained(name: str, way: str, mine: distributed.Ranks, folder: Path) -> dict[
         ranks=mine,
     )
     if way == "lean":
-        it.engine = Engine(lean=True)
+        it.precision = Precision(lean=True)
     entries: list[dict[str, Any]] = []
     summary = it.run(entries.append, lambda *_: None)
     return {

@@ -150,7 +150,7 @@ def test_what_is_configured_runs_whatever_the_device_can_do(few, monkeypatch) ->
     split = Split(few[1].images[:4], few[1].labels[:4])
     definitions = {}
     for can in (True, False):
-        monkeypatch.setattr("adbench.training.lean_form.multiplies_bfloat16", lambda _, can=can: can)
+        monkeypatch.setattr("adbench.models.precision.multiplies_bfloat16", lambda _, can=can: can)
         for search in autoattack.SEARCHES:
             found = evaluate(evaluator(few[0], split, search), ("aa",))["aa"]
             assert definitions.setdefault(search, found.definition) == found.definition

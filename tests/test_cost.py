@@ -11,8 +11,7 @@ import torch
 from tiny import cli, options
 from torch import nn
 
-from adbench.execution import flops
-from adbench.models import build
+from adbench.models import build, flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,11 +37,11 @@ def counted_by_hand(network: nn.Module, shape: tuple[int, int, int]) -> int:
 @pytest.mark.parametrize("name", ["cnn-4", "wrn-10-2", "mn-v2", "rn18"])
 def test_multiply_adds_are_those_of_the_layers(name: str) -> None:
     shape = (3, 32, 32)
-    assert flops.multiply_adds(name, 10, shape) == counted_by_hand(build(name, classes=10).eval(), shape)
+    assert flops.multiply_adds_of(name, 10, shape) == counted_by_hand(build(name, classes=10).eval(), shape)
 
 
 def test_resnet18_has_the_fields_number() -> None:
-    assert flops.multiply_adds("rn18", 10, (3, 32, 32)) == pytest.approx(0.556e9, rel=0.01)
+    assert flops.multiply_adds_of("rn18", 10, (3, 32, 32)) == pytest.approx(0.556e9, rel=0.01)
 
 
 def test_a_matrix_rate_is_one_that_the_device_was_seen_to_reach() -> None:
@@ -54,7 +53,7 @@ def test_cost_counts_passes_and_multiply_adds_of_every_network_once(tmp_path: Pa
     found = cli("cost", *options(), *asked, "--format", "csv")
     assert found.exit_code == 0, found.output
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(found.output))}
-    student, teacher = (flops.multiply_adds(name, 10, (1, 8, 8)) for name in ("cnn-4", "cnn-32"))
+    student, teacher = (flops.multiply_adds_of(name, 10, (1, 8, 8)) for name in ("cnn-4", "cnn-32"))
     # Two attack steps, forward and back to the input; the updates of an adversarial and a clean batch once more, to
     # the weights; AdaAD's attack goes through the teacher too, and its clean batch through the student alone.
     due = {
@@ -74,7 +73,7 @@ def test_the_table_and_the_plan_show_the_same_counts(tmp_path: Path, monkeypatch
     table, plan = cli("cost", *options(), *asked).output, cli("run", *options(), *asked, "--dry-run").output
     assert "GMAC" in table
     assert "GMAC" in plan
-    counts = ["6", f"{7 * flops.multiply_adds('cnn-4', 10, (1, 8, 8)) / 1e9:.3g}"]
+    counts = ["6", f"{7 * flops.multiply_adds_of('cnn-4', 10, (1, 8, 8)) / 1e9:.3g}"]
     for shown in (table, plan):
         (row, *_) = (line.split() for line in shown.splitlines() if "pgd-at" in line and "teacher" not in line)
         assert [word for word in row if word in counts] == counts

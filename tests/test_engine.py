@@ -24,15 +24,15 @@ from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train, experiment
 from adbench.losses import kl
 from adbench.models import build
-from adbench.training import lean_form
+from adbench.models.flops import multiply_adds
+from adbench.models.precision import AS_WRITTEN, Lean, Precision
 from adbench.training.configured import configured
-from adbench.training.lean_form import AS_WRITTEN, Engine, Lean, multiply_adds
 from adbench.training.method import Need, Net, Teacher
 from adbench.training.nonfinite import Watch
 from adbench.weights import checkpoint
 
-FAST = Engine("float32", lean=True)
-HALF = Engine("bfloat16", lean=True)
+FAST = Precision("float32", lean=True)
+HALF = Precision("bfloat16", lean=True)
 
 
 def used(name: str, dtype: torch.dtype = torch.float64) -> Any:
@@ -54,7 +54,8 @@ def outputs(network: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 KEPT = """
 import resource, torch
-from adbench.training.lean_form import keep_freed_memory
+import adbench.models.precision
+from adbench.system.machine import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -91,7 +92,7 @@ def test_the_lean_form_is_the_network_in_evaluation_mode(name: str, folded: int)
     assert torch.equal(lean(x), lean.forward_features(x)[0])
 
 
-def test_the_lean_form_follows_weights_and_statistics_and_leaves_the_network_alone() -> None:
+def test_the_lean_form_takes_over_weights_and_statistics_and_leaves_the_network_alone() -> None:
     network = used("rn18")
     lean = Lean(network, FAST)
     optimiser = torch.optim.SGD(network.parameters(), 0.1)
@@ -99,7 +100,7 @@ def test_the_lean_form_follows_weights_and_statistics_and_leaves_the_network_alo
     network(x).square().sum().backward()
     optimiser.step()
     before = copy.deepcopy(network.state_dict())
-    lean.follow()
+    lean.refresh()
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(p.requires_grad for p in network.parameters())
@@ -109,7 +110,7 @@ def test_the_lean_form_follows_weights_and_statistics_and_leaves_the_network_alo
 def test_a_batch_goes_through_a_cpu_in_parts_and_comes_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     lean, x = Lean(used("cnn-16"), FAST), torch.rand(7, 3, 16, 16, dtype=torch.float64)
     whole = outputs(lean, x)
-    monkeypatch.setattr(lean_form, "PART", 3)
+    monkeypatch.setattr("adbench.models.precision.PART", 3)
     for mine, theirs in zip(outputs(lean, x), whole, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
@@ -165,7 +166,7 @@ def test_tensors_under_several_names_stay_what_they_are_in_the_lean_form() -> No
         if lean is None:
             lean = Lean(network, FAST)
         else:
-            lean.follow()
+            lean.refresh()
         x = torch.rand(5, 3, 6, 6)
         torch.testing.assert_close(lean(x), network(x), rtol=1e-4, atol=1e-5)
     assert network.first.weight is network.second.weight
@@ -182,7 +183,7 @@ def test_what_cannot_be_folded_runs_as_it_is(values: bool) -> None:
     torch.testing.assert_close(lean(x), network.eval()(x))
     with torch.no_grad():
         network.head.bias.add_(1)
-    lean.follow()
+    lean.refresh()
     torch.testing.assert_close(lean(x), network(x))
 
 
@@ -215,7 +216,7 @@ def test_a_net_is_lean_only_while_it_is_held_still_and_remembers_nothing_of_it()
         assert torch.equal(net(x), as_written(x))
 
 
-def test_exact_is_single_precision_whatever_the_engine() -> None:
+def test_exact_is_single_precision_whatever_the_precision() -> None:
     network = used("cnn-16", torch.float32).eval()
     net, x = Net(network, HALF), torch.rand(5, 3, 16, 16)
     with net.still():
@@ -235,7 +236,7 @@ def test_a_teacher_remembers_a_batch_and_lets_the_gradient_through_in_the_lean_f
     (gradient,) = torch.autograd.grad(teacher(z).sum(), z)
     assert gradient.abs().sum() > 0
     assert all(p.grad is None for p in network.parameters())
-    teacher.run_by(AS_WRITTEN)
+    teacher.run_in(AS_WRITTEN)
     teacher.forget()
     assert torch.equal(teacher(x), network(x))
 
@@ -267,9 +268,9 @@ def test_trades_first_gradient_is_lost_in_half_precision_and_taken_in_single() -
         ("bfloat16", "cnn-16", HALF),
     ],
 )
-def test_the_engine_follows_from_what_is_asked_and_the_network(asked: str, name: str, expected: Engine) -> None:
+def test_the_precision_follows_from_what_is_asked_and_the_network(asked: str, name: str, expected: Precision) -> None:
     network = build(name, classes=10)
-    assert Engine.chosen(asked, network, (3, 32, 32)) == expected
+    assert Precision.chosen(asked, network, (3, 32, 32)) == expected
     assert network.training
 
 
@@ -286,7 +287,7 @@ def fast(folder: Path, name: str = "pgd-at", **config: Any) -> Any:
     small: dict[str, Any] = {"policy": "cnn-4", "interval": 2} if name == "las-at" else {}
     it = trainer(folder, configured(name, small), **config)
     it.teachers = {need: Teacher(build("cnn-8", classes=10, channels=1)) for need in it.method.needed()}
-    it.engine = Engine(config.get("precision", "float32"), lean=True)
+    it.precision = Precision(config.get("precision", "float32"), lean=True)
     return it
 
 
@@ -296,7 +297,7 @@ def test_the_fast_form_trains_as_float32_does(tmp_path: Path, name: str) -> None
     for number, lean in enumerate((False, True)):
         torch.manual_seed(0)
         it = fast(tmp_path / str(number), name, epochs=1, attack_steps=3)
-        it.engine = Engine("float32", lean=lean)
+        it.precision = Precision("float32", lean=lean)
         losses.append(run(it)[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
@@ -316,7 +317,7 @@ def test_a_training_pass_on_a_cpu_is_as_exact_as_float32_allows(tmp_path: Path) 
         pairs = zip(network.named_buffers(), wide.buffers(), strict=True)
         return max(float((b - w).abs().max() / w.abs().max()) for (name, b), w in pairs if "running" in name)
 
-    assert it.engine.lean
+    assert it.precision.lean
     assert error(copy.deepcopy(it.student).to(memory_format=torch.channels_last)) > 1e-6, "what would be noticed"
     assert error(it.student) < 3e-7
 
@@ -455,7 +456,6 @@ def test_settings_that_came_later_leave_a_cell_what_it_was_and_make_another_wher
     assert plain.training["train"].keys() == (Train.model_fields.keys() | {"drops"}) - {
         "milestones",
         "precision",
-        "compile",
         "micro_batch",
         "decay",
     }

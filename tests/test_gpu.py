@@ -49,7 +49,7 @@ def test_training_stays_on_the_gpu_and_does_not_wait_for_it_within_an_epoch(tmp_
     with pretend.gpu() as places:
         method = configured(name, SMALL.get(name, {}))
         it = trainer(tmp_path, method, device="cuda", images=96, epochs=1, attack_steps=2)
-        it.teachers = {need: Teacher(teacher_for(need).to("cuda"), it.engine) for need in method.needed()}
+        it.teachers = {need: Teacher(teacher_for(need).to("cuda"), it.precision) for need in method.needed()}
         it.watch.every = 1000
         waits: list[int] = []
 

@@ -42,20 +42,12 @@ TORCH_FREE = ("system", "experiment", "results", "report", "cli")
 
 # What is still to be mended; nothing may be added.
 AGAINST_THE_ORDER = {
-    ("attacks.autoattack", "training.lean_form"),
     ("results.networks", "report.view"),
     ("results.table", "report.render"),
     ("weights.export", "training.resume"),
     ("weights.networks", "training.trainer"),
 }
-IN_CIRCLES = {
-    "models.cnn",
-    "models.dm_wideresnet",
-    "models.network",
-    "models.wideresnet",
-    "results.record",
-    "results.setting",
-}
+IN_CIRCLES = {"results.record", "results.setting"}
 WITH_TORCH: set[str] = set()
 
 

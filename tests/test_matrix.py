@@ -133,7 +133,6 @@ OTHERWISE: dict[str, dict[str, Any]] = {
         "milestones": [0.1],
         "lr_factor": 0.9,
         "precision": "bfloat16",
-        "compile": True,
         "micro_batch": 16,
         "grad_clip": 1.0,
         "attack_steps": 3,

@@ -17,8 +17,7 @@ from test_train import trainer
 from torch import Tensor, nn
 
 from adbench.attacks import linf
-from adbench.models import build
-from adbench.training import lean_form
+from adbench.models import build, precision
 from adbench.training.configured import configured
 from adbench.training.method import Ball, Need, Net, Step, Teacher
 
@@ -78,7 +77,7 @@ class Loop:
 def test_four_steps_of_the_trainer_are_those_of_a_loop_of_its_own(
     name: str, hyper: dict[str, Any], decay: str, lean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lean_form, "LEAST_WORK", 0 if lean else lean_form.LEAST_WORK)
+    monkeypatch.setattr(precision, "LEAST_WORK", 0 if lean else precision.LEAST_WORK)
     monkeypatch.setattr("adbench.training.trainer.to_float", lambda images: images.double() / 255)
     it = trainer(
         tmp_path,
@@ -91,14 +90,14 @@ def test_four_steps_of_the_trainer_are_those_of_a_loop_of_its_own(
         weight_decay=DECAY,
         lr=LR,
     )
-    assert it.engine.lean is lean
+    assert it.precision.lean is lean
     it.pad, it.flip, it.attack = 0, False, Ball(EPS, STEP, STEPS)
     torch.manual_seed(5)
     teacher = build("cnn-8", classes=10, channels=1).double()
     teacher(torch.rand(32, 1, 8, 8, dtype=torch.float64))  # statistics of its own
     teacher.eval().requires_grad_(False)
     it.student.double()
-    it.teachers = {Need.TEACHER: Teacher(copy.deepcopy(teacher), it.engine)}
+    it.teachers = {Need.TEACHER: Teacher(copy.deepcopy(teacher), it.precision)}
     pool = [torch.randn(8, 1, 8, 8, dtype=torch.float64).clamp(-1, 1) for _ in range(4)]
     drawn = iter(pool)
     for kind in ("gauss_noise", "unit_noise"):

@@ -29,8 +29,8 @@ from adbench.attacks.hyperplane import nearest_in_box
 from adbench.attacks.linf import NOT_FOLLOWED, ascend, attacking, usable
 from adbench.data.threat import as_text
 from adbench.losses import margin
+from adbench.models.precision import Lean, Precision
 from adbench.models.verdict import Verdict
-from adbench.training.lean_form import Engine, Lean
 
 VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
 """Names of the attack, and what its authors call these versions."""
@@ -41,11 +41,11 @@ LOGGER = "auto-attack"
 SEARCHES = {"exact": "authors' package, float32", "fast": f"fast search {FAST_SEARCH}: bfloat16, decided in float32"}
 """How AutoAttack may search (`eval.aa_search`), and what a record calls it."""
 
-FAST = Engine("bfloat16", lean=True)
+FAST = Precision("bfloat16", lean=True)
 """How a fast search runs the network; its agreement with the exact one was measured in this form. Where the device has
 no arithmetic for bfloat16, torch emulates it."""
 
-AGAIN = Engine("float32", lean=True)
+AGAIN = Precision("float32", lean=True)
 """How it runs the network where bfloat16 does not do."""
 
 TOGETHER = 128

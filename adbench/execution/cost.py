@@ -17,10 +17,10 @@ from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.evaluation import masking
 from adbench.execution.execute import cell_dataset, network_for
-from adbench.execution.flops import matrix_rate, multiply_adds
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.losses import cross_entropy
+from adbench.models.flops import matrix_rate, multiply_adds_of
 from adbench.training.configured import configured, passes
 from adbench.training.method import Passes
 from adbench.training.trainer import LOG
@@ -142,7 +142,7 @@ class Estimator:
         dataset = cell_dataset(cell, self.place)
 
         def of(one: Cell | None) -> int:
-            return multiply_adds(one.architecture, dataset.classes, dataset.image_shape) if one else 0
+            return multiply_adds_of(one.architecture, dataset.classes, dataset.image_shape) if one else 0
 
         # A backward pass to the input costs as much as a forward pass, one to the weights as much again. The attack
         # needs none of these, and an update at most that of a clean and an adversarial batch.

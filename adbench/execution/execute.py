@@ -30,6 +30,7 @@ from adbench.experiment.cell import Cell
 from adbench.experiment.config import Evaluation, Experiment, Train
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
 from adbench.models import Network, build, count_parameters
+from adbench.models.precision import multiplies_bfloat16
 from adbench.registry import METHODS
 from adbench.results import record
 from adbench.results.provenance import now, provenance
@@ -38,7 +39,6 @@ from adbench.system import files, locks, signals
 from adbench.training import resume, trainer
 from adbench.training.configured import configured, passes
 from adbench.training.distributed import Parted
-from adbench.training.lean_form import multiplies_bfloat16
 from adbench.training.method import Ball, Need
 from adbench.weights import checkpoint, robustbench
 from adbench.weights.teacher_file import teacher_file

@@ -15,7 +15,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from adbench.data.threat import as_text, meant, meant_attack
 from adbench.errors import UserError, is_text, unknown
@@ -70,10 +79,17 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: float32 in its fast form; float32: every layer as it is written"
     )
-    compile: bool = Field(False, description="torch.compile the networks (not measured on a GPU yet; no gain on a CPU)")
     micro_batch: int | None = Field(
         None, ge=2, description="images at a time, their gradients summed up over the batch; none means all"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_compile(cls, settings: Any) -> Any:
+        """Settings written when there was `compile`, which was off by default, are read without it."""
+        if isinstance(settings, dict) and settings.get("compile") is False:
+            return {name: value for name, value in settings.items() if name != "compile"}
+        return settings
 
     def drops(self) -> list[int]:
         """The epochs (counted from 0) before which the learning rate drops."""

@@ -56,7 +56,7 @@ def recipe(train: Train, threat: ThreatModel) -> dict[str, Any]:
     """What a recipe sets, JSON-able, without what has no effect. threat: complete."""
     settings = train.model_dump(mode="json")
     # Settings that came later: where they are unset, everything is as it was without them.
-    for later, unset in (("precision", "auto"), ("compile", False), ("micro_batch", None), ("decay", "all")):
+    for later, unset in (("precision", "auto"), ("micro_batch", None), ("decay", "all")):
         if settings[later] == unset:
             settings.pop(later)
     if not train.weight_decay:

@@ -1,6 +1,6 @@
-"""Architectures: one small contract, `Network`, and `build` to get one by name.
+"""Architectures: one small contract, `Network`, and `build`, which makes a network by name.
 
-Names alone (`canonical`) cost no import of torch; the rest is imported when it is first used.
+`canonical` imports no torch; the rest is imported at its first use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from adbench.models.names import canonical
 
 if TYPE_CHECKING:
-    from adbench.models.network import Network, PerChannel, build, count_parameters
+    from adbench.models.factory import build, count_parameters
+    from adbench.models.network import Network, PerChannel
 
 __all__ = ["Network", "PerChannel", "build", "canonical", "count_parameters"]
 
@@ -19,4 +20,5 @@ __all__ = ["Network", "PerChannel", "build", "canonical", "count_parameters"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module("adbench.models.network"), name)
+    module = "factory" if name in ("build", "count_parameters") else "network"
+    return getattr(importlib.import_module(f"adbench.models.{module}"), name)

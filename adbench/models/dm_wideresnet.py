@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adbench.models.names import wide_name
 from adbench.models.network import Network, PerChannel
+from adbench.models.wideresnet import groups
 
 
 class Block(nn.Module):
@@ -31,19 +31,6 @@ class Block(nn.Module):
         return total.add_(shortcut)
 
 
-class Group(nn.Module):
-    """Blocks of one resolution, under the extra name `block`."""
-
-    def __init__(self, blocks: int, k_in: int, k_out: int, stride: int) -> None:
-        super().__init__()
-        rest = (Block(k_out, k_out, 1) for _ in range(blocks - 1))
-        self.block = nn.Sequential(Block(k_in, k_out, stride), *rest)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.block(x)
-        return out
-
-
 class DeepMindWideResNet(Network):
     """WideResNet-D-K with SiLU (Gowal et al., arXiv:2010.03593), otherwise as `wideresnet.WideResNet`.
 
@@ -63,15 +50,9 @@ class DeepMindWideResNet(Network):
         mean: PerChannel = None,
         std: PerChannel = None,
     ) -> None:
-        wide_name(depth, width)  # raises for a shape that does not exist
         super().__init__(channels=channels, mean=mean, std=std)
-        blocks = (depth - 4) // 6
         self.init_conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        self.layer = nn.Sequential(
-            Group(blocks, 16, 16 * width, 1),
-            Group(blocks, 16 * width, 32 * width, 2),
-            Group(blocks, 32 * width, 64 * width, 2),
-        )
+        self.layer = nn.Sequential(*groups(depth, width, "block", Block))
         self.batchnorm = nn.BatchNorm2d(64 * width)
         self.logits = nn.Linear(64 * width, classes)
 

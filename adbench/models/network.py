@@ -1,4 +1,4 @@
-"""What every architecture offers to methods, attacks and evaluation, and how one is built from its name."""
+"""The base class of every architecture: what it offers to methods, attacks and evaluation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from adbench.errors import UserError
-from adbench.models.names import canonical, cnn_width, is_deepmind, wide_shape
-from adbench.registry import MODELS
 
 PerChannel = tuple[float, ...] | None
 
@@ -77,34 +75,3 @@ class Network(nn.Module):
 
 def _image(values: PerChannel) -> Tensor | None:
     return None if values is None else torch.tensor(values).view(1, -1, 1, 1)
-
-
-def build(name: str, *, classes: int, channels: int = 3, mean: PerChannel = None, std: PerChannel = None) -> Network:
-    """A freshly initialised network, by any spelling of its name.
-
-    Raises UserError for an unknown name, an impossible shape or normalisation, or a third-party factory that
-    returns something else than a Network.
-    """
-    name = canonical(name)
-    if name not in MODELS and (shape := wide_shape(name)):
-        from adbench.models.dm_wideresnet import DeepMindWideResNet
-        from adbench.models.wideresnet import WideResNet
-
-        family = DeepMindWideResNet if is_deepmind(name) else WideResNet
-        return family(*shape, classes=classes, channels=channels, mean=mean, std=std)
-    if name not in MODELS and (width := cnn_width(name)):
-        from adbench.models.cnn import SmallCNN
-
-        return SmallCNN(width, classes=classes, channels=channels, mean=mean, std=std)
-    network = MODELS.load(name)(classes=classes, channels=channels, mean=mean, std=std)
-    if not isinstance(network, Network):
-        raise UserError(
-            f"the model '{name}' (from '{MODELS.source(name)}') is a {type(network).__name__}; "
-            f"its factory has to return an adbench.models.Network"
-        )
-    return network
-
-
-def count_parameters(network: nn.Module) -> int:
-    """The number of trainable and frozen parameters, without buffers."""
-    return sum(p.numel() for p in network.parameters())

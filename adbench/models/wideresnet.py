@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -32,17 +34,19 @@ class PreActivationBlock(nn.Module):
         return total.add_(shortcut)
 
 
-class Group(nn.Module):
-    """Blocks of one resolution, under the field's extra name `layer`."""
+def groups(depth: int, width: int, name: str, block: Callable[[int, int, int], nn.Module]) -> list[nn.Sequential]:
+    """The three groups of a WideResNet-D-K: blocks of one resolution each, under the field's extra name (a child).
 
-    def __init__(self, blocks: int, k_in: int, k_out: int, stride: int) -> None:
-        super().__init__()
-        rest = (PreActivationBlock(k_out, k_out, 1) for _ in range(blocks - 1))
-        self.layer = nn.Sequential(PreActivationBlock(k_in, k_out, stride), *rest)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        return out
+    depth: 6n + 4; width: the factor K on 16-32-64 channels; block: of (K_in, K_out, stride).
+    Raises UserError for another depth, and for a width that cannot be built.
+    """
+    wide_name(depth, width)
+    channels = (16, 16 * width, 32 * width, 64 * width)
+    made = []
+    for k_in, k_out, stride in zip(channels, channels[1:], (1, 2, 2), strict=False):
+        blocks = [block(k_in, k_out, stride), *(block(k_out, k_out, 1) for _ in range((depth - 4) // 6 - 1))]
+        made.append(nn.Sequential(OrderedDict({name: nn.Sequential(*blocks)})))
+    return made
 
 
 class WideResNet(Network):
@@ -66,13 +70,9 @@ class WideResNet(Network):
         mean: PerChannel = None,
         std: PerChannel = None,
     ) -> None:
-        wide_name(depth, width)  # raises for a shape that does not exist
         super().__init__(channels=channels, mean=mean, std=std)
-        blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        self.block1 = Group(blocks, 16, 16 * width, 1)
-        self.block2 = Group(blocks, 16 * width, 32 * width, 2)
-        self.block3 = Group(blocks, 32 * width, 64 * width, 2)
+        self.block1, self.block2, self.block3 = groups(depth, width, "layer", PreActivationBlock)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.fc = nn.Linear(64 * width, classes)
         for module in self.modules():

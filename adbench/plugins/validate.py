@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from adbench.errors import UserError, located
 from adbench.models import Network, build
+from adbench.models.precision import AS_WRITTEN, Precision
 from adbench.training.configured import configured, passes
-from adbench.training.lean_form import AS_WRITTEN, Engine
 from adbench.training.method import Ball, Method, Mode, Need, Net, Step, Teacher, complaint
 
 IMAGES, CLASSES = 8, 10
@@ -77,7 +77,7 @@ class Problem:
         self.name = name
 
     def begin(
-        self, *, classes: int = CLASSES, images: int = IMAGES, engine: Engine = AS_WRITTEN, **changes: Any
+        self, *, classes: int = CLASSES, images: int = IMAGES, precision: Precision = AS_WRITTEN, **changes: Any
     ) -> tuple[Method, Step]:
         """The method, set up as training sets it up, and a step. changes: of the step."""
         torch.manual_seed(0)
@@ -85,9 +85,9 @@ class Problem:
         for network in networks:  # statistics that are not those of an untrained network
             network(torch.rand(16, 3, 8, 8))
         method = configured(self.name, {})
-        teachers = {need: Teacher(network, engine) for need, network in zip(Need, networks[1:], strict=True)}
+        teachers = {need: Teacher(network, precision) for need, network in zip(Need, networks[1:], strict=True)}
         step = Step(
-            student=Net(networks[0].train(), engine),
+            student=Net(networks[0].train(), precision),
             teachers={need: teacher for need, teacher in teachers.items() if need in method.needed()},
             **self.batch(classes, images, 1),
         )
@@ -262,8 +262,8 @@ def bfloat16(problem: Problem) -> None:
     """It works with networks in bfloat16, and gives about the same loss."""
     losses: list[Tensor] = []
     x_adv: Tensor | None = None
-    for engine in (AS_WRITTEN, Engine("bfloat16", lean=True)):
-        method, step = problem.begin(engine=engine)
+    for precision in (AS_WRITTEN, Precision("bfloat16", lean=True)):
+        method, step = problem.begin(precision=precision)
         found = _attack(method, step)
         if found.dtype != step.x.dtype:
             raise Broken(f"attack gives {found.dtype}, expected the images' {step.x.dtype}")

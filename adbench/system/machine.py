@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from adbench.errors import UserError
@@ -49,3 +51,20 @@ def peak_memory() -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, for what it allocates next: whether its C library (glibc) can.
+
+    By default glibc hands a large block back when it is freed and asks the kernel for another, whose pages are empty
+    and cost a fault each: a fifth of a small network's time on a CPU (docs/performance.md).
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    # Before 2.35 no threshold above 32 MiB is accepted.
+    blocks = mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25)
+    return bool(blocks and mallopt(trim_threshold, (1 << 31) - 1))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adbench.errors import UserError
-from adbench.training.lean_form import single
+from adbench.models.precision import single
 
 PATIENCE = timedelta(minutes=10)
 """A rank that keeps the others waiting for so long in the middle of a batch has failed."""

@@ -6,11 +6,10 @@ and what it minimises. Everything it may see of the run is a `Step`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,8 +20,8 @@ from adbench.attacks.linf import Objective, Start, attacking, climb, start_point
 from adbench.errors import UserError
 from adbench.losses import Classes, wide
 from adbench.models import Network
+from adbench.models.precision import AS_WRITTEN, Lean, Precision, single
 from adbench.training.distributed import ALONE, Ranks
-from adbench.training.lean_form import AS_WRITTEN, Engine, Lean, single
 
 
 class Need(Enum):
@@ -72,9 +71,9 @@ class Passes:
 class Net:
     """A network as a method sees it: call it for logits, ask it for features; both in float32 or better."""
 
-    def __init__(self, module: Network, engine: Engine = AS_WRITTEN) -> None:
+    def __init__(self, module: Network, precision: Precision = AS_WRITTEN) -> None:
         self.module = module
-        self.engine = engine
+        self.precision = precision
         self._lean: Lean | None = None
         self._held = False
 
@@ -101,47 +100,41 @@ class Net:
         with torch.no_grad():
             self._run(x, features=False)
 
-    def run_by(self, engine: Engine) -> None:
-        """Run the network by another engine from now on."""
-        self.engine, self._lean, self._held = engine, None, False
-        self.__dict__.pop("_whole", None)
+    def run_in(self, precision: Precision) -> None:
+        """Run the network in another precision from now on."""
+        self.precision, self._lean, self._held = precision, None, False
 
     @contextmanager
     def still(self, *, training: bool = False, exact: bool = False) -> Iterator[None]:
         """The network as an attack sees it: frozen, and in evaluation mode unless `training`.
 
-        exact: in float32, whatever the engine's precision.
+        exact: in float32, whatever the network's precision.
         """
-        before = self._held, self.engine
+        before = self._held, self.precision
         with attacking(self.module, training=training):
             try:
-                if exact and self.engine.precision != "float32":
-                    self.engine = AS_WRITTEN
-                self._held = self.engine.lean and not training
+                if exact and self.precision.arithmetic != "float32":
+                    self.precision = AS_WRITTEN
+                self._held = self.precision.lean and not training
                 if self._held:
-                    self._follow()
+                    self._refresh()
                 yield
             finally:
-                self._held, self.engine = before
+                self._held, self.precision = before
 
-    @cached_property
-    def _whole(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Logits and the last feature map, as the engine runs the network."""
-        return self.engine.prepared(self.module.forward_features)
-
-    def _follow(self) -> None:
+    def _refresh(self) -> None:
         """Bring the lean copy up to date."""
-        if self._lean is None or self._lean.engine != self.engine:
-            self._lean = Lean(self.module, self.engine)
+        if self._lean is None or self._lean.precision != self.precision:
+            self._lean = Lean(self.module, self.precision)
         else:
-            self._lean.follow()
+            self._lean.refresh()
 
     def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
         if self._held:
             assert self._lean is not None
             return self._lean.forward_features(x) if features else (self._lean(x), None)
-        with self.engine.autocast(x.device):
-            logits, maps = self._whole(x) if features or self.engine.compiled else (self.module(x), None)
+        with self.precision.autocast(x.device):
+            logits, maps = self.module.forward_features(x) if features else (self.module(x), None)
         return single(logits), None if maps is None else single(maps)
 
 
@@ -151,8 +144,8 @@ class Teacher(Net):
     At inputs that require gradient the graph runs through to the input (AdaAD's and SmaraAD's attacks).
     """
 
-    def __init__(self, module: Network, engine: Engine = AS_WRITTEN) -> None:
-        super().__init__(module.eval().requires_grad_(False), engine)
+    def __init__(self, module: Network, precision: Precision = AS_WRITTEN) -> None:
+        super().__init__(module.eval().requires_grad_(False), precision)
         self._seen: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def forget(self) -> None:
@@ -160,8 +153,8 @@ class Teacher(Net):
         self._seen.clear()
 
     def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
-        if self.engine.lean and not self._held:
-            self._follow()  # once: its weights never change
+        if self.precision.lean and not self._held:
+            self._refresh()  # once: its weights never change
             self._held = True
         if x.requires_grad:
             return super()._run(x, features=features)

@@ -10,7 +10,6 @@ share a training (`adbench.training.distributed`) go on from their last whole ep
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
@@ -30,13 +29,13 @@ from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.losses import cross_entropy
 from adbench.models import Network
+from adbench.models.precision import Arithmetic, Precision
 from adbench.models.verdict import right
 from adbench.results import document
 from adbench.seeding import derive, generator
 from adbench.system import files, machine, signals
 from adbench.training import resume
 from adbench.training.distributed import ALONE, Ranks
-from adbench.training.lean_form import Engine, Precision
 from adbench.training.method import Ball, Method, Need, Net, Step, Teacher, complaint
 from adbench.training.nonfinite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.weights import checkpoint
@@ -67,7 +66,7 @@ class Summary:
     seconds: float
     images_per_second: float
     peak_memory_bytes: int
-    precision: Precision = "float32"
+    precision: Arithmetic = "float32"
     micro_batch: int | None = None
     devices: int = 1
     weights: dict[str, str] | None = None
@@ -131,8 +130,6 @@ class Trainer:
         identity: str = "",
     ) -> None:
         """identity: of what is trained; a state that another training left in the folder is not gone on from."""
-        if ranks.size > 1 and config.compile:
-            raise UserError("train.compile is not for several devices; leave it out, or start adbench without torchrun")
         if ranks.size > 1 and not method.shareable:
             raise UserError(
                 f"method '{method.label}' needs its batches whole, so that devices cannot share them; start adbench "
@@ -146,9 +143,9 @@ class Trainer:
         self.ranks = ranks
         self.method = method
         self.student = student.to(device)
-        self.engine = Engine.chosen(config.precision, student, dataset.image_shape, compiled=config.compile)
-        self.net = Net(self.student, self.engine)
-        self.teachers = {need: Teacher(network.to(device), self.engine) for need, network in teachers.items()}
+        self.precision = Precision.chosen(config.precision, student, dataset.image_shape)
+        self.net = Net(self.student, self.precision)
+        self.teachers = {need: Teacher(network.to(device), self.precision) for need, network in teachers.items()}
         self.images = dataset.train.images.to(device)
         self.labels = dataset.train.labels.to(device)
         self.pad, self.flip = dataset.pad, dataset.flip
@@ -195,7 +192,7 @@ class Trainer:
                 self.notes.append(said)
                 if on_note:
                     on_note(said)
-            self._run_by(self.engine)
+            self._run_in(self.precision)
             states.append((self.epoch, self.iteration))
         if len(set(states)) > 1:
             epochs = ", ".join(str(epoch) for epoch, _ in states)
@@ -218,7 +215,7 @@ class Trainer:
             seconds=self.seconds,
             images_per_second=self.epoch * len(self.labels) / max(self.trained, 1e-9),
             peak_memory_bytes=self.peak,
-            precision=self.engine.precision,
+            precision=self.precision.arithmetic,
             micro_batch=self.micro_batch,
             devices=self.ranks.size,
             weights={"best": state_sha256(self.best_weights), "last": checkpoint.weights_sha256(self.student)},
@@ -439,20 +436,20 @@ class Trainer:
             f"'{path}'. Try a smaller train.lr or set train.grad_clip"
         )
 
-    def _run_by(self, engine: Engine) -> None:
-        """Run all networks by `engine`; a training that goes on keeps the one it began with."""
-        self.engine = engine
-        self.student.to(memory_format=engine.layout(self.device))
+    def _run_in(self, precision: Precision) -> None:
+        """Run all networks in `precision`; a training that goes on keeps the one it began with."""
+        self.precision = precision
+        self.student.to(memory_format=precision.layout(self.device))
         for net in (self.net, *self.teachers.values()):
-            net.run_by(engine)
+            net.run_in(precision)
 
     def _validate(self) -> tuple[float, float]:
         """Accuracy on the held-out split: clean, and under PGD from one uniform start that is always the same."""
         return held_out(self.net, self.val, self.validation, self.config.batch_size, self.seed)
 
     def prepare(self) -> None:
-        """Set the method up, and all networks for their engine."""
-        self._run_by(self.engine)
+        """Set the method up, and all networks for their precision."""
+        self._run_in(self.precision)
         torch.manual_seed(derive(self.seed, "method"))
         unused = generator(self.seed, "setup", device=self.device)
         count = min(2, len(self.labels))
@@ -484,7 +481,7 @@ class Trainer:
             "best": list(self.best),
             "micro_batch": self.micro_batch,
             "devices": self.ranks.size,
-            "engine": dataclasses.asdict(self.engine),
+            "engine": {"precision": self.precision.arithmetic, "lean": self.precision.lean},
             # Where they are the student's, once is enough.
             "best_weights": {} if self.best[2] == self.epoch and now is None else self.best_weights,
             "notes": self.notes,
@@ -517,7 +514,8 @@ class Trainer:
             if (before := kept.get("devices", 1)) != self.ranks.size:
                 self.notes.append(f"devices: {before} up to epoch {self.epoch}, then {self.ranks.size}")
             # A training goes on in the precision it began in, on whatever device.
-            self.engine, self.micro_batch = Engine(**kept["engine"]), kept["micro_batch"]
+            self.precision = Precision(kept["engine"]["precision"], kept["engine"]["lean"])
+            self.micro_batch = kept["micro_batch"]
         except Exception as error:
             raise UserError(
                 f"the state in '{self.folder}' cannot be resumed ({type(error).__name__}: {error}); delete "

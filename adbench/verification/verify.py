@@ -29,13 +29,13 @@ from adbench.evaluation import adversarial
 from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.evaluation.masking_rules import CHANCE, most
 from adbench.models import Network, count_parameters
+from adbench.models.precision import Precision
 from adbench.models.verdict import predicted
 from adbench.results import document, record
 from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
 from adbench.training import trainer
-from adbench.training.lean_form import Engine
 from adbench.training.method import Ball, Net
 from adbench.verification import reattack
 from adbench.verification.consistency import CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding, Paper, beside, equal, guides
@@ -210,10 +210,10 @@ class _Verification:
         ball = Ball(float(self.dataset.threat.eps), float(self.dataset.threat.step), recipe["val_steps"])
         narrow = said.get("precision", "float32") == "bfloat16"
         shape = self.dataset.image_shape
-        engine = Engine.chosen("bfloat16" if narrow else "float32", self.network, shape)
+        precision = Precision.chosen("bfloat16" if narrow else "float32", self.network, shape)
         val = self.dataset.val.to(self.device)
         clean, robust = trainer.held_out(
-            Net(self.network, engine), val, ball, recipe["batch_size"], self.training["seed"]
+            Net(self.network, precision), val, ball, recipe["batch_size"], self.training["seed"]
         )
         found, n = {"val_clean": clean, "val_robust": robust}, len(val)
         # The start noise is drawn on the device.

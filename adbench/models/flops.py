@@ -1,4 +1,4 @@
-"""The arithmetic of a network, counted, and how much of it a device can do, measured."""
+"""The arithmetic of a network, counted, and the rate at which a device does it, measured."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ import time
 from functools import cache
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from adbench.models import build
-from adbench.training import lean_form
+from adbench.models.factory import build
+
+
+def multiply_adds(network: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Multiply-adds of a forward pass of one image (C, H, W), in convolutions and matrix products; evaluation mode."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *image_shape, device=device))
+    network.train(was_training)
+    return int(counter.get_total_flops()) // 2
 
 
 @cache
-def multiply_adds(architecture: str, classes: int, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of one forward pass of one image (C, H, W) through an architecture; nothing is computed."""
+def multiply_adds_of(architecture: str, classes: int, image_shape: tuple[int, int, int]) -> int:
+    """`multiply_adds` of an architecture by name; no weights are drawn and nothing is computed."""
     with torch.device("meta"):
         network = build(architecture, classes=classes, channels=image_shape[0])
-    return lean_form.multiply_adds(network, image_shape)
+    return multiply_adds(network, image_shape)
 
 
 @cache
