@@ -48,10 +48,11 @@ from adbench.losses import cross_entropy
 from adbench.models import Network, build
 from adbench.models.flops import multiply_adds
 from adbench.results import provenance
+from adbench.results.layout import BEST, LOG
 from adbench.system import files
 from adbench.training.configured import configured
 from adbench.training.resume import Store
-from adbench.training.trainer import BEST, LOG, peak_memory, reset_peak_memory
+from adbench.training.trainer import peak_memory, reset_peak_memory
 from adbench.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

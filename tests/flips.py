@@ -29,9 +29,10 @@ from adbench.evaluation import outcome_files
 from adbench.execution import execute
 from adbench.models import build
 from adbench.report import attribution
-from adbench.results import analyses, plans, record
-from adbench.training import resume, trainer
+from adbench.results import analyses, layout, plans, record, summary
+from adbench.training import resume
 from adbench.weights import checkpoint
+from adbench.weights.networks import check_weights
 
 Reader = Callable[[], object]
 """Reads a file as a command does, into something that can be compared. Raises UserError, or Told, for damage."""
@@ -61,24 +62,24 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     (judged,) = results.glob("digits/ard/*/*/eval-*")
     trained = judged.parent
     _run("export", judged, "--out", folder / "shared")
-    weights = record.read(judged / record.FILE)["model"]["weights_sha256"]
-    (partial,) = sorted(judged.glob(outcome_files.PARTIAL))[:1]
+    weights = record.read(judged / layout.RECORD)["model"]["weights_sha256"]
+    (partial,) = sorted(judged.glob(layout.PARTIAL.format("*")))[:1]
     (stored,) = sorted(judged.glob("adversarial/pgd20*.npz"))
     (cross,), (cam,) = results.rglob("cross.json"), results.rglob("cam.json")
     (plan,) = (results / "plans").iterdir()
     (tensors,) = (folder / "shared").glob("*.safetensors")
-    state = trained / resume.FILES[0]
+    state = trained / layout.STATES[0]
     return {
-        "record.json": (judged / record.FILE, lambda: record.read(judged / record.FILE).data),
-        "outcomes.parquet": (judged / record.OUTCOMES, lambda: _outcomes(judged / record.FILE)),
+        "record.json": (judged / layout.RECORD, lambda: record.read(judged / layout.RECORD).data),
+        "outcomes.parquet": (judged / layout.OUTCOMES, lambda: _outcomes(judged / layout.RECORD)),
         "partial outcomes": (partial, lambda: _partial(partial, weights)),
         "adversarial examples": (stored, lambda: _stored(judged, stored)),
-        "best.safetensors": (trained / trainer.BEST, lambda: _weights(trained / trainer.BEST)),
-        "last.safetensors": (trained / trainer.LAST, lambda: _weights(trained / trainer.LAST)),
+        "best.safetensors": (trained / layout.BEST, lambda: _weights(trained / layout.BEST)),
+        "last.safetensors": (trained / layout.LAST, lambda: _weights(trained / layout.LAST)),
         "exported safetensors": (tensors, lambda: _weights(tensors)),
         "resume state": (state, lambda: _state(state)),
-        "training.json": (trained / trainer.SUMMARY, lambda: trainer.finished(trained)),
-        "log.jsonl": (trained / trainer.LOG, lambda: record.read(judged / record.FILE).log()),
+        "training.json": (trained / layout.SUMMARY, lambda: summary.finished(trained)),
+        "log.jsonl": (trained / layout.LOG, lambda: record.read(judged / layout.RECORD).log()),
         "plan": (plan, lambda: plans.read(plan).data),
         "cross.json": (cross, lambda: analyses.read(cross).data),
         "cam.json": (cam, lambda: analyses.read(cam).data),
@@ -109,7 +110,7 @@ def _partial(path: Path, weights: str) -> object:
 
 
 def _stored(judged: Path, path: Path) -> object:
-    stated = record.read(judged / record.FILE)["metrics"]["pgd20"]["adversarial"]
+    stated = record.read(judged / layout.RECORD)["metrics"]["pgd20"]["adversarial"]
     if not outcome_files._whole(judged, stated):
         raise Told("another SHA-256 than the record states")
     return path.read_bytes()
@@ -118,7 +119,7 @@ def _stored(judged: Path, path: Path) -> object:
 def _weights(path: Path) -> object:
     network = build("cnn-4", classes=10, channels=1)
     checkpoint.load(network, path)
-    trainer.check_weights(path, checkpoint.weights_sha256(network))
+    check_weights(path, checkpoint.weights_sha256(network))
     return network.state_dict()
 
 

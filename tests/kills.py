@@ -38,7 +38,7 @@ from tiny import TEACHER, lasting, options, records
 
 from adbench.cli import main
 from adbench.models import build
-from adbench.results import record
+from adbench.results import layout, record
 from adbench.training import resume
 
 # Trained as good as naturally and attacked in a large ball: no image keeps AutoAttack busy for long.
@@ -110,7 +110,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".jsonl": lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()],
     ".parquet": pd.read_parquet,
     ".npz": lambda path: [np.load(path)[key] for key in np.load(path)],
-    ".pt": lambda path: resume._read(path) if path.name in resume.FILES else torch.load(path, weights_only=True),
+    ".pt": lambda path: resume._read(path) if path.name in layout.STATES else torch.load(path, weights_only=True),
     ".png": lambda path: Image.open(path).verify(),
 }
 
@@ -147,7 +147,7 @@ class Watch:
                 _read(path)
             except FileNotFoundError:  # a worker that had not ended yet took it away
                 continue
-            if path.name == record.FILE:
+            if path.name == layout.RECORD:
                 damage = record.damage(path)
                 assert damage is None, damage
                 if record.read(path).done:

@@ -16,7 +16,7 @@ import jsonschema
 import numpy as np
 import pandas as pd
 
-from adbench.results import record
+from adbench.results import layout, record
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256
 
@@ -83,7 +83,7 @@ def add(
     training = {"train": {"epochs": epochs}, **own, "teacher": teacher, **(settings or {})}
     config = {"training": training, "evaluation": {"images": None, "proxies": {}, **(evaluation or {})}}
     identity = content_id([kind, dataset, label, teacher, student, weights, config])[:16]
-    path = results / dataset / f"{identity}-{seed}" / record.FILE
+    path = results / dataset / f"{identity}-{seed}" / layout.RECORD
     path.parent.mkdir(parents=True, exist_ok=True)
     failed = error is not None
     found = {} if failed else {m: _metric(m, share, n, flags or {}) for m, share in (metrics or {}).items()}
@@ -149,7 +149,7 @@ def add(
         if trained
         else None,
         "metrics": found,
-        "outcomes": _write_outcomes(path.parent / record.OUTCOMES, found) if found and outcomes else None,
+        "outcomes": _write_outcomes(path.parent / layout.OUTCOMES, found) if found and outcomes else None,
         # The last session's training alone: a resumed one took `seconds` in all.
         "timing": {} if failed else {"train": 1.5, "evaluate": 12.5},
     }

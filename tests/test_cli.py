@@ -21,13 +21,13 @@ from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, re
 from adbench.cli import main
 from adbench.cli.display import Display
 from adbench.execution import execute
-from adbench.execution.execute import lookup
 from adbench.execution.expand import expand
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import experiment, layered, merged, parse_setting, read_preset
 from adbench.registry import METHODS
 from adbench.results import record
 from adbench.system.files import sha256
+from adbench.weights.networks import lookup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from adbench.attacks.linf import Start, start_point
 from adbench.errors import UserError
-from adbench.execution.execute import lookup
 from adbench.execution.expand import expand
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train, experiment
@@ -30,6 +29,7 @@ from adbench.training.configured import configured
 from adbench.training.method import Need, Net, Teacher
 from adbench.training.nonfinite import Watch
 from adbench.weights import checkpoint
+from adbench.weights.networks import lookup
 
 FAST = Precision("float32", lean=True)
 HALF = Precision("bfloat16", lean=True)

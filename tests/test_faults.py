@@ -28,7 +28,8 @@ from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train
 from adbench.models import build
-from adbench.results import document, provenance, record
+from adbench.results import document, layout, provenance, record
+from adbench.results.summary import Summary, finished
 from adbench.system import files, signals
 from adbench.training import resume, trainer
 from adbench.training.configured import configured
@@ -63,7 +64,7 @@ def trainer_of(method: str, folder: Path, *, dropout: bool = False) -> trainer.T
     )
 
 
-def train_on(method: str, folder: Path, **extra: Any) -> trainer.Summary:
+def train_on(method: str, folder: Path, **extra: Any) -> Summary:
     return trainer_of(method, folder, **extra).run(on_epoch=lambda _: None, on_batch=lambda *_: None)
 
 
@@ -120,7 +121,7 @@ def test_sigterm_during_evaluation_keeps_what_is_finished(tmp_path: Path) -> Non
     place = Place(tmp_path, tmp_path, "cpu")
     with signals.heeded(), pytest.raises(signals.Stopped):
         execute(cell, place, terminate)
-    assert not cell.record_path(tmp_path).exists(), "it is neither finished nor failed"
+    assert not layout.record_path(cell, tmp_path).exists(), "it is neither finished nor failed"
     found = execute(cell, place, terminate)
     assert attacked == ["fgsm", "pgd3", "pgd5"], "each was run once"
     assert found is not None
@@ -168,7 +169,7 @@ def test_a_run_that_is_terminated_exits_with_143_and_goes_on(jobs: str, tmp_path
     words += [word for setting in settings for word in ("--set", setting)]
     process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     patience = time.monotonic() + 120
-    while not list(tmp_path.rglob(trainer.RESUME)):
+    while not list(tmp_path.rglob(layout.STATES[0])):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < patience
         time.sleep(0.05)
@@ -178,7 +179,7 @@ def test_a_run_that_is_terminated_exits_with_143_and_goes_on(jobs: str, tmp_path
     assert "adbench: stopped by SIGTERM; the same command goes on" in said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("record.json"))
-    found = [resume.Store(path.parent).load(torch.device("cpu")) for path in tmp_path.rglob(trainer.RESUME)]
+    found = [resume.Store(path.parent).load(torch.device("cpu")) for path in tmp_path.rglob(layout.STATES[0])]
     assert all(kept and not wrong for kept, wrong in found), "what is on disk is whole"
 
 
@@ -230,7 +231,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     damage: Any, place: float, undisturbed: Path, tmp_path: Path
 ) -> None:
     stop_after(tmp_path, 3)
-    newest = max((tmp_path / name for name in resume.FILES), key=lambda path: path.stat().st_mtime_ns)
+    newest = max((tmp_path / name for name in layout.STATES), key=lambda path: path.stat().st_mtime_ns)
     damage(newest, place)
     told: list[str] = []
     summary = trainer_of("las-at", tmp_path).run(lambda _: None, lambda *_: None, told.append)
@@ -238,29 +239,29 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     assert told[0].startswith(f"'{newest}' is damaged (")
     assert told[0].endswith("the training goes on from the state after epoch 2")
     assert summary.notes == told, "the record says so too"
-    (tmp_path / trainer.SUMMARY).write_text(
-        json.dumps(json.loads((tmp_path / trainer.SUMMARY).read_text()) | {"notes": []}), encoding="utf-8"
+    (tmp_path / layout.SUMMARY).write_text(
+        json.dumps(json.loads((tmp_path / layout.SUMMARY).read_text()) | {"notes": []}), encoding="utf-8"
     )
     assert_same_training(tmp_path, undisturbed)
 
 
 def test_where_both_states_are_damaged_the_training_starts_over(undisturbed: Path, tmp_path: Path) -> None:
     stop_after(tmp_path, 3)
-    for name in resume.FILES:
+    for name in layout.STATES:
         flip(tmp_path / name, 0.7)
     told: list[str] = []
     trainer_of("las-at", tmp_path).run(lambda _: None, lambda *_: None, told.append)
     assert len(told) == 2
     assert all(said.endswith("the training starts over") for said in told)
     assert all(
-        torch.equal(a, load_file(undisturbed / trainer.BEST)[k]) for k, a in load_file(tmp_path / trainer.BEST).items()
+        torch.equal(a, load_file(undisturbed / layout.BEST)[k]) for k, a in load_file(tmp_path / layout.BEST).items()
     )
 
 
 def test_any_flipped_bit_of_a_state_is_noticed(tmp_path: Path) -> None:
     store = resume.Store(tmp_path)
     store.save({"weights": torch.arange(40.0)}, 1)
-    path = tmp_path / resume.FILES[0]
+    path = tmp_path / layout.STATES[0]
     whole = path.read_bytes()
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
@@ -283,8 +284,8 @@ def test_any_flipped_bit_of_saved_weights_is_noticed(tmp_path: Path) -> None:
 def test_a_cell_whose_weights_are_damaged_fails_with_the_remedy_and_the_others_go_on(tmp_path: Path) -> None:
     cell = small_cell()
     finish(cell, tmp_path)
-    flip(cell.folder(tmp_path) / trainer.BEST, 0.9)
-    cell.record_path(tmp_path).unlink()
+    flip(cell.folder(tmp_path) / layout.BEST, 0.9)
+    layout.record_path(cell, tmp_path).unlink()
     found = finish(cell, tmp_path)
     assert found["status"] == "failed"
     assert "is damaged" in found["error"]["message"]
@@ -302,9 +303,9 @@ def test_any_flipped_bit_of_a_record_is_noticed_or_changes_nothing(
     finished_cell: tuple[Cell, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     cell, results, found = finished_cell
-    whole = cell.record_path(results).read_bytes()
+    whole = layout.record_path(cell, results).read_bytes()
     path, noticed = tmp_path / "record.json", 0
-    (tmp_path / record.OUTCOMES).write_bytes((cell.record_path(results).parent / record.OUTCOMES).read_bytes())
+    (tmp_path / layout.OUTCOMES).write_bytes((layout.record_path(cell, results).parent / layout.OUTCOMES).read_bytes())
     for place in range(0, len(whole), 3):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 7]) + whole[place + 1 :])
         if said := record.damage(path):
@@ -323,8 +324,8 @@ def test_a_cell_with_a_damaged_record_or_outcomes_is_judged_again_and_not_traine
     name: str, damage: Any, finished_cell: tuple[Cell, Path, dict[str, Any]]
 ) -> None:
     cell, results, expected = finished_cell
-    weights = (cell.folder(results) / trainer.BEST).stat().st_mtime_ns
-    damage(cell.record_path(results).parent / name, 0.5)
+    weights = (cell.folder(results) / layout.BEST).stat().st_mtime_ns
+    damage(layout.record_path(cell, results).parent / name, 0.5)
     told: list[str] = []
 
     def listen(event: dict[str, Any]) -> None:
@@ -336,7 +337,7 @@ def test_a_cell_with_a_damaged_record_or_outcomes_is_judged_again_and_not_traine
     assert found["status"] == "done"
     assert without_times(found["metrics"]) == without_times(expected["metrics"])
     assert found["outcomes"] == expected["outcomes"]
-    assert (cell.folder(results) / trainer.BEST).stat().st_mtime_ns == weights
+    assert (cell.folder(results) / layout.BEST).stat().st_mtime_ns == weights
     if (name, damage.__name__) != ("record.json", "<lambda>"):
         assert len(told) == 1
         assert name in told[0]
@@ -365,8 +366,8 @@ def test_a_damaged_record_does_not_keep_a_run_from_the_other_cells(tmp_path: Pat
 
 def test_a_report_does_not_draw_on_damaged_outcomes(finished_cell: tuple[Cell, Path, dict[str, Any]]) -> None:
     cell, results, _ = finished_cell
-    found = record.read(cell.record_path(results))
-    outcomes = found.path.parent / record.OUTCOMES
+    found = record.read(layout.record_path(cell, results))
+    outcomes = found.path.parent / layout.OUTCOMES
     whole = outcomes.read_bytes()
     flip(outcomes, 0.4)
     with pytest.raises(UserError, match="is damaged: it has another SHA-256 than its record states"):
@@ -378,8 +379,8 @@ def test_a_report_does_not_draw_on_damaged_outcomes(finished_cell: tuple[Cell, P
 def test_a_damaged_log_or_summary_of_a_training_is_told(tmp_path: Path) -> None:
     cell = small_cell()
     finish(cell, tmp_path)
-    found = record.read(cell.record_path(tmp_path))
-    log, summary = cell.folder(tmp_path) / trainer.LOG, cell.folder(tmp_path) / trainer.SUMMARY
+    found = record.read(layout.record_path(cell, tmp_path))
+    log, summary = cell.folder(tmp_path) / layout.LOG, cell.folder(tmp_path) / layout.SUMMARY
     assert len(found.log()) == 3
     flip(log, 0.5)
     with pytest.raises(UserError, match=r"log.jsonl' is damaged .*; delete it to go on without its curve"):
@@ -391,7 +392,7 @@ def test_a_damaged_log_or_summary_of_a_training_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"training.json' is damaged .*another SHA-256.*; delete its folder to train again"
     ):
-        trainer.finished(cell.folder(tmp_path))
+        finished(cell.folder(tmp_path))
 
 
 # Disks
@@ -515,7 +516,7 @@ def test_a_clock_that_jumps_back_changes_no_time_and_no_result(
     assert without_times(found["metrics"]) == without_times(expected["metrics"])
     assert all(0 <= seconds < 600 for seconds in found["timing"].values())
     assert all(0 <= metric["seconds"] < 600 for metric in found["metrics"].values())
-    assert record.finished(cell.record_path(tmp_path)), "and it is not run again"
+    assert record.finished(layout.record_path(cell, tmp_path)), "and it is not run again"
 
 
 def test_documents_hold_what_was_written_and_older_ones_need_no_digest(tmp_path: Path) -> None:

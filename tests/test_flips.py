@@ -11,6 +11,7 @@ import torch
 from adbench.errors import UserError
 from adbench.evaluation import adversarial, outcome_files
 from adbench.evaluation.evaluator import Outcome
+from adbench.results import layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +27,7 @@ def test_no_bit_of_a_zip_makes_a_reader_fail_in_another_way(part: str, tmp_path:
     """Flags for encryption, unknown compression and lengths are there, which raise whatever they raise."""
     outcome = Outcome(torch.tensor([True, False] * 4), {"name": "fgsm"}, 1.5)
     outcome_files.save(tmp_path, "fgsm", outcome, None, None, "w")  # type: ignore[arg-type]
-    (path,) = tmp_path.glob(outcome_files.PARTIAL)
+    (path,) = tmp_path.glob(layout.PARTIAL.format("*"))
     whole = path.read_bytes()
     assert torch.equal(outcome_files.load(tmp_path, "w")["fgsm"].right, outcome.right)
     believed = 0

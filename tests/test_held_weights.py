@@ -13,10 +13,11 @@ import torch
 from tiny import TEACHER, cli, record_of, run
 
 from adbench.errors import UserError
-from adbench.results import document, record
+from adbench.results import document, layout
+from adbench.results.summary import Summary
 from adbench.training import resume
-from adbench.training.trainer import Summary, check_weights
 from adbench.weights import checkpoint
+from adbench.weights.networks import check_weights
 
 RECIPE = {"train__epochs": "2", "data__train_images": "200"}
 
@@ -67,7 +68,7 @@ def test_a_training_says_which_weights_it_ended_with(trained: Path) -> None:
 
 def failure(cell: Path) -> str:
     """Why the one evaluation that failed did."""
-    (found,) = (found for path in cell.rglob(record.FILE) if (found := json_of(path))["status"] == "failed")
+    (found,) = (found for path in cell.rglob(layout.RECORD) if (found := json_of(path))["status"] == "failed")
     return found["error"]["message"]
 
 
@@ -82,7 +83,7 @@ def test_another_networks_file_is_not_judged_nor_exported(copy: Path, tmp_path: 
     assert run("--methods", "pgd-at", "--results", copy, eval__attacks='["fgsm"]', **RECIPE).exit_code == 1
     assert f"'{cell / 'best.safetensors'}' are not those of the training" in failure(cell)
     assert f"delete the folder '{cell}'" in failure(cell)
-    (path,) = (path for path in cell.rglob(record.FILE) if json_of(path)["status"] == "done")
+    (path,) = (path for path in cell.rglob(layout.RECORD) if json_of(path)["status"] == "done")
     shown = cli("export", path, "--out", tmp_path / "out")
     assert shown.exit_code == 2
     assert f"delete the folder '{cell}'" in shown.stderr

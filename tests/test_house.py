@@ -41,12 +41,7 @@ ORDER = [
 TORCH_FREE = ("system", "experiment", "results", "report", "cli")
 
 # What is still to be mended; nothing may be added.
-AGAINST_THE_ORDER = {
-    ("results.networks", "report.view"),
-    ("results.table", "report.render"),
-    ("weights.export", "training.resume"),
-    ("weights.networks", "training.trainer"),
-}
+AGAINST_THE_ORDER = {("results.table", "report.render")}
 IN_CIRCLES = {"results.record", "results.setting"}
 WITH_TORCH: set[str] = set()
 

@@ -14,7 +14,7 @@ from tiny import cli
 
 from adbench.report import page, reading
 from adbench.report.model import Table
-from adbench.results import record
+from adbench.results import layout, record
 from adbench.system.files import sha256
 
 SHARES = {"pgd-at": 0.40, "trades": 0.41, "rslad": 0.45}
@@ -110,7 +110,7 @@ def empty(path: Path, _: Path) -> None:
 def test_outcomes_that_are_not_the_records_decide_no_comparison(
     harm: Callable[[Path, Path], None], results: Path, tmp_path: Path
 ) -> None:
-    file, other = (path_of(results, method).with_name(record.OUTCOMES) for method in ("trades", "rslad"))
+    file, other = (path_of(results, method).with_name(layout.OUTCOMES) for method in ("trades", "rslad"))
     harm(file, other)
     result = cli("compare", "trades", "rslad", "--results", results)
     assert result.exit_code == 1
@@ -129,9 +129,9 @@ def test_outcomes_that_are_not_the_records_decide_no_comparison(
 
 def test_outcomes_that_contradict_their_record_take_it_out_of_the_report(results: Path, tmp_path: Path) -> None:
     path, better = path_of(results, "trades"), path_of(results, "rslad")
-    anothers(path.with_name(record.OUTCOMES), better.with_name(record.OUTCOMES))
+    anothers(path.with_name(layout.OUTCOMES), better.with_name(layout.OUTCOMES))
     data = record.read(path).data
-    record.write(path, data | {"outcomes": data["outcomes"] | {"sha256": sha256(path.with_name(record.OUTCOMES))}})
+    record.write(path, data | {"outcomes": data["outcomes"] | {"sha256": sha256(path.with_name(layout.OUTCOMES))}})
     for command in (("compare", "trades", "rslad"), ("report", "--out", tmp_path / "out", "--format", "csv")):
         result = cli(*command, "--results", results)
         assert result.exit_code == 1

@@ -24,6 +24,7 @@ from adbench.experiment.cell import Cell, Matrix
 from adbench.experiment.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
 from adbench.plugin_code import Code, Module
 from adbench.registry import METHODS
+from adbench.results import layout
 from adbench.system import locks
 from adbench.training.configured import PAPER_METHODS
 
@@ -269,7 +270,7 @@ def test_a_students_recipe_does_not_change_a_teacher_that_has_its_own() -> None:
 
 def test_a_records_folder_follows_from_names_and_cannot_leave_the_results_folder() -> None:
     cell = one(datasets=["../../etc/data.npz"], teachers=["digits-robust"], methods=["pgd-at"])
-    path = cell.record_path(Path("results"))
+    path = layout.record_path(cell, Path("results"))
     assert ".." not in path.parts
     assert path.parts[:2] == ("results", "data")
 

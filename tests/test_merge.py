@@ -11,8 +11,8 @@ import pytest
 from tiny import cli, records, run
 
 from adbench.results import plans, record
+from adbench.results.layout import BEST, LAST, SUMMARY
 from adbench.system import files, locks
-from adbench.training.trainer import BEST, LAST, SUMMARY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,6 @@ from tiny import TEACHER, cli, options, run
 from adbench.cli.options import listed
 from adbench.data import load
 from adbench.errors import UserError
-from adbench.execution import execute
 from adbench.experiment import config, teacher
 from adbench.models import build
 from adbench.results import record
@@ -189,7 +188,7 @@ def test_a_dry_run_fetches_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: object) -> None:
         raise AssertionError("weights were fetched")
 
-    monkeypatch.setattr(execute, "teacher_file", fetch)
+    monkeypatch.setattr(networks, "teacher_file", fetch)
     result = run("--methods", "rslad", "--teacher", "far.toml", "--dry-run")
     assert result.exit_code == 0, result.output
 

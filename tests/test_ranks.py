@@ -27,12 +27,13 @@ from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.models import build
+from adbench.results.layout import BEST, LAST, LOG, SUMMARY
 from adbench.training import distributed as ranks_module
 from adbench.training.configured import configured
 from adbench.training.distributed import ALONE, ENDED, Parted, Ranks
 from adbench.training.method import Ball
 from adbench.training.resume import Epoch
-from adbench.training.trainer import BEST, LAST, LOG, SUMMARY, Trainer
+from adbench.training.trainer import Trainer
 
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 SHARED = [f"{name}/written" for name in METHODS] + ["smaraad/lean", "trades/parts", "rslad/moving"]

@@ -24,17 +24,19 @@ from safetensors.torch import load_file
 
 from adbench import data
 from adbench.evaluation import evaluator
-from adbench.execution.execute import execute, lookup
+from adbench.execution.execute import execute
 from adbench.execution.expand import expand
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train, experiment
 from adbench.models import build
-from adbench.results import record
+from adbench.results import layout, record
+from adbench.results.layout import BEST, LAST, LOG, STATES, SUMMARY
 from adbench.system import files
 from adbench.training.configured import configured
 from adbench.training.method import Ball, Need
-from adbench.training.trainer import BEST, LAST, LOG, RESUME, SUMMARY, Trainer
+from adbench.training.trainer import Trainer
+from adbench.weights.networks import lookup
 
 EPOCHS, KILLS = 20, 10
 STATEFUL: dict[str, dict[str, Any]] = {"mtard": {}, "las-at": {"policy": "cnn-4", "interval": 2}}
@@ -63,7 +65,7 @@ def assert_same_training(one: Path, other: Path) -> None:
     assert [entry["epoch"] for entry in logs[0]] == list(range(1, len(logs[0]) + 1))
     summaries = [json.loads((f / SUMMARY).read_text(encoding="utf-8")) for f in (one, other)]
     assert without_times(summaries[0]) == without_times(summaries[1])
-    assert not (one / RESUME).exists()
+    assert not (one / STATES[0]).exists()
 
 
 # Killed from outside
@@ -149,7 +151,7 @@ def test_a_run_killed_at_ten_random_moments_ends_in_the_same_weights(method: str
         process.join()
         assert process.exitcode == -9, "it had ended before it was killed"
     assert not (killed / SUMMARY).exists()
-    assert (killed / RESUME).exists()
+    assert (killed / STATES[0]).exists()
     process = start(method, images, killed)
     process.join()
     assert process.exitcode == 0
@@ -222,7 +224,7 @@ def test_a_cell_that_fails_at_any_one_write_ends_in_the_same_bits(
     expected = finish(cell, tmp_path / "undisturbed")
     assert expected["status"] == "done"
     names = writes.names.copy()
-    assert {LAST, BEST, LOG, SUMMARY, RESUME, "outcomes.parquet", "record.json"} < set(names)
+    assert {LAST, BEST, LOG, SUMMARY, STATES[0], "outcomes.parquet", "record.json"} < set(names)
     for fault in FAULTS:
         for k in range(len(names)):
             results = tmp_path / f"{fault.__name__}-{k}"
@@ -238,7 +240,7 @@ def test_a_cell_that_fails_at_any_one_write_ends_in_the_same_bits(
                 assert found[key] == expected[key]
             assert without_times(found["metrics"]) == without_times(expected["metrics"])
             assert found["outcomes"] == expected["outcomes"]
-            assert record.read(cell.record_path(results)).data == found
+            assert record.read(layout.record_path(cell, results)).data == found
             assert _files(results) == _files(tmp_path / "undisturbed")
 
 
@@ -249,8 +251,8 @@ def _files(results: Path) -> set[str]:
 def test_what_a_process_killed_in_the_middle_of_a_write_leaves_behind_goes_with_the_next_run(tmp_path: Path) -> None:
     cell = small_cell()
     for leftover in (
-        cell.folder(tmp_path) / f".{RESUME}.x1.tmp",
-        cell.record_path(tmp_path).parent / ".record.json.x2.tmp",
+        cell.folder(tmp_path) / f".{STATES[0]}.x1.tmp",
+        layout.record_path(cell, tmp_path).parent / ".record.json.x2.tmp",
     ):
         leftover.parent.mkdir(parents=True, exist_ok=True)
         leftover.write_bytes(b"half a fi")
@@ -346,7 +348,7 @@ def test_an_interrupt_ends_a_run_of_several_jobs_at_once_and_the_next_run_goes_o
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob(RESUME)):
+    while not list(tmp_path.rglob(STATES[0])):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -357,5 +359,5 @@ def test_an_interrupt_ends_a_run_of_several_jobs_at_once_and_the_next_run_goes_o
     assert process.returncode == 130
     assert "adbench: interrupted; the same command goes on" in said
     assert "Traceback" not in said
-    assert list(tmp_path.rglob(RESUME)), "the interrupted cells can go on"
+    assert list(tmp_path.rglob(STATES[0])), "the interrupted cells can go on"
     assert not list(tmp_path.rglob("record.json")), "and none of them was called finished or failed"

@@ -19,7 +19,7 @@ from adbench.report import figures, paper, reading, render, tables, versus
 from adbench.report.findings import findings
 from adbench.report.model import Cell, Column, Row, Table
 from adbench.report.view import View
-from adbench.results import paired, record
+from adbench.results import layout, paired, record
 from adbench.results.record import read, read_all
 from adbench.results.runs import collect
 from adbench.results.setting import Setting, alike, size
@@ -95,7 +95,7 @@ def test_networks_that_were_not_judged_alike_are_not_compared(what: str, tmp_pat
 def test_data_sets_of_one_name_do_not_mix(tmp_path: Path) -> None:
     one = judged(tmp_path, "rslad", 0.45)
     data = read(judged(tmp_path, "ard", 0.40)).data
-    other = tmp_path / "other" / record.FILE
+    other = tmp_path / "other" / layout.RECORD
     record.write(other, data | {"data": data["data"] | {"fingerprint": "0" * 64}})
     result = cli("compare", one, other)
     assert result.exit_code == 2

@@ -15,10 +15,11 @@ from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.models import Network, build
 from adbench.registry import METHODS
+from adbench.results.summary import finished
 from adbench.seeding import derive
 from adbench.training.configured import configured
 from adbench.training.method import Ball, Method, Need, Step, Teacher
-from adbench.training.trainer import Trainer, finished
+from adbench.training.trainer import Trainer
 from adbench.weights import checkpoint
 
 CONFIG = {"epochs": 3, "batch_size": 32, "attack_steps": 1, "val_steps": 1}

@@ -27,7 +27,7 @@ from adbench.evaluation.masking_rules import RATES
 from adbench.evaluation.outcome_files import write_table
 from adbench.experiment.cell import safe
 from adbench.registry import METHODS
-from adbench.results import document, record
+from adbench.results import document, layout, record
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256, write_json
 from adbench.training.configured import configured, passes
@@ -136,7 +136,7 @@ def test_a_cell_is_tested_for_masking_and_the_report_says_how_it_went(copy: Path
 
 def test_an_image_goes_through_one_class_of_the_per_class_counts(copy: Path) -> None:
     data = load(copy)
-    table = pd.read_parquet(copy.parent / record.OUTCOMES)
+    table = pd.read_parquet(copy.parent / layout.OUTCOMES)
     for name, metric in data["metrics"].items():
         rows = table[table[name].notna()] if name != "clean" else table
         for label, (correct, n) in enumerate(metric["per_class"]):
@@ -165,12 +165,12 @@ def forged(path: Path, data: dict[str, Any], log: list[dict[str, Any]] | None = 
         home = home / f"{data['kind']}s" / f"{safe(data['label'])}-{data['train_id'][:8]}"
     home.parent.mkdir(parents=True, exist_ok=True)
     cell.rename(home)
-    return home / f"eval-{data['eval_id'][:8]}" / record.FILE
+    return home / f"eval-{data['eval_id'][:8]}" / layout.RECORD
 
 
 def recount(path: Path, data: dict[str, Any], table: pd.DataFrame, name: str) -> None:
     """The figures of one attack, and the outcomes' hash, as the table has them."""
-    table.to_parquet(path.parent / record.OUTCOMES, index=False)
+    table.to_parquet(path.parent / layout.OUTCOMES, index=False)
     column = table[name].dropna().astype(bool)
     labels, n = table["label"][: len(column)], len(column)
     data["metrics"][name] |= {
@@ -179,7 +179,7 @@ def recount(path: Path, data: dict[str, Any], table: pd.DataFrame, name: str) ->
         "ci_test": list(wilson(int(column.sum()), n)),
         "per_class": [[int(column[labels == label].sum()), int((labels == label).sum())] for label in range(10)],
     }
-    data["outcomes"]["sha256"] = sha256(path.parent / record.OUTCOMES)
+    data["outcomes"]["sha256"] = sha256(path.parent / layout.OUTCOMES)
 
 
 def repack(path: Path, data: dict[str, Any], name: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -204,7 +204,7 @@ def false_survivors(name: str, most: int = 40) -> Callable[[Path, dict[str, Any]
     """Images that an attack broke become survivors, with x' to match."""
 
     def tamper(path: Path, data: dict[str, Any]) -> None:
-        table = pd.read_parquet(path.parent / record.OUTCOMES)
+        table = pd.read_parquet(path.parent / layout.OUTCOMES)
         turned = table.index[(table[name] == False) & table["clean"]][:most]  # noqa: E712
         assert len(turned), "nothing to turn"
         table.loc[turned, name] = True
@@ -302,13 +302,13 @@ def another_proxy(path: Path, data: dict[str, Any]) -> None:
     proxies["digits-robust"] = proxies.pop("tiny")
     data["metrics"] = {new if name == old else name: metric for name, metric in data["metrics"].items()}
     data["metrics"][new]["attack"]["proxy"] = "digits-robust"
-    table = pd.read_parquet(path.parent / record.OUTCOMES).rename(columns={old: new})
+    table = pd.read_parquet(path.parent / layout.OUTCOMES).rename(columns={old: new})
     recount(path, data, table, new)
 
 
 def columns_swapped(path: Path, data: dict[str, Any]) -> None:
     """FGSM's figures as those of PGD-20."""
-    table = pd.read_parquet(path.parent / record.OUTCOMES)
+    table = pd.read_parquet(path.parent / layout.OUTCOMES)
     table["clean"], table["pgd20@24/255"] = table["clean"], table["pgd20"]
     recount(path, data, table, "pgd20@24/255")
 
@@ -504,13 +504,13 @@ def test_weights_of_another_network_with_all_figures_of_its_own_are_found_by_the
     judged |= {"attacks": ["fgsm"], "proxies": {}}
     judged.pop("masking"), data.pop("masking"), judged.pop("keep_adversarial")
     dataset = networks.dataset_of(found, tmp_path)
-    network = networks.built(found, dataset)
+    network = networks.built(found["config"]["training"], dataset)
     network.load_state_dict(weights)
     evaluator = Evaluator(network, dataset.test, dataset.threat, seed=0, batch_size=250, device=torch.device("cpu"))
     outcomes = evaluate(evaluator, ("fgsm",))
-    write_table(copy.parent / record.OUTCOMES, dataset, evaluator.predicted, outcomes)
+    write_table(copy.parent / layout.OUTCOMES, dataset, evaluator.predicted, outcomes)
     data["metrics"] = {name: outcome.entry(dataset) for name, outcome in outcomes.items()}
-    data["outcomes"]["sha256"] = sha256(copy.parent / record.OUTCOMES)
+    data["outcomes"]["sha256"] = sha256(copy.parent / layout.OUTCOMES)
     data["model"]["weights_sha256"] = said["weights"]["best"]
     data["training"]["weights"] = said["weights"]
     result = cli("verify", forged(copy, data))
@@ -536,7 +536,7 @@ def test_what_is_not_shown_fails_only_where_one_is_strict(copy: Path) -> None:
 def test_repeating_says_where_there_is_nothing_to_repeat(copy: Path) -> None:
     data = load(copy)
     data["config"]["evaluation"]["attacks"] = ["aa"]
-    table = pd.read_parquet(copy.parent / record.OUTCOMES)
+    table = pd.read_parquet(copy.parent / layout.OUTCOMES)
     for name in ("fgsm", "pgd20", "pgd20@24/255", "cw"):
         del data["metrics"][name], table[name]
     recount(copy, data, table, "aa")
@@ -550,7 +550,7 @@ def test_a_folder_of_records_is_verified_as_one_table(copy: Path, tmp_path: Path
     data["metrics"]["pgd20"]["correct"] += 1
     save(copy, data)
     (tmp_path / "results" / "digits" / "broken").mkdir()
-    (tmp_path / "results" / "digits" / "broken" / record.FILE).write_text("{", encoding="utf-8")
+    (tmp_path / "results" / "digits" / "broken" / layout.RECORD).write_text("{", encoding="utf-8")
     text = cli("verify", tmp_path / "results")
     assert text.exit_code == 1
     assert "3 records:" in text.output

@@ -18,14 +18,15 @@ from tiny import TEACHER, record_of, records, run
 from adbench.errors import UserError
 from adbench.execution import runner
 from adbench.execution.engines.processes import devices, ended
-from adbench.execution.execute import lookup
 from adbench.execution.expand import expand
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import experiment
-from adbench.results import record
+from adbench.results import layout, record
+from adbench.results.summary import Summary
 from adbench.system import locks
 from adbench.training import trainer
+from adbench.weights.networks import lookup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,7 +163,7 @@ def test_what_another_run_found_of_a_cell_counts_also_where_it_failed(tmp_path: 
         if event["what"] == "end" and cell is first:
             failed = event["record"] | {"status": "failed", "id": second.id}
             failed["error"] = {"phase": "train", "type": "UserError", "message": "as it was there"}
-            record.write(second.record_path(tmp_path), failed)
+            record.write(layout.record_path(second, tmp_path), failed)
 
     todo = runner.Plan(_Cells((first, second)), {first.id: "new", second.id: "new"})
     done = runner.run(todo, place, runner.Local(), hear)
@@ -174,7 +175,7 @@ def _run_counted(words: list[str], folder: Path, barrier: Any, trainings: Path) 
     """What each of several `adbench run` does, noting every training that it begins."""
     begin = trainer.Trainer.run
 
-    def counted(self: trainer.Trainer, **hooks: Any) -> trainer.Summary:
+    def counted(self: trainer.Trainer, **hooks: Any) -> Summary:
         with trainings.open("a", encoding="utf-8") as file:
             file.write(f"{self.folder.name}\n")
         return begin(self, **hooks)

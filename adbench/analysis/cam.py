@@ -20,7 +20,7 @@ from adbench.errors import UserError
 from adbench.execution.place import Place
 from adbench.losses import CamNorm, alignment, cam, normalise_map
 from adbench.models import Network
-from adbench.results import analyses, document
+from adbench.results import analyses, document, layout
 from adbench.results.analyses import Analysis
 from adbench.results.networks import Finished, Group
 from adbench.results.provenance import now, provenance
@@ -30,7 +30,6 @@ from adbench.system import files, locks, terminal
 KIND = "cam"
 ATTACK = "pgd20"
 EXAMPLES = 6
-ARRAYS = "examples.npz"
 
 # A map whose values differ by less than this share of the largest is constant: what is left is rounding.
 FLAT = 1e-6
@@ -110,7 +109,7 @@ def _compute(bed: Testbed, loaded: Sequence[tuple[Finished, Network]], path: Pat
         "x_adv": inputs["adversarial"].cpu()[chosen].numpy(),
         **{f"map{number}": maps["adversarial"][chosen].numpy() for number, maps in enumerate(seen)},
     }
-    files.write_npz(path.parent / ARRAYS, arrays)
+    files.write_npz(path.parent / layout.EXAMPLES, arrays)
     labels = bed.dataset.class_names
     shown = [
         {
@@ -123,7 +122,7 @@ def _compute(bed: Testbed, loaded: Sequence[tuple[Finished, Network]], path: Pat
     found = {
         **bed.head(identity, [one for one, _ in loaded]),
         "agreement": [{which: agreement(maps[which], seen[0][which]) for which in inputs} for maps in seen[1:]],
-        "examples": {"file": ARRAYS, "sha256": files.sha256(path.parent / ARRAYS), "images": shown},
+        "examples": {"file": layout.EXAMPLES, "sha256": files.sha256(path.parent / layout.EXAMPLES), "images": shown},
         "provenance": provenance(bed.place.describe(), torch.get_num_threads(), None, started),
     }
     document.write(path, found)

@@ -23,6 +23,7 @@ from adbench.execution.place import Place
 from adbench.experiment.cell import dataset_folder
 from adbench.models import Network
 from adbench.models.verdict import right
+from adbench.results import layout
 from adbench.results.analyses import SCHEMA_VERSION
 from adbench.results.networks import Finished, Group, names
 from adbench.system.files import content_id
@@ -71,8 +72,7 @@ class Testbed:
         attack = {key: value for key, value in self.definition.items() if key != "implementation"}
         content = {"fingerprint": self.group.fingerprint, "images": len(self.y), "attack": attack, "networks": weights}
         identity = content_id({"revision": REVISION, "kind": kind, **content})[:16]
-        folder = self.place.results / dataset_folder(self.group.dataset) / kind / identity[:8]
-        return folder / f"{kind}.json", identity
+        return layout.analysis_path(self.place.results, dataset_folder(self.group.dataset), kind, identity), identity
 
     def head(self, identity: str, networks: Sequence[Finished]) -> dict[str, Any]:
         """How every analysis begins."""

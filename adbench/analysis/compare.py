@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from adbench.errors import UserError, unknown
+from adbench.results import layout
 from adbench.results.paired import Pair, Seeds, methods, networks
 from adbench.results.paired import unlike as not_alike
-from adbench.results.record import FILE, Record, read, read_all
+from adbench.results.record import Record, read, read_all
 from adbench.results.runs import Run, collect, heading
 from adbench.results.setting import Setting
 from adbench.results.teachers import named_apart
@@ -81,9 +82,9 @@ def _is_path(text: str) -> bool:
 def _record(path: Path) -> Record:
     """The record at a path, or the one below a folder."""
     if path.is_dir():
-        found = below(path, FILE)
+        found = below(path, layout.RECORD)
         if len(found) != 1:
-            raise UserError(f"'{path}' holds {len(found)} records; name one {FILE}")
+            raise UserError(f"'{path}' holds {len(found)} records; name one {layout.RECORD}")
         path = found[0]
     return read(path)
 

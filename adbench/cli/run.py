@@ -27,6 +27,7 @@ from adbench.cli.options import (
     threads_option,
 )
 from adbench.errors import UserError
+from adbench.results import layout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -195,8 +196,8 @@ def _carry_out(
 
 def _plan(experiment: Experiment, place: Place) -> Plan:
     from adbench.execution import runner
-    from adbench.execution.execute import lookup
     from adbench.execution.expand import expand
+    from adbench.weights.networks import lookup
 
     return runner.plan(expand(experiment, lookup(place.data_dir)), place.results)
 
@@ -214,7 +215,7 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
 def _summarise(console: Console, plan: Plan, results: Path, table: Callable[[list[dict[str, Any]]], Any]) -> int:
     from adbench.results import record
 
-    records = [record.read(cell.record_path(results)).data for cell in plan.matrix.cells]
+    records = [record.read(layout.record_path(cell, results)).data for cell in plan.matrix.cells]
     failed = [r["status"] for r in records].count("failed")
     console.print()
     console.print(table(records))
@@ -306,11 +307,12 @@ def eval_(
     """
     from adbench.cli.display import Display, console, percent
     from adbench.execution import runner
-    from adbench.execution.execute import check, lookup
+    from adbench.execution.execute import check
     from adbench.execution.expand import teacher_cell
     from adbench.experiment import config, teacher
     from adbench.experiment.cell import Matrix
     from adbench.results import record
+    from adbench.weights.networks import lookup
 
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
     judging |= {"aa_search": "fast"} if fast_aa else {}
@@ -324,7 +326,7 @@ def eval_(
     make_writable(results)
     with Display(console(), 1) as display:
         runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(threads=threads), display)
-    path = cell.record_path(results)
+    path = layout.record_path(cell, results)
     found = record.read(path)
     for name, metric in found["metrics"].items():
         low, high = metric["ci_test"]

@@ -10,6 +10,7 @@ import click
 
 from adbench.cli.matrix import Asked, matrix_options
 from adbench.cli.options import FilePath, data_dir_option
+from adbench.results import layout
 
 
 @click.command()
@@ -94,6 +95,6 @@ def export(record_path: Path, out: Path, name: str | None, checkpoint: Path | No
     from adbench.results import record
     from adbench.weights import export
 
-    path = record_path / record.FILE if record_path.is_dir() else record_path
+    path = record_path / layout.RECORD if record_path.is_dir() else record_path
     for line in export.export(record.read(path), out, data_dir, name=name, file=checkpoint):
         click.echo(line)

@@ -23,8 +23,6 @@ from adbench.errors import UserError
 from adbench.models.verdict import Verdict
 from adbench.system import files
 
-FOLDER = "adversarial"
-
 # What float32 leaves open: a margin below this share of the gap to the third logit can fall on either side of zero on
 # another processor or in another batch, and one below this share of the two logits themselves is lost in their digits.
 # A logit that has no part in the margin has no part in this either.

@@ -20,10 +20,8 @@ from adbench.data import Dataset
 from adbench.evaluation import adversarial
 from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.experiment.cell import safe
+from adbench.results import layout
 from adbench.system import files
-
-PARTIAL = "partial-*.npz"
-"""The files of an unfinished evaluation, which its record replaces."""
 
 
 def save(folder: Path, name: str, outcome: Outcome, evaluator: Evaluator, dataset: Dataset, weights: str) -> None:
@@ -49,7 +47,7 @@ def save(folder: Path, name: str, outcome: Outcome, evaluator: Evaluator, datase
     }
     # The zip's own checksums leave out names, lengths and more of its directory.
     arrays["meta"] = np.array(json.dumps({**meta, "sha256": _digest(arrays, meta)}))
-    files.write_npz(folder / PARTIAL.replace("*", files.content_id(name)[:12]), arrays)
+    files.write_npz(folder / layout.PARTIAL.format(files.content_id(name)[:12]), arrays)
 
 
 def _digest(arrays: Mapping[str, Any], meta: dict[str, Any]) -> str:
@@ -64,7 +62,7 @@ def _digest(arrays: Mapping[str, Any], meta: dict[str, Any]) -> str:
 def load(folder: Path, weights: str) -> dict[str, Outcome]:
     """The outcomes that an interrupted evaluation of the same weights left behind, by name; damaged ones are not."""
     found = {}
-    for path in sorted(folder.glob(PARTIAL)):
+    for path in sorted(folder.glob(layout.PARTIAL.format("*"))):
         # Whatever a damaged zip makes numpy do, the attack is run again: no kind of error is left out.
         with suppress(Exception), np.load(io.BytesIO(files.content(path)), allow_pickle=False) as content:
             arrays = {key: content[key] for key in content if key != "meta"}
@@ -111,7 +109,7 @@ def _store(
         radius(name, dataset.threat.eps),
         lambda x: adversarial.verdicts(evaluator.logits(x.to(device)), evaluator.y[:n]),
     )
-    file = f"{adversarial.FOLDER}/{safe(name)}-{files.content_id(name)[:8]}.npz"
+    file = f"{layout.ADVERSARIAL}/{safe(name)}-{files.content_id(name)[:8]}.npz"
     files.write_npz(folder / file, arrays)
     return {"file": file, "sha256": files.sha256(folder / file)}
 
@@ -120,5 +118,5 @@ def _whole(folder: Path, stored: dict[str, str] | None) -> bool:
     """Whether the adversarial examples of an outcome are still what was written, if they were kept at all."""
     if stored is None:
         return True
-    file = folder / adversarial.FOLDER / Path(stored["file"]).name
+    file = folder / layout.ADVERSARIAL / Path(stored["file"]).name
     return file.is_file() and files.sha256(file) == stored["sha256"]

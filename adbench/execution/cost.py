@@ -16,14 +16,14 @@ import torch
 from adbench.attacks import autoattack
 from adbench.attacks.named import gradient_attack
 from adbench.evaluation import masking
-from adbench.execution.execute import cell_dataset, network_for
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.losses import cross_entropy
 from adbench.models.flops import matrix_rate, multiply_adds_of
+from adbench.results import layout
 from adbench.training.configured import configured, passes
 from adbench.training.method import Passes
-from adbench.training.trainer import LOG
+from adbench.weights.networks import cell_dataset, initial
 
 # Standard AutoAttack on an image that survives: 100 + 9 x 100 APGD steps, 9 x 100 FAB steps of about one and a half
 # passes each, 5,000 queries of Square. An image that falls costs a small part of it.
@@ -78,8 +78,8 @@ class Estimator:
         return self._speeds[key]
 
     def _probe(self, cell: Cell, search: str) -> Speed:
-        dataset, device = cell_dataset(cell, self.place), self.place.torch_device
-        network = network_for(cell, dataset).to(device).eval()
+        dataset, device = cell_dataset(cell, self.place.data_dir), self.place.torch_device
+        network = initial(cell, dataset).to(device).eval()
         x = torch.rand((min(64, cell.train.batch_size), *dataset.image_shape), device=device)
         model = autoattack.searching(network, search) if search else network
         y = torch.zeros(len(x), dtype=torch.long, device=device)
@@ -117,7 +117,7 @@ class Estimator:
         training, evaluation = whole
         if state in ("done", "evaluate"):
             return evaluation
-        log = cell.folder(self.place.results) / LOG
+        log = cell.folder(self.place.results) / layout.LOG
         begun = log.read_text(encoding="utf-8").count("\n") if state == "continue" and log.is_file() else 0
         return training * (1 - begun / cell.train.epochs) + evaluation
 
@@ -128,7 +128,7 @@ class Estimator:
         if cost is None:
             return Cost(None, 0.0, 0.0, left, whole)
         each = self._multiply_adds(cell, cost)
-        total = each * len(cell_dataset(cell, self.place).train) * cell.train.epochs
+        total = each * len(cell_dataset(cell, self.place.data_dir).train) * cell.train.epochs
         rate = matrix_rate(self.place.torch_device, torch.float32)
         return Cost(cost, each, total / rate, left, whole)
 
@@ -139,7 +139,7 @@ class Estimator:
 
     def _multiply_adds(self, cell: Cell, cost: Passes) -> float:
         """Of one training image in one epoch."""
-        dataset = cell_dataset(cell, self.place)
+        dataset = cell_dataset(cell, self.place.data_dir)
 
         def of(one: Cell | None) -> int:
             return multiply_adds_of(one.architecture, dataset.classes, dataset.image_shape) if one else 0
@@ -152,7 +152,7 @@ class Estimator:
         return student * of(cell) + teacher * of(cell.teacher) + cost.natural_forward * of(cell.natural)
 
     def _training(self, cell: Cell) -> float:
-        dataset, cost = cell_dataset(cell, self.place), self._passes(cell)
+        dataset, cost = cell_dataset(cell, self.place.data_dir), self._passes(cell)
         assert cost is not None
         student = self.of(cell)
         # A method's own network is taken to be about the student's size.
@@ -166,7 +166,7 @@ class Estimator:
         return cell.train.epochs * (image * len(dataset.train) + validation / cell.train.val_every)
 
     def _evaluation(self, cell: Cell) -> float:
-        dataset = cell_dataset(cell, self.place)
+        dataset = cell_dataset(cell, self.place.data_dir)
         n, speed = len(dataset.test), self.of(cell)
         total = 0.0
         for name in cell.evaluation.attacks:

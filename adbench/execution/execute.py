@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,99 +19,39 @@ import torch
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
-from adbench.data import Dataset, Threat, load, parse_fraction
+from adbench.data import Dataset, Threat, parse_fraction
 from adbench.errors import UserError, located
 from adbench.evaluation import masking, outcome_files
 from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
-from adbench.execution.expand import Lookup
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
-from adbench.experiment.config import Evaluation, Experiment, Train
+from adbench.experiment.config import Evaluation, Train
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
-from adbench.models import Network, build, count_parameters
+from adbench.models import Network, count_parameters
 from adbench.models.precision import multiplies_bfloat16
 from adbench.registry import METHODS
-from adbench.results import record
+from adbench.results import layout, record, summary
 from adbench.results.provenance import now, provenance
-from adbench.seeding import derive
+from adbench.results.summary import Summary
 from adbench.system import files, locks, signals
 from adbench.training import resume, trainer
 from adbench.training.configured import configured, passes
 from adbench.training.distributed import Parted
 from adbench.training.method import Ball, Need
-from adbench.weights import checkpoint, robustbench
-from adbench.weights.teacher_file import teacher_file
+from adbench.weights import checkpoint
+from adbench.weights.networks import cell_dataset, cell_network, initial
 
 Report = Callable[[dict[str, Any]], None]
 
 
-@lru_cache(maxsize=4)
-def _dataset(name: str, data_dir: Path, train: int | None, val: int | None, test: int | None) -> Dataset:
-    return load(name, data_dir, train_images=train, val_images=val, test_images=test)
-
-
-def lookup(data_dir: Path) -> Lookup:
-    """How a matrix gets at its datasets."""
-
-    def dataset_of(name: str, experiment: Experiment) -> Dataset:
-        data = experiment.data
-        return _dataset(name, data_dir, data.train_images, data.val_images, experiment.evaluation.images)
-
-    return dataset_of
-
-
-def cell_dataset(cell: Cell, place: Place) -> Dataset:
-    """The cell's data with the cell's threat model. Raises UserError where it is not the data that was planned with."""
-    dataset = _dataset(
-        cell.dataset, place.data_dir, cell.data.train_images, cell.data.val_images, cell.evaluation.images
-    )
-    if dataset.fingerprint != cell.fingerprint:
-        raise UserError(f"the content of dataset '{cell.dataset}' changed during the run; run the same command again")
-    assert cell.threat.eps is not None
-    assert cell.threat.step is not None
-    threat = Threat(eps=parse_fraction(cell.threat.eps), step=parse_fraction(cell.threat.step))
-    return replace(dataset, threat=threat)
-
-
-def network_for(cell: Cell, dataset: Dataset) -> Network:
-    """The cell's architecture for its data, initialised from the cell's seed alone."""
-    torch.manual_seed(derive(cell.seed, "init"))
-    mean = cell.spec.mean if cell.spec else None
-    std = cell.spec.std if cell.spec else None
-    return build(cell.architecture, classes=dataset.classes, channels=dataset.image_shape[0], mean=mean, std=std)
-
-
-def weights_of(cell: Cell, place: Place, dataset: Dataset, which: str) -> Network:
-    """The cell's finished network on the CPU: trained here (`which`: best or last), from a file, or RobustBench.
-
-    Raises UserError where that cannot be had, and for weights in a training's folder that are not that training's.
-    """
-    source = cell.spec.source if cell.spec else None
-    if isinstance(source, RobustBench):
-        return robustbench.load(source.id, cell.dataset, cache_dir=place.data_dir / "robustbench")
-    network = network_for(cell, dataset)
-    if isinstance(source, LocalFile):
-        checkpoint.load(network, source.path, sha256=source.sha256, key=source.key)
-        trainer.check_weights(source.path, checkpoint.weights_sha256(network))
-    elif isinstance(source, Download) and cell.spec:
-        path = teacher_file(cell.spec, cell.dataset, place.data_dir)
-        # RobustBench's own loader takes this mapping where there is one.
-        checkpoint.load(network, path, key=source.key, prefer="state_dict" if source.id else None)
-    else:
-        path = cell.folder(place.results) / (trainer.BEST if which == "best" else trainer.LAST)
-        checkpoint.load(network, path)
-        trainer.check_weights(path, checkpoint.weights_sha256(network))
-    return network
-
-
 def teacher_network(cell: Cell, place: Place, dataset: Dataset) -> Network:
     """A required teacher's network, on the device. Raises UserError when that teacher failed."""
-    path = cell.record_path(place.results)
+    path = layout.record_path(cell, place.results)
     if path.is_file() and not record.damage(path):
         found = record.read(path)
         if not found.done and found["error"]["phase"] != "evaluate":
             raise UserError(f"teacher '{cell.name}' failed: {found['error']['message']}")
-    return weights_of(cell, place, dataset, "best").to(place.torch_device)
+    return cell_network(cell, dataset, place.results, place.data_dir).to(place.torch_device)
 
 
 def check(cell: Cell, place: Place, fetch: bool = True) -> None:
@@ -120,7 +59,7 @@ def check(cell: Cell, place: Place, fetch: bool = True) -> None:
 
     fetch: weights that are not here are downloaded to be looked at; else they are taken to be right.
     """
-    dataset = cell_dataset(cell, place)
+    dataset = cell_dataset(cell, place.data_dir)
     attacks, transferred = cell.evaluation.attacks, cell.evaluation.transfer_attacks
     if set(transferred) & set(autoattack.VERSIONS):
         raise UserError("AutoAttack is not transferred; eval.transfer_attacks takes fgsm, pgdK and cw")
@@ -128,7 +67,7 @@ def check(cell: Cell, place: Place, fetch: bool = True) -> None:
         if name not in autoattack.VERSIONS:
             gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
     if cell.method is None and (fetch or _is_here(cell, place)):
-        weights_of(cell, place, dataset, "best")
+        cell_network(cell, dataset, place.results, place.data_dir)
 
 
 def _is_here(cell: Cell, place: Place) -> bool:
@@ -152,7 +91,7 @@ class _Run:
     timing: dict[str, float] = field(default_factory=dict)
     model: dict[str, Any] | None = None
     teachers: dict[str, Any] = field(default_factory=lambda: {"robust": None, "natural": None})
-    summary: trainer.Summary | None = None
+    summary: Summary | None = None
     dataset: Dataset | None = None
     masking: dict[str, Any] | None = None
 
@@ -172,7 +111,7 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any] | None:
     A failure becomes a record with status "failed" and the traceback beside it, never an exception; only
     interruption from outside, and a disk on which not even that can be written, get through.
     """
-    path = cell.record_path(place.results)
+    path = layout.record_path(cell, place.results)
     with locks.attempt(cell.folder(place.results)) as held:
         if not held:
             return None
@@ -191,7 +130,7 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any] | None:
 
 def record_failure(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
     """Record that the cell's worker failed, in its place, and return the record; None as `execute` does."""
-    path = cell.record_path(place.results)
+    path = layout.record_path(cell, place.results)
     with locks.attempt(cell.folder(place.results)) as held:
         if not held:
             return None
@@ -205,7 +144,7 @@ def record_failure(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
 
 def _tidy(folder: Path, judged: Path) -> None:
     """Remove a finished cell's partial outcomes, and what processes killed while writing left of their files."""
-    for passing in (judged / "traceback.txt", *judged.glob(outcome_files.PARTIAL), *folder.rglob(".*.tmp")):
+    for passing in (judged / layout.TRACEBACK, *judged.glob(layout.PARTIAL.format("*")), *folder.rglob(".*.tmp")):
         passing.unlink(missing_ok=True)
 
 
@@ -220,10 +159,10 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
         signals.follow()  # whoever is asked to end records no failure, which the interruption may have caused
         message = str(error) if isinstance(error, UserError) else located(error)
         failure = {"phase": run.phase, "type": type(error).__name__, "message": message}
-        files.write_text(path.parent / "traceback.txt", traceback.format_exc())
+        files.write_text(path.parent / layout.TRACEBACK, traceback.format_exc())
         data = _record(run, started, {}, None, failure)
     else:
-        data = _record(run, started, outcomes, path.parent / record.OUTCOMES, None)
+        data = _record(run, started, outcomes, path.parent / layout.OUTCOMES, None)
     record.write(path, data)
     return data
 
@@ -231,7 +170,7 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
 def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
     cell, place = run.cell, run.place
     with run.during("prepare"):
-        dataset = run.dataset = cell_dataset(cell, place)
+        dataset = run.dataset = cell_dataset(cell, place.data_dir)
     if cell.method is not None:
         with run.during("train"):
             run.summary = _train(run, dataset)
@@ -239,7 +178,7 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
         run.timing["train"] = run.summary.seconds
     with run.during("evaluate"):
         which = cell.evaluation.checkpoint
-        network = weights_of(cell, place, dataset, which)
+        network = cell_network(cell, dataset, place.results, place.data_dir, which)
         run.model = _network_entry(cell, network, which, place)
         step = cell.evaluation.step
         evaluator = Evaluator(
@@ -255,7 +194,7 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
             keep=cell.evaluation.keep_adversarial,
         )
         outcomes = _evaluate(run, dataset, evaluator, folder)
-        outcome_files.write_table(folder / record.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
+        outcome_files.write_table(folder / layout.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
     return outcomes
 
 
@@ -279,19 +218,19 @@ def _network_entry(cell: Cell, network: Network, which: str, place: Place) -> di
     }
 
 
-def _train(run: _Run, dataset: Dataset) -> trainer.Summary:
+def _train(run: _Run, dataset: Dataset) -> Summary:
     cell, place = run.cell, run.place
     folder = cell.folder(place.results)
     assert cell.method is not None
     needed = _teachers(cell, place, dataset)
     for need, teacher in _needed(cell).items():
         run.teachers[KEYS[need]] = _network_entry(teacher, needed[need], "best", place)
-    done = trainer.finished(folder)
+    done = summary.finished(folder)
     if done:
         resume.clear(folder)  # left by a process killed between its last two deeds
         return done
     _check_source(cell)
-    files.write_json(folder / "cell.json", cell.training)
+    files.write_json(folder / layout.CONFIGURATION, cell.training)
     place.ranks.lead(cell)
     with place.ranks.together():
         training = _trainer(cell, place, dataset, needed)
@@ -306,7 +245,7 @@ def assist(cell: Cell, place: Place) -> None:
     """Take part in a training that the first rank leads, and that alone tells what came of it."""
     with suppress(Exception):  # it has been told, and raises too
         with place.ranks.together():
-            dataset = cell_dataset(cell, place)
+            dataset = cell_dataset(cell, place.data_dir)
             _check_source(cell)
             training = _trainer(cell, place, dataset, _teachers(cell, place, dataset))
         training.run(on_epoch=lambda _: None, on_batch=lambda *_: None)
@@ -329,7 +268,7 @@ def _trainer(cell: Cell, place: Place, dataset: Dataset, teachers: dict[Need, Ne
     assert cell.method is not None
     return trainer.Trainer(
         method=configured(cell.method, cell.hyper),
-        student=network_for(cell, dataset),
+        student=initial(cell, dataset),
         teachers=teachers,
         dataset=dataset,
         attack=_training_attack(cell.train, dataset.threat),
@@ -397,8 +336,8 @@ def _record(
     training, device = None, run.place.describe()
     if run.summary:
         device = device if run.summary.devices == 1 else f"{run.summary.devices} x {device}"
-        training = {**run.summary.__dict__, "log": f"../{trainer.LOG}", **_passes(cell)}
-        if (log := cell.folder(run.place.results) / trainer.LOG).is_file():
+        training = {**run.summary.__dict__, "log": f"../{layout.LOG}", **_passes(cell)}
+        if (log := cell.folder(run.place.results) / layout.LOG).is_file():
             training["log_sha256"] = files.sha256(log)
     return {
         "schema_version": record.SCHEMA_VERSION,

@@ -12,7 +12,7 @@ from torchvision import datasets
 from adbench.data import cifar
 from adbench.data.own import read_npz
 from adbench.errors import UserError
-from adbench.execution.execute import check, lookup
+from adbench.execution.execute import check
 from adbench.execution.expand import expand
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
@@ -20,6 +20,7 @@ from adbench.experiment.config import Experiment
 from adbench.experiment.teacher import Download, Trained, file_of, wanted
 from adbench.system import download, files
 from adbench.system.download import Progress
+from adbench.weights.networks import lookup
 from adbench.weights.teacher_file import teacher_file
 
 

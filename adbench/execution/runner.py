@@ -21,10 +21,9 @@ from adbench.execution.execute import record_failure
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell, Matrix
 from adbench.registry import METHODS
-from adbench.results import record
+from adbench.results import layout, record
 from adbench.system import locks, signals
 from adbench.system.machine import cores
-from adbench.training import trainer
 from adbench.training.distributed import local_size
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
@@ -37,13 +36,13 @@ LOOK_AGAIN = 1.0
 
 def status(cell: Cell, results: Path) -> str:
     """What a run would do with the cell: "done", "evaluate" (weights are there), "continue", "retry" or "new"."""
-    path = cell.record_path(results)
+    path = layout.record_path(cell, results)
     if record.finished(path):
         return "done"
     folder = cell.folder(results)
-    if cell.method is None or (folder / trainer.SUMMARY).is_file():
+    if cell.method is None or (folder / layout.SUMMARY).is_file():
         return "evaluate"
-    if (folder / trainer.RESUME).is_file():
+    if any((folder / name).is_file() for name in layout.STATES):
         return "continue"
     return "retry" if path.is_file() else "new"
 
@@ -135,7 +134,7 @@ class _Schedule:
         self.ended: dict[str, dict[str, Any]] = {}
         self.deaths = dict.fromkeys(self.cells, 0)
         self.retry_at: dict[str, float] = {}  # cells that another process has, and when to look again
-        self.before = {cell.id: _written(cell.record_path(place.results)) for cell in cells}
+        self.before = {cell.id: _written(layout.record_path(cell, place.results)) for cell in cells}
 
     def run_all(self, engine: Engine) -> dict[str, dict[str, Any]]:
         """Run every cell to its end; returns their records."""
@@ -162,7 +161,7 @@ class _Schedule:
         if locks.holder(cell.folder(self.place.results)):
             self.retry_at[cell.id] = time.monotonic() + LOOK_AGAIN
             return False
-        path = cell.record_path(self.place.results)
+        path = layout.record_path(cell, self.place.results)
         if _written(path) != self.before[cell.id] and not record.damage(path):
             # Failures of another run count as well: each of ten runs would fail in the same way.
             self._end(cell, record.read(path).data)

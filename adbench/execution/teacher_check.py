@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from adbench.errors import UserError
 from adbench.execution import runner
-from adbench.execution.execute import check, lookup
+from adbench.execution.execute import check
 from adbench.execution.expand import teacher_cell
 from adbench.execution.place import Place
 from adbench.execution.runner import OnEvent
 from adbench.experiment import teacher
 from adbench.experiment.cell import Matrix
 from adbench.experiment.config import DEFAULT_PRESETS, experiment, merged, read_preset
-from adbench.results import record
+from adbench.results import layout, record
 from adbench.results.stats import wilson
+from adbench.weights.networks import lookup
 
 CLAIMS = ("clean", "pgd20", "aa")
 
@@ -41,7 +42,7 @@ def verify_teacher(
     cell = teacher_cell(experiment(merged(preset, {"eval": judging})), data, spec, lookup(place.data_dir))
     check(cell, place)
     runner.run(runner.plan(Matrix((cell,), ()), place.results), place, where, on_event)
-    found = record.read(cell.record_path(place.results))
+    found = record.read(layout.record_path(cell, place.results))
     if not found.done:
         raise UserError(f"teacher '{spec.name}' failed in {found['error']['phase']}: {found['error']['message']}")
     lines, agrees = [], True

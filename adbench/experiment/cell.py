@@ -136,10 +136,6 @@ class Cell:
         pair = f"{safe(self.teacher_name or 'none')}__{safe(self.architecture)}"
         return results / dataset / safe(self.name) / pair / f"s{self.seed}-{self.train_id[:8]}"
 
-    def record_path(self, results: Path) -> Path:
-        """Where its record lies."""
-        return self.folder(results) / f"eval-{self.eval_id[:8]}" / "record.json"
-
     def required(self) -> list[Cell]:
         """The cells that must be finished before this one can start."""
         return [cell for cell in (self.teacher, self.natural, *self.proxies) if cell is not None]

@@ -7,7 +7,7 @@ A teacher is named in one of four ways, wherever a teacher is asked for:
                                 the file the one whose names begin with 'ema.'
     robustbench:MODEL_ID        a model of RobustBench: one of `teachers/robustbench.toml`, else by way of RobustBench's
                                 own package (the extra `robustbench`)
-Nothing here imports torch; `adbench.execution.execute.weights_of` turns a teacher into a network.
+Nothing here imports torch; `adbench.weights.networks` turns a teacher into a network.
 """
 
 from __future__ import annotations

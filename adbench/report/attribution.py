@@ -19,7 +19,6 @@ from adbench.report.plot import NARROWEST, Plot
 from adbench.report.view import View
 from adbench.results.analyses import Analysis
 from adbench.results.document import beside
-from adbench.results.networks import shown
 from adbench.results.runs import slug
 from adbench.system.files import sha256
 
@@ -36,7 +35,7 @@ def contents(view: View) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
     """A table and a figure of every teacher and its students, where all these networks are in the report."""
     tables, plots = [], []
     seen: set[str] = set()
-    for one, names in shown(view, "cam"):
+    for one, names in view.analyses("cam"):
         label = slug("attribution", one["dataset"], names[0])
         if label in seen:
             label = slug("attribution", one["dataset"], names[0], one["id"][:8])

@@ -19,7 +19,6 @@ from adbench.report.model import Cell, Column, Row, Table, about
 from adbench.report.plot import NARROWEST, Plot
 from adbench.report.view import View
 from adbench.results.analyses import Analysis
-from adbench.results.networks import shown
 from adbench.results.runs import slug
 from adbench.results.setting import size
 
@@ -30,7 +29,7 @@ _CELL, _GAP = 0.5, 0.08  # inches
 
 def contents(view: View) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
     """A table and a figure of every matrix whose networks are all in the report."""
-    found = shown(view, "cross")
+    found = view.analyses("cross")
     several: dict[str, int] = {}
     tables, plots = [], []
     for one, names in found:

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from adbench.errors import unknown
+from adbench.results import analyses, networks
+from adbench.results.analyses import Analysis
 from adbench.results.record import Record
 from adbench.results.runs import CI, Run, attacks_of, proxy_and_attack
 
@@ -49,6 +51,22 @@ class View:
         keys = {key for run in runs for r in run.done for key in r["metrics"] if key.startswith("transfer:")}
         pairs = map(proxy_and_attack, keys)
         return [pair for pair in pairs if not self.columns or pair[1] in self.columns]
+
+    def analyses(self, kind: str) -> list[tuple[Analysis, list[str]]]:
+        """The analyses of a kind to show, with their networks' names in the report.
+
+        Those whose networks are all in the report, the latest of equal or fewer networks.
+        """
+        written = analyses.latest(analyses.read_all(self.results, kind, self.left_out))
+        # Records need not be grouped where there is nothing to find in them.
+        groups = {(g.fingerprint, g.setting): g for g in (networks.groups(self.records) if written else ())}
+        named = []
+        for one in written:
+            group = groups.get((one["data"]["fingerprint"], networks.Setting(**one["setting"])))
+            there = {network.weights: network for network in (group.networks if group else ())}
+            if all(network["weights_sha256"] in there for network in one["networks"]):
+                named.append((one, networks.names([there[network["weights_sha256"]] for network in one["networks"]])))
+        return named
 
     @cached_property
     def names(self) -> dict[int, str]:

@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.results.record import FILE
+from adbench.results import layout
 from adbench.system.files import below
 
 SECONDS = 5.0
 """Between two looks at the folder."""
-
-_ANALYSES = ("cross.json", "cam.json")
 
 State = dict[Path, tuple[int, int]]
 
@@ -40,7 +38,7 @@ def lines(results: Path, write: Callable[[], str], pause: Callable[[float], None
 def _state(results: Path) -> State:
     """What the report is made of, and when it was last changed: changed content has another time or size."""
     found = {}
-    for name in (FILE, *_ANALYSES):
+    for name in (layout.RECORD, *(f"{kind}.json" for kind in layout.ANALYSES)):
         for path in below(results, name):
             try:
                 stat = path.stat()

@@ -20,15 +20,10 @@ from typing import Any
 
 from adbench.errors import UserError
 from adbench.experiment.cell import safe
-from adbench.results import analyses, plans, record
+from adbench.results import analyses, layout, plans, record
 from adbench.results.diff import edited
-from adbench.results.plans import FOLDER as PLANS
 from adbench.results.record import Record
-from adbench.results.status import CONFIGURATION, LOG, SUMMARY, UNDER_WAY
 from adbench.system import files, locks
-
-WEIGHTS = ("last.safetensors", "best.safetensors")
-ANALYSES = ("cross.json", "cam.json")
 
 
 @dataclass(frozen=True)
@@ -78,8 +73,8 @@ def _folder(source: Path, into: Path) -> Iterator[Outcome]:
     tree = dict(files.walk(source, linked=False, left_out=left_out.__setitem__))
     for said in left_out.values():
         yield Outcome("left out", said, wrong=True)
-    judged = {folder.parent for folder in tree if folder.name.startswith("eval-")}
-    cells = judged | {folder for folder, names in tree.items() if CONFIGURATION in names}
+    judged = {folder.parent for folder in tree if layout.is_evaluation(folder.name)}
+    cells = judged | {folder for folder, names in tree.items() if layout.CONFIGURATION in names}
     incomplete = _incomplete(left_out)
     for cell in sorted(cells - incomplete):
         try:
@@ -88,21 +83,21 @@ def _folder(source: Path, into: Path) -> Iterator[Outcome]:
             name = error.filename or cell
             yield Outcome("left out", f"'{name}' cannot be read ({error.strerror}); left out", wrong=True)
     for folder, names in sorted(tree.items()):
-        for name in ANALYSES:
+        for name in (f"{kind}.json" for kind in layout.ANALYSES):
             if name in names and not (into / (inside := folder.relative_to(source)) / name).exists():
                 yield _analysis(folder / name, into / inside, into)
-    for name in matching(sorted(tree.get(source / PLANS, ())), "*.json"):
-        yield from _plan(source / PLANS / name, into)
+    for name in matching(sorted(tree.get(source / layout.PLANS, ())), "*.json"):
+        yield from _plan(source / layout.PLANS / name, into)
 
 
 def _incomplete(left_out: Iterable[Path]) -> set[Path]:
     """Evaluations of which a part was left out, and cells whose training was: half of one is nothing to take."""
     found = set()
     for path in left_out:
-        judged = next((folder for folder in (path, *path.parents) if folder.name.startswith("eval-")), None)
+        judged = next((folder for folder in (path, *path.parents) if layout.is_evaluation(folder.name)), None)
         if judged:
             found.add(judged)
-        elif path.name in (*WEIGHTS, *UNDER_WAY, LOG, SUMMARY, CONFIGURATION):
+        elif path.name in layout.TRAINING:
             found.add(path.parent)
     return found
 
@@ -119,7 +114,7 @@ def _analysis(path: Path, target: Path, into: Path) -> Outcome:
 
 
 def _plan(path: Path, into: Path) -> Iterator[Outcome]:
-    target = into / PLANS / path.name
+    target = into / layout.PLANS / path.name
     if target.exists():
         return
     try:
@@ -164,8 +159,8 @@ def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterat
         if not held or locks.holder(cell):
             yield Outcome("in use", f"{inside}: a run works on it; merge again when it is done", wrong=True)
             return
-        apart = [name for name in WEIGHTS if _differ(cell / name, target / name)]
-        if (cell / SUMMARY).is_file() and (target / SUMMARY).is_file() and apart:
+        apart = [name for name in layout.WEIGHTS.values() if _differ(cell / name, target / name)]
+        if (cell / layout.SUMMARY).is_file() and (target / layout.SUMMARY).is_file() and apart:
             kept = _keep(source, cell, into)
             yield Outcome(
                 "conflicts", f"{inside}: conflict, {' and '.join(apart)} differ; theirs is in {kept}", wrong=True
@@ -176,7 +171,7 @@ def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterat
             if judged not in incomplete:
                 outcome = _evaluation(source, judged, into)
                 yield outcome
-                if outcome.what == "taken" and _edited(judged / record.FILE):
+                if outcome.what == "taken" and _edited(judged / layout.RECORD):
                     yield Outcome("made with other code than is installed here")
 
 
@@ -187,25 +182,25 @@ def _edited(path: Path) -> list[str]:
 
 def _evaluations(cell: Path) -> list[Path]:
     tree = files.walk(cell, linked=False, left_out=_unheard)
-    return sorted(folder for folder, _ in tree if folder.parent == cell and folder.name.startswith("eval-"))
+    return sorted(folder for folder, _ in tree if folder.parent == cell and layout.is_evaluation(folder.name))
 
 
 def _training(cell: Path, target: Path) -> None:
     """Take weights and log, or the state of a training under way, unless there is as much already."""
-    if (target / SUMMARY).is_file():
+    if (target / layout.SUMMARY).is_file():
         return
-    finished = (cell / SUMMARY).is_file()
-    if finished or not any((target / name).is_file() for name in UNDER_WAY):
-        _take(cell, target, last=(*UNDER_WAY, SUMMARY))
+    finished = (cell / layout.SUMMARY).is_file()
+    if finished or not any((target / name).is_file() for name in layout.STATES):
+        _take(cell, target, last=(*layout.STATES, layout.SUMMARY))
     if finished:
-        for name in UNDER_WAY:
+        for name in layout.STATES:
             (target / name).unlink(missing_ok=True)
 
 
 def _evaluation(source: Path, judged: Path, into: Path) -> Outcome:
     inside = judged.relative_to(source)
     target = into / inside
-    theirs, ours = judged / record.FILE, target / record.FILE
+    theirs, ours = judged / layout.RECORD, target / layout.RECORD
     try:
         said = record.damage(theirs)
     except UserError as error:  # of another version
@@ -227,9 +222,9 @@ def _evaluation(source: Path, judged: Path, into: Path) -> Outcome:
         kept = _keep(source, judged.parent, into)
         return Outcome("conflicts", f"{inside}: conflict, {'; '.join(apart)}; theirs is in {kept}", wrong=True)
     if found.done or not ours.is_file():
-        _take(judged, target, last=(record.FILE,))
+        _take(judged, target, last=(layout.RECORD,))
         if found.done:
-            (target / "traceback.txt").unlink(missing_ok=True)
+            (target / layout.TRACEBACK).unlink(missing_ok=True)
             return Outcome("taken")
     return Outcome("failed")
 
@@ -266,9 +261,9 @@ def _keep(source: Path, cell: Path, into: Path) -> Path:
         if all(not _differ(path, target / path.relative_to(cell)) for path in _regular(cell)):
             break
         number += 1  # something else of the same name is kept there already
-    _take(cell, target, last=(*UNDER_WAY, SUMMARY))
+    _take(cell, target, last=(*layout.STATES, layout.SUMMARY))
     for judged in _evaluations(cell):
-        _take(judged, target / judged.name, last=(record.FILE,))
+        _take(judged, target / judged.name, last=(layout.RECORD,))
     return root
 
 
@@ -277,7 +272,7 @@ def _take(folder: Path, target: Path, last: tuple[str, ...] = ()) -> None:
     order = sorted(_regular(folder), key=lambda path: (last.index(path.name) + 1 if path.name in last else 0, path))
     for path in order:
         inside = path.relative_to(folder)
-        if inside.parts[0].startswith("eval-") or not _differ(path, target / inside, missing=True):
+        if layout.is_evaluation(inside.parts[0]) or not _differ(path, target / inside, missing=True):
             continue
         files.write_atomic(target / inside, lambda temporary, path=path: _copy(path, temporary))  # type: ignore[misc]
 

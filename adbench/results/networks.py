@@ -1,7 +1,6 @@
 """The finished networks of a results folder: those judged alike together, each once, named as the tables name them.
 
-What `adbench cross` and `adbench cam` compute on, and how their results find the report's records again. Needs no
-torch.
+What `adbench cross` and `adbench cam` compute on.
 """
 
 from __future__ import annotations
@@ -13,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import Nothing, UserError, unknown
-from adbench.report.view import View
-from adbench.results import analyses
-from adbench.results.analyses import Analysis
 from adbench.results.record import Record, read_all
 from adbench.results.runs import collect, natural
 from adbench.results.teachers import fullness, named_apart
@@ -197,20 +193,3 @@ def names(networks: Sequence[Finished]) -> list[str]:
         f"{text} #{network.weights[:6]}" if found.count(text) > 1 else text
         for text, network in zip(found, networks, strict=True)
     ]
-
-
-def shown(view: View, kind: str) -> list[tuple[Analysis, list[str]]]:
-    """The analyses of a kind to print, with their networks' names in the report.
-
-    Those whose networks are all in the report, the latest of equal or fewer networks.
-    """
-    written = analyses.latest(analyses.read_all(view.results, kind, view.left_out))
-    # Records need not be grouped where there is nothing to find in them.
-    by_setting = {(g.fingerprint, g.setting): g for g in (groups(view.records) if written else ())}
-    found = []
-    for one in written:
-        group = by_setting.get((one["data"]["fingerprint"], Setting(**one["setting"])))
-        there = {network.weights: network for network in (group.networks if group else ())}
-        if all(network["weights_sha256"] in there for network in one["networks"]):
-            found.append((one, names([there[network["weights_sha256"]] for network in one["networks"]])))
-    return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from adbench import REVISION, __version__
 from adbench.errors import UserError
 from adbench.registry import METHODS
-from adbench.results import document
+from adbench.results import document, layout
 from adbench.results.provenance import now
 from adbench.system import files
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from adbench.experiment.cell import Cell, Matrix
     from adbench.experiment.config import Experiment
 
-FOLDER = "plans"
 SCHEMA_VERSION = 1
 
 
@@ -63,7 +62,7 @@ def write(
 def path_of(results: Path, matrix: Matrix) -> Path:
     """Where the plan of a matrix is."""
     identity = files.content_id(sorted(cell.id for cell in matrix.cells))[:16]
-    return results / FOLDER / f"{identity}.json"
+    return results / layout.PLANS / f"{identity}.json"
 
 
 def _entry(cell: Cell, results: Path, expected: tuple[float, float]) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def _entry(cell: Cell, results: Path, expected: tuple[float, float]) -> dict[str
         "teacher": cell.teacher_name,
         "seed": cell.seed,
         "epochs": cell.train.epochs if cell.method else 0,
-        "record": str(cell.record_path(results).relative_to(results)),
+        "record": str(layout.record_path(cell, results).relative_to(results)),
         "seconds": sum(expected),
         "evaluation_seconds": expected[1],
         "needs": [needed.id for needed in cell.required()],
@@ -148,6 +147,6 @@ def read(path: Path) -> Planned:
 
 def read_all(results: Path) -> list[Planned]:
     """The plans of a results folder, the latest first."""
-    folder = results / FOLDER
+    folder = results / layout.PLANS
     found = [read(folder / entry.name) for entry in files.entries(folder) if entry.name.endswith(".json")]
     return sorted(found, key=lambda plan: (plan["written"], plan["id"]), reverse=True)

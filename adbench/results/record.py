@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adbench.data.identity import is_path
 from adbench.errors import UserError
-from adbench.results import document
+from adbench.results import document, layout
 from adbench.system import files
 from adbench.system.files import below, sha256
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
-FILE = "record.json"
-OUTCOMES = "outcomes.parquet"
-LOGS = ("../log.jsonl", "log.jsonl")
 
 
 def schema() -> dict[str, Any]:
@@ -101,7 +98,7 @@ class Record(document.Document):
 
     @property
     def _file(self) -> Path:
-        return self.path.parent / OUTCOMES
+        return self.path.parent / layout.OUTCOMES
 
     def _outcomes(self) -> bytes:
         """The content of the outcomes' file, which has to be the one that the record was written with."""
@@ -128,7 +125,7 @@ class Record(document.Document):
         """
         training = self.data["training"]
         # The record comes from anywhere; its log is one of these two files and no other.
-        file = self.path.parent / training["log"] if training and training["log"] in LOGS else None
+        file = self.path.parent / training["log"] if training and training["log"] in layout.LOGS else None
         if file is None or not files.there(file):
             return []
         try:
@@ -207,7 +204,7 @@ def examined(path: Path) -> tuple[Record | None, str | None]:
     found = None
     try:
         found = read(path)
-        file = path.parent / OUTCOMES
+        file = path.parent / layout.OUTCOMES
         if found.done and found["outcomes"] is None:
             return found, f"'{path}' is done without outcomes"
         if found.done and sha256(file) != found["outcomes"]["sha256"]:
@@ -230,7 +227,7 @@ def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> 
     if not results.is_dir():
         raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
     found = []
-    for path in below(results, FILE):
+    for path in below(results, layout.RECORD):
         try:
             found.append(read(path))
         except UserError as error:

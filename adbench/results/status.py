@@ -11,7 +11,7 @@ from typing import Any
 
 from adbench import REVISION
 from adbench.errors import UserError
-from adbench.results import document, record
+from adbench.results import document, layout, record
 from adbench.results.diff import differences, edited
 from adbench.results.plans import Planned, expected
 from adbench.results.record import Record
@@ -21,9 +21,6 @@ STATES = ("done", "running", "failed", "damaged", "stale", "interrupted", "train
 """damaged: there is a result, but not the one that was written; a run judges it again. stale: there is a result, but
 with other settings, or with a source that has changed since. interrupted: training was begun, and nobody is at it.
 trained: only the evaluation is missing. waiting: for a teacher."""
-
-# Of the files that adbench.training.trainer writes, whose module imports torch.
-LOG, SUMMARY, UNDER_WAY, CONFIGURATION = "log.jsonl", "training.json", ("resume.pt", "resume-2.pt"), "cell.json"
 
 
 @dataclass(frozen=True)
@@ -84,10 +81,10 @@ class Matrix:
                 cell, "done", took=(found["timing"].get("train", 0.0), found["timing"].get("evaluate", 0.0))
             )
         folder = path.parent.parent
-        epochs = _epochs(folder / LOG)
+        epochs = _epochs(folder / layout.LOG)
         progress = f"epoch {epochs} of {cell['epochs']}" if cell["epochs"] else "evaluation"
         training, evaluation = expected(cell)
-        trained = (folder / SUMMARY).is_file() or not cell["epochs"]
+        trained = (folder / layout.SUMMARY).is_file() or not cell["epochs"]
         # How far an evaluation is, is not known from outside.
         todo = (0.0 if trained else training * (1 - min(1.0, epochs / cell["epochs"])), evaluation)
         if owner := locks.holder(folder):
@@ -96,9 +93,9 @@ class Matrix:
             return Standing(cell, "damaged", damage, todo)
         if found:
             return Standing(cell, "failed", f"{found['error']['phase']}: {found['error']['message']}", todo)
-        if (folder / SUMMARY).is_file():
+        if (folder / layout.SUMMARY).is_file():
             return Standing(cell, "trained", "trained, but not judged in this way", todo)
-        if any((folder / name).is_file() for name in UNDER_WAY):
+        if any((folder / name).is_file() for name in layout.STATES):
             return Standing(cell, "interrupted", f"{progress} done", todo)
         missing = [others[needed] for needed in cell["needs"] if others[needed].state != "done"]
         if missing:
@@ -131,7 +128,7 @@ class Matrix:
             for other in files.entries(own.parent):
                 named.setdefault(other.name.rpartition("-")[0], []).append(own.parent / other.name)
         alike = self._folders[own.parent].get(own.name.rpartition("-")[0], [])
-        return [one for one in alike if one != own and ((one / CONFIGURATION).is_file() or list(_records(one)))]
+        return [one for one in alike if one != own and ((one / layout.CONFIGURATION).is_file() or list(_records(one)))]
 
     def time_left(self) -> tuple[float, int, float]:
         """Expected wall seconds for the rest, with how many cells at a time, and the correction that went into it.
@@ -205,7 +202,7 @@ def why(matrix: Matrix, one: Standing) -> Iterator[str]:
         yield f"  {origin['command']}"
         if found["error"]:
             yield f"  failed in {found['error']['phase']}: {' '.join(found['error']['message'].split())}"
-            if (path.parent / "traceback.txt").is_file():
+            if (path.parent / layout.TRACEBACK).is_file():
                 yield f"  {path.parent / 'traceback.txt'}"
         return
     judged = [other for other in _records(folder) if other != path]
@@ -234,7 +231,7 @@ def _candidates(matrix: Matrix, cell: dict[str, Any]) -> Iterator[tuple[Path, li
     for folder in folders:
         if folder == own:
             continue
-        for path in [*_records(folder)][:1] or [folder / CONFIGURATION]:
+        for path in [*_records(folder)][:1] or [folder / layout.CONFIGURATION]:
             if path.is_file():
                 yield folder, _apart(matrix, cell, path)
 
@@ -242,7 +239,7 @@ def _candidates(matrix: Matrix, cell: dict[str, Any]) -> Iterator[tuple[Path, li
 def _apart(matrix: Matrix, cell: dict[str, Any], path: Path) -> list[str]:
     """What sets a planned cell apart from a record, or from the configuration of a training."""
     judged = None
-    if path.name == record.FILE:
+    if path.name == layout.RECORD:
         there, judged = record.read(path)["config"]["training"], record.read(path)["config"]["evaluation"]
     else:
         there = _configuration(path)
@@ -270,7 +267,7 @@ def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
             training: dict[str, Any] = cell["training"]
             return training
     for dataset in files.entries(matrix.results):
-        teachers = matrix.results / dataset.name / "teachers"
+        teachers = matrix.results / dataset.name / layout.TEACHERS
         for folder in files.entries(teachers):
             if folder.name.endswith(f"-{train_id[:8]}"):
                 for path in _records(teachers / folder.name):
@@ -281,8 +278,8 @@ def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
 
 def _records(folder: Path) -> Iterator[Path]:
     for entry in files.entries(folder):
-        path = folder / entry.name / record.FILE
-        if entry.name.startswith("eval-") and path.is_file():
+        path = folder / entry.name / layout.RECORD
+        if layout.is_evaluation(entry.name) and path.is_file():
             yield path
 
 

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adbench.results import layout
 from adbench.seeding import derive, generator
 from adbench.system import files
-
-FILES = ("resume.pt", "resume-2.pt")
-"""Written in turn, so that the one before the last is whole whatever happens to the last."""
+from adbench.weights import checkpoint
 
 _MAGIC = b"adbench state 1 "
 
@@ -33,22 +32,22 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._last = len(FILES) - 1
+        self._last = len(layout.STATES) - 1
 
     def save(self, state: dict[str, Any], epoch: int, batch: int = 0) -> None:
         """Keep `state`, of `epoch` finished epochs and `batch` batches of the next, beside the one before.
 
         Raises UserError where it cannot be written; what was kept stays.
         """
-        turn = (self._last + 1) % len(FILES)
-        _write(self.folder / FILES[turn], f"{epoch} {batch}\n".encode(), serialised(state))
+        turn = (self._last + 1) % len(layout.STATES)
+        _write(self.folder / layout.STATES[turn], f"{epoch} {batch}\n".encode(), checkpoint.serialised(state))
         self._last = turn
 
     def load(self, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
         """The furthest whole state, None where there is none, and a sentence on each damaged file."""
         whole: list[tuple[tuple[int, int], int, bytes]] = []
         wrong: list[str] = []
-        for turn, name in enumerate(FILES):
+        for turn, name in enumerate(layout.STATES):
             path = self.folder / name
             try:
                 if path.exists():
@@ -70,7 +69,7 @@ class Store:
 
 def clear(folder: Path) -> None:
     """Remove what states there are in a training's folder."""
-    for name in FILES:
+    for name in layout.STATES:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -117,14 +116,6 @@ class Epoch:
             "losses": self.losses,
             "logged": self.logged,
         }
-
-
-def serialised(state: dict[str, Any]) -> memoryview:
-    """`state` as torch writes it. By way of memory: on a full disk torch.save itself ends in an error that does not
-    say so."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    return content.getbuffer()
 
 
 def _write(path: Path, *body: bytes | memoryview) -> None:

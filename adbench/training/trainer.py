@@ -15,7 +15,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,10 @@ from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.losses import cross_entropy
 from adbench.models import Network
-from adbench.models.precision import Arithmetic, Precision
+from adbench.models.precision import Precision
 from adbench.models.verdict import right
-from adbench.results import document
+from adbench.results import document, layout
+from adbench.results.summary import Summary
 from adbench.seeding import derive, generator
 from adbench.system import files, machine, signals
 from adbench.training import resume
@@ -41,73 +41,10 @@ from adbench.training.nonfinite import LOOK_EVERY, Taken, Watch, saved, told
 from adbench.weights import checkpoint
 from adbench.weights.file_reader import state_sha256
 
-LAST, BEST, LOG, SUMMARY, FAILURE = (
-    "last.safetensors",
-    "best.safetensors",
-    "log.jsonl",
-    "training.json",
-    "failure{}.pt",
-)
-RESUME = resume.FILES[0]
-
 logger = logging.getLogger("adbench")
 
 OnEpoch = Callable[[dict[str, Any]], None]
 OnBatch = Callable[[int, int, int], None]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished training leaves to say; `training.json`."""
-
-    epochs: int
-    best_epoch: int
-    best_val_robust: float
-    seconds: float
-    images_per_second: float
-    peak_memory_bytes: int
-    precision: Arithmetic = "float32"
-    micro_batch: int | None = None
-    devices: int = 1
-    weights: dict[str, str] | None = None
-    """SHA-256 (`file_reader.state_sha256`) of what it ended with, by "best" and "last"; older trainings have none."""
-    notes: list[str] = field(default_factory=list)
-    """What was met on the way: damaged states that were passed over, another number of devices."""
-
-
-def finished(folder: Path) -> Summary | None:
-    """The summary of a training that ended in `folder`, or None."""
-    try:
-        return Summary(**document.opened(folder / SUMMARY))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"'{folder / SUMMARY}' is damaged ({error}); delete its folder to train again") from error
-
-
-def check_weights(path: Path, found: str) -> None:
-    """Raise UserError where the file at `path`, whose weights have the SHA-256 `found`, is not what the training of its
-    folder ended with.
-
-    Files that lie in no training's folder are anybody's. The epoch in the
-    file's header has to be the training's too: all there is to hold older files to, whose training left no hashes.
-    """
-    which = {BEST: "best", LAST: "last"}.get(path.name)
-    summary = finished(path.parent) if which else None
-    if which is None or summary is None:
-        return
-    due = summary.best_epoch if which == "best" else summary.epochs
-    said, ended = checkpoint.metadata(path).get("epoch", str(due)), (summary.weights or {}).get(which, found)
-    other = ""
-    if ended != found:
-        other = f"they have the SHA-256 {found[:12]}..., the training ended with {ended[:12]}..."
-    elif said != str(due):
-        other = f"they are of epoch {said}, the training's {which} epoch is {due}"
-    if other:
-        raise UserError(
-            f"the weights in '{path}' are not those of the training beside them ({other}); put the right file back, or "
-            f"delete the folder '{path.parent}' to train again"
-        )
 
 
 class Trainer:
@@ -224,10 +161,10 @@ class Trainer:
         if not self.ranks.first:
             return summary
         classes = {"class_names": json.dumps(self.class_names)}
-        checkpoint.save_state(self.folder / BEST, self.best_weights, {"epoch": str(self.best[2]), **classes})
-        checkpoint.save_weights(self.folder / LAST, self.student, {"epoch": str(self.epoch), **classes})
-        document.write(self.folder / SUMMARY, summary.__dict__)
-        for failure in self.folder.glob(FAILURE.format("*")):
+        checkpoint.save_state(self.folder / layout.BEST, self.best_weights, {"epoch": str(self.best[2]), **classes})
+        checkpoint.save_weights(self.folder / layout.LAST, self.student, {"epoch": str(self.epoch), **classes})
+        document.write(self.folder / layout.SUMMARY, summary.__dict__)
+        for failure in self.folder.glob(layout.FAILURE.format("*")):
             failure.unlink()
         self.store.clear()
         return summary
@@ -292,7 +229,7 @@ class Trainer:
     def _finite(self, means: dict[str, float]) -> dict[str, float | None]:
         """The numbers as JSON can hold them: none for one that is not finite, which the summary's notes tell."""
         for name, value in means.items():
-            said = f"'{name}', which the method logs, is not finite in some epochs: null in {LOG}"
+            said = f"'{name}', which the method logs, is not finite in some epochs: null in {layout.LOG}"
             if not math.isfinite(value) and said not in self.notes:
                 self.notes.append(said)
         return {name: value if math.isfinite(value) else None for name, value in means.items()}
@@ -425,9 +362,9 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "method": self.method.state_dict(),
         }
-        path = self.folder / FAILURE.format("".join(f"-{rank}" for rank in self.ranks.stream))
+        path = self.folder / layout.FAILURE.format("".join(f"-{rank}" for rank in self.ranks.stream))
         self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, resume.serialised(met))
+        files.write_bytes(path, checkpoint.serialised(met))
         everywhere = self.ranks.gathered((met["loss"].mean().item(), wrong, str(path)))
         loss, wrong, path = min(everywhere, key=lambda found: (math.isfinite(found[0]), not found[1]))
         raise UserError(
@@ -465,8 +402,8 @@ class Trainer:
         if score is not None and score > self.best[0]:
             self.best = (score, entry["val_robust"], self.epoch)
             self.best_weights = _copy(self.student.state_dict())
-        lines = [*_log_lines(self.folder / LOG)[: self.epoch - 1], json.dumps(entry, allow_nan=False)]
-        files.write_text(self.folder / LOG, "\n".join(lines) + "\n")
+        lines = [*_log_lines(self.folder / layout.LOG)[: self.epoch - 1], json.dumps(entry, allow_nan=False)]
+        files.write_text(self.folder / layout.LOG, "\n".join(lines) + "\n")
         self._keep(None)
 
     def _keep(self, now: resume.Epoch | None) -> None:
@@ -519,7 +456,7 @@ class Trainer:
         except Exception as error:
             raise UserError(
                 f"the state in '{self.folder}' cannot be resumed ({type(error).__name__}: {error}); delete "
-                f"{' and '.join(resume.FILES)} there to start the cell over"
+                f"{' and '.join(layout.STATES)} there to start the cell over"
             ) from error
         return said
 

@@ -12,7 +12,7 @@ from typing import Any
 from adbench import __version__
 from adbench.errors import UserError
 from adbench.execution.place import Place
-from adbench.results import record
+from adbench.results import layout, record
 from adbench.system import files
 from adbench.verification.consistency import ANSWERS, CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding
 from adbench.verification.verify import UNSHOWABLE, Asked, verify
@@ -33,9 +33,9 @@ class Report:
     def __init__(
         self, path: Path, place: Place, weights: Path | None, asked: Asked, echo: Callable[[str], object] | None = None
     ) -> None:
-        one = path / record.FILE if path.is_dir() else path
+        one = path / layout.RECORD if path.is_dir() else path
         self.alone = one.is_file() or not path.is_dir()
-        self.paths = [one] if self.alone else files.below(path, record.FILE)
+        self.paths = [one] if self.alone else files.below(path, layout.RECORD)
         if not self.paths:
             raise UserError(f"there is no record in '{path}'; give a record or a folder of records")
         if weights and not self.alone:

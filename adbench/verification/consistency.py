@@ -23,12 +23,11 @@ from adbench.experiment import teacher
 from adbench.experiment.cell import safe
 from adbench.experiment.config import Data, Experiment, ThreatModel, Train, validated
 from adbench.registry import DATASETS, METHODS
-from adbench.results import document, record
+from adbench.results import document, layout, record
 from adbench.results.record import Record
 from adbench.system.files import content_id
 from adbench.training.configured import configured, passes
 from adbench.training.method import Method
-from adbench.training.trainer import SUMMARY
 
 FOLLOWS, CONTRADICTS, NOT_SHOWN = "follows", "contradicts", "not shown"
 ANSWERS = (FOLLOWS, CONTRADICTS, NOT_SHOWN)
@@ -162,7 +161,7 @@ class Paper:
             {"name": "clean", "implementation": f"adbench {origin['adbench']}"},
         ):
             wrong.append("clean's definition")
-        if (said["outcomes"] or {}).get("file") != record.OUTCOMES:
+        if (said["outcomes"] or {}).get("file") != layout.OUTCOMES:
             wrong.append("outcomes.file")
         wrong += self._place(ids["train_id"])
         fine = "identity, method, kind, label, seed, architecture, recipe and checkpoint are the configuration's"
@@ -234,16 +233,16 @@ class Paper:
             unknown.append("its training left no hash of the weights (an older adbench)")
         elif weights.get(self.record["model"]["checkpoint"]) != self.record["model"]["weights_sha256"]:
             wrong.append("weights")
-        beside, problem = self._beside(SUMMARY)
+        beside, problem = self._beside(layout.SUMMARY)
         wrong += [problem] if problem else []
         if beside is None and not problem:
-            unknown.append(f"its {SUMMARY} is not there")
+            unknown.append(f"its {layout.SUMMARY} is not there")
         elif beside is not None:
-            wrong += [f"{SUMMARY}: {key}" for key in differing(said, beside)]
-        planned, problem = self._beside("cell.json")
+            wrong += [f"{layout.SUMMARY}: {key}" for key in differing(said, beside)]
+        planned, problem = self._beside(layout.CONFIGURATION)
         if planned is not None and planned != self.training:
-            wrong.append("cell.json")
-        return Finding.of("training", f"as its configuration and {SUMMARY} have it", wrong, unknown)
+            wrong.append(layout.CONFIGURATION)
+        return Finding.of("training", f"as its configuration and {layout.SUMMARY} have it", wrong, unknown)
 
     def _beside(self, name: str) -> tuple[Any, str]:
         """A JSON file of the cell's folder, None where it is not there, and what is wrong with it."""
@@ -358,7 +357,7 @@ def _guide(
 def beside(found: Record, train_id: str) -> Record | None:
     """The finished record of the teacher with that identity in the same results folder, if there is one."""
     for folder in found.path.resolve().parents[1:6]:
-        for path in sorted(folder.glob(f"teachers/*-{train_id[:8]}/eval-*/{record.FILE}")):
+        for path in layout.teacher_records(folder, train_id):
             try:
                 other = record.read(path)
             except UserError:

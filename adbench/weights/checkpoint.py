@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -40,6 +42,14 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]
     # Cloned, because the format refuses tensors that share memory.
     plain = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
     files.write_bytes(path, safetensors.torch.save(plain, metadata | WRITER | {DIGEST: state_sha256(plain)}))
+
+
+def serialised(state: dict[str, Any]) -> memoryview:
+    """`state` as torch writes it. By way of memory: on a full disk torch.save itself ends in an error that does not
+    say so."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getbuffer()
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -19,7 +19,6 @@ from adbench.models.names import is_deepmind, wide_shape
 from adbench.registry import DATASETS
 from adbench.results.record import Record
 from adbench.system import files
-from adbench.training import resume
 from adbench.weights import checkpoint, networks
 
 _SPOKEN = {"rn18": "ResNet-18", "mn-v2": "MobileNet-V2"}
@@ -43,7 +42,7 @@ def export(
     stem = out / safe(name or f"{record['label']}_{record['student']}")
     plain, tensors = stem.with_name(f"{stem.name}.pt"), stem.with_name(f"{stem.name}.safetensors")
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-    files.write_bytes(plain, resume.serialised(weights))
+    files.write_bytes(plain, checkpoint.serialised(weights))
     checkpoint.save_state(tensors, weights, metadata(record, dataset, network))
     for path in (plain, tensors):
         _same(path, network, record, dataset)
@@ -143,7 +142,7 @@ def _options(record: Record, network: Network) -> list[str]:
 @torch.no_grad()
 def _same(path: Path, network: Network, record: Record, dataset: Dataset) -> None:
     """Raise UserError unless the file, read as anybody's would be, gives the network's logits bit for bit."""
-    again = networks.built(record, dataset)
+    again = networks.built(record["config"]["training"], dataset)
     checkpoint.load(again, path)
     x = dataset.test.images[:_PROBES].float() / 255
     if not torch.equal(again.eval()(x), network(x)):

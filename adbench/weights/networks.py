@@ -1,22 +1,54 @@
-"""From a record back to the images it speaks of and the network it judges."""
+"""From a cell or a record to its images and its network: the one place where a configuration becomes either."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adbench.data import Dataset, Threat, is_path, load, parse_fraction
 from adbench.errors import UserError
-from adbench.experiment.teacher import robustbench_file, split_key
+from adbench.experiment.cell import Cell
+from adbench.experiment.config import Experiment
+from adbench.experiment.teacher import Download, LocalFile, RobustBench, robustbench_file, split_key
 from adbench.models import Network, build
+from adbench.results import layout, summary
 from adbench.results.record import Record
-from adbench.training.trainer import BEST, LAST, check_weights
+from adbench.seeding import derive
 from adbench.weights import checkpoint, robustbench
+from adbench.weights.teacher_file import teacher_file
 
 
 class Missing(UserError):
     """What a record speaks of is not at hand, so that nothing can be said of it."""
+
+
+@lru_cache(maxsize=4)
+def _planned(name: str, data_dir: Path, train: int | None, val: int | None, test: int | None) -> Dataset:
+    """A dataset that a run plans and trains with: read once."""
+    return load(name, data_dir, train_images=train, val_images=val, test_images=test)
+
+
+def lookup(data_dir: Path) -> Callable[[str, Experiment], Dataset]:
+    """How a matrix gets at its datasets."""
+
+    def dataset(name: str, experiment: Experiment) -> Dataset:
+        data = experiment.data
+        return _planned(name, data_dir, data.train_images, data.val_images, experiment.evaluation.images)
+
+    return dataset
+
+
+def cell_dataset(cell: Cell, data_dir: Path) -> Dataset:
+    """The cell's data under its threat model. Raises UserError where it is not the data that was planned with."""
+    dataset = _planned(cell.dataset, data_dir, cell.data.train_images, cell.data.val_images, cell.evaluation.images)
+    if dataset.fingerprint != cell.fingerprint:
+        raise UserError(f"the content of dataset '{cell.dataset}' changed during the run; run the same command again")
+    return _under_threat(dataset, cell.training)
 
 
 def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> Dataset:
@@ -39,6 +71,10 @@ def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> D
             f"dataset '{record['dataset']}' has the fingerprint {dataset.fingerprint[:12]}..., "
             f"'{record.path}' was made with {data['content'][:12]}...; give the same data"
         )
+    return _under_threat(dataset, training)
+
+
+def _under_threat(dataset: Dataset, training: Mapping[str, Any]) -> Dataset:
     threat = training["threat"]
     return replace(dataset, threat=Threat(eps=parse_fraction(threat["eps"]), step=parse_fraction(threat["step"])))
 
@@ -60,6 +96,37 @@ def _place(record: Record, data_dir: Path) -> str:
     )
 
 
+def initial(cell: Cell, dataset: Dataset) -> Network:
+    """The cell's architecture for its data, initialised from the cell's seed alone."""
+    torch.manual_seed(derive(cell.seed, "init"))
+    return built(cell.training, dataset)
+
+
+def built(training: Mapping[str, Any], dataset: Dataset) -> Network:
+    """The network of a training's configuration, with weights that nobody trained."""
+    source = training["source"]
+    mean, std = training["normalisation"] if "normalisation" in training else (source["mean"], source["std"])
+    return build(training["architecture"], classes=dataset.classes, channels=dataset.image_shape[0], mean=mean, std=std)
+
+
+def cell_network(cell: Cell, dataset: Dataset, results: Path, data_dir: Path, which: str = "best") -> Network:
+    """The cell's finished network on the CPU: trained here (`which`: best or last), from a file, or RobustBench.
+
+    Raises UserError where that cannot be had, and for weights in a training's folder that are not that training's.
+    """
+    source = cell.spec.source if cell.spec else None
+    if isinstance(source, RobustBench):
+        return _robustbench(source.id, cell.dataset, data_dir)
+    network = initial(cell, dataset)
+    if isinstance(source, LocalFile):
+        _read(network, source.path, source.model_dump(), sha256=source.sha256)
+    elif isinstance(source, Download) and cell.spec:
+        _read(network, teacher_file(cell.spec, cell.dataset, data_dir), source.model_dump())
+    else:
+        _read(network, cell.folder(results) / layout.WEIGHTS[which])
+    return network
+
+
 def network_of(
     record: Record,
     dataset: Dataset,
@@ -78,49 +145,36 @@ def network_of(
     if not record.done or model is None:
         raise UserError(f"'{record.path}' is the record of a failed cell; there is no network")
     training = record["config"]["training"]
-    source = training["source"] if record["method"] is None else None
-    if file is None and source and source["source"]["kind"] == "robustbench":
-        network = robustbench.load(source["source"]["id"], record["dataset"], cache_dir=data_dir / "robustbench")
+    source = training["source"]["source"] if record["method"] is None else {}
+    if file is None and source.get("kind") == "robustbench":
+        network = _robustbench(source["id"], record["dataset"], data_dir)
     else:
-        network = built(record, dataset)
-        origin = source["source"] if source else {}
-        path, key = split_key(file) if file else (_weights(record, data_dir, remedy), origin.get("key"))
-        checkpoint.load(network, path, key=key, prefer="state_dict" if origin.get("id") else None)
-        check_weights(path, checkpoint.weights_sha256(network))
-    found = checkpoint.weights_sha256(network)
-    if found != model["weights_sha256"]:
+        network = built(training, dataset)
+        path, key = split_key(file) if file else (_weights(record, source, data_dir, remedy), source.get("key"))
+        _read(network, path, {**source, "key": key})
+    sha256 = checkpoint.weights_sha256(network)
+    if sha256 != model["weights_sha256"]:
         where = f"the weights in '{file}'" if file else "the weights"
         raise UserError(
-            f"{where} have the SHA-256 {found[:12]}..., '{record.path}' was made with "
+            f"{where} have the SHA-256 {sha256[:12]}..., '{record.path}' was made with "
             f"{model['weights_sha256'][:12]}...; give the checkpoint that the record is about"
         )
     ended = (record["training"] or {}).get("weights") or {}
-    if ended.get(model["checkpoint"], found) != found:
+    if ended.get(model["checkpoint"], sha256) != sha256:
         raise UserError(
-            f"'{record.path}' judges weights with the SHA-256 {found[:12]}..., its training ended with "
+            f"'{record.path}' judges weights with the SHA-256 {sha256[:12]}..., its training ended with "
             f"{ended[model['checkpoint']][:12]}...; delete the folder '{record.path.parent.parent}' to train again"
         )
     return network.eval()
 
 
-def built(record: Record, dataset: Dataset) -> Network:
-    """A network like the record's, with weights that nobody trained."""
-    training = record["config"]["training"]
-    if record["method"] is None:
-        source: dict[str, Any] = training["source"]
-        mean, std = source["mean"], source["std"]
-    else:
-        mean, std = training["normalisation"]
-    return build(training["architecture"], classes=dataset.classes, channels=dataset.image_shape[0], mean=mean, std=std)
-
-
-def _weights(record: Record, data_dir: Path, remedy: str) -> Path:
-    model, folder = record["model"], record.path.parent.parent
-    source = None if record["method"] is not None else record["config"]["training"]["source"]["source"]
-    if source and source["kind"] == "download" and source["id"]:
+def _weights(record: Record, source: Mapping[str, Any], data_dir: Path, remedy: str) -> Path:
+    """The file that the record's network lies in. source: of weights that were not trained here."""
+    model = record["model"]
+    if not source:
+        path = record.path.parent.parent / layout.WEIGHTS["best" if model["checkpoint"] == "best" else "last"]
+    elif source["kind"] == "download" and source["id"]:
         path = robustbench_file(data_dir, record["dataset"], source["id"])
-    elif record["method"] is not None:
-        path = folder / (BEST if model["checkpoint"] == "best" else LAST)
     elif "file" in model:
         path = Path(model["file"])
     else:
@@ -128,3 +182,40 @@ def _weights(record: Record, data_dir: Path, remedy: str) -> Path:
     if not path.is_file():
         raise Missing(f"the weights of '{record.path}' are not at '{path}'; {remedy}")
     return path
+
+
+def _robustbench(model: str, dataset: str, data_dir: Path) -> Network:
+    return robustbench.load(model, dataset, cache_dir=data_dir / "robustbench")
+
+
+def _read(network: Network, path: Path, source: Mapping[str, Any] = {}, *, sha256: str | None = None) -> None:
+    """Load the weights in the file at `path`. source: of weights that were not trained here."""
+    # RobustBench's own loader takes this mapping where there is one.
+    prefer = "state_dict" if source.get("id") else None
+    checkpoint.load(network, path, sha256=sha256, key=source.get("key"), prefer=prefer)
+    check_weights(path, checkpoint.weights_sha256(network))
+
+
+def check_weights(path: Path, sha256: str) -> None:
+    """Raise UserError where the file at `path`, whose weights have that SHA-256, is not what the training of its
+    folder ended with.
+
+    Files that lie in no training's folder are anybody's. The epoch in the
+    file's header has to be the training's too: all there is to hold older files to, whose training left no hashes.
+    """
+    which = next((which for which, name in layout.WEIGHTS.items() if name == path.name), None)
+    training = summary.finished(path.parent) if which else None
+    if which is None or training is None:
+        return
+    due = training.best_epoch if which == "best" else training.epochs
+    epoch, ended = checkpoint.metadata(path).get("epoch", str(due)), (training.weights or {}).get(which, sha256)
+    other = ""
+    if ended != sha256:
+        other = f"they have the SHA-256 {sha256[:12]}..., the training ended with {ended[:12]}..."
+    elif epoch != str(due):
+        other = f"they are of epoch {epoch}, the training's {which} epoch is {due}"
+    if other:
+        raise UserError(
+            f"the weights in '{path}' are not those of the training beside them ({other}); put the right file back, or "
+            f"delete the folder '{path.parent}' to train again"
+        )

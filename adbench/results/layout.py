@@ -1,0 +1,68 @@
+"""The names and places of a results folder's files. Nothing else knows them; importing it costs nothing.
+
+results/plans/ID.json                               what a run set out to do
+results/DATASET/METHOD/TEACHER__STUDENT/sSEED-ID/   a student (ID: the beginning of its train_id)
+results/DATASET/teachers/NAME-ID/                   a teacher; checkpoints/NAME-ID/: other weights
+    cell.json  log.jsonl  training.json  best.safetensors  last.safetensors
+    resume.pt  resume-2.pt                          of a training under way
+    failure.pt                                      of one that became non-finite
+    eval-ID/record.json  eval-ID/outcomes.parquet   an evaluation (ID: the beginning of its eval_id)
+    eval-ID/adversarial/ATTACK-ID.npz               kept adversarial examples
+    eval-ID/partial-ID.npz                          of an evaluation under way
+    eval-ID/traceback.txt                           of a cell that failed
+results/DATASET/cross/ID/cross.json  results/DATASET/cam/ID/cam.json, examples.npz
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adbench.experiment.cell import Cell
+
+CONFIGURATION = "cell.json"
+LOG = "log.jsonl"
+SUMMARY = "training.json"
+BEST, LAST = "best.safetensors", "last.safetensors"
+WEIGHTS = {"last": LAST, "best": BEST}
+STATES = ("resume.pt", "resume-2.pt")
+"""Written in turn, so that the one before the last is whole whatever happens to the last."""
+FAILURE = "failure{}.pt"
+TRAINING = (CONFIGURATION, LOG, SUMMARY, BEST, LAST, *STATES)
+
+RECORD = "record.json"
+OUTCOMES = "outcomes.parquet"
+ADVERSARIAL = "adversarial"
+PARTIAL = "partial-{}.npz"
+TRACEBACK = "traceback.txt"
+LOGS = (f"../{LOG}", LOG)
+"""Where a record may say that its log lies: beside the weights; older records, beside themselves."""
+
+PLANS = "plans"
+TEACHERS = "teachers"
+ANALYSES = ("cross", "cam")
+"""Kinds of analysis: their folder, and their file's stem."""
+EXAMPLES = "examples.npz"
+
+_EVALUATION = "eval-"
+
+
+def record_path(cell: Cell, results: Path) -> Path:
+    """Where a cell's record lies."""
+    return cell.folder(results) / f"{_EVALUATION}{cell.eval_id[:8]}" / RECORD
+
+
+def is_evaluation(name: str) -> bool:
+    """Whether a folder of that name in a network's folder holds an evaluation."""
+    return name.startswith(_EVALUATION)
+
+
+def teacher_records(dataset_folder: Path, train_id: str) -> list[Path]:
+    """The records of the teacher with this `train_id` among the results of a dataset."""
+    return sorted(dataset_folder.glob(f"{TEACHERS}/*-{train_id[:8]}/{_EVALUATION}*/{RECORD}"))
+
+
+def analysis_path(results: Path, dataset: str, kind: str, identity: str) -> Path:
+    """Where an analysis lies. dataset: its folder's name."""
+    return results / dataset / kind / identity[:8] / f"{kind}.json"
