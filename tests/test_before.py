@@ -52,11 +52,12 @@ def test_an_interrupted_training_goes_on_where_it_was(results: Path) -> None:
     assert len(list(log.parent.glob("eval-*/record.json"))) == 1
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["verify results", "report", "results", "status", "merge results --into merged", "compare ard smaraad-pp"],
-)
-def test_every_command_reads_them(command: str, results: Path) -> None:
+COMMANDS = ["verify results", "report", "results", "status", "merge results --into merged", "compare ard smaraad-pp"]
+
+
+@pytest.mark.usefixtures("results")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reads_them(command: str) -> None:
     result = cli(*command.split())
     assert result.exit_code == 0, result.output
     assert "left out" not in result.output
