@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,16 @@ class Classes(StrEnum):
     SUM = "sum"  # the KL divergence itself; averaged over the batch this is PyTorch's `batchmean`
     MEAN = "mean"  # divided by C, as `nn.KLDivLoss()` and `torch.mean` give
     MEAN_X10 = "mean_x10"  # ten times MEAN: keeps 100 classes at the scale of 10 (RSLAD, MTARD on CIFAR-100)
+
+
+Reduction = Classes | Literal["auto"]
+
+
+def reduction_for(choice: Reduction, logits: Tensor, many: Classes) -> Classes:
+    """The authors' reduction over classes where `choice` is "auto": their mean with up to 10 classes, else `many`."""
+    if choice != "auto":
+        return choice
+    return Classes.MEAN if logits.shape[1] <= 10 else many
 
 
 def cross_entropy(logits: Tensor, y: Tensor, true_mass: float = 1.0) -> Tensor:

@@ -42,7 +42,7 @@ from adbench.losses import cross_entropy
 from adbench.models import build
 from adbench.models.precision import AS_WRITTEN, Precision, multiplies_bfloat16
 from adbench.training.configured import configured
-from adbench.training.method import Ball, Mode, Need, Net, Step, Teacher
+from adbench.training.step import Ball, Mode, Need, Net, Step, Teacher
 from adbench.training.trainer import Trainer
 
 BALL = Ball(8 / 255, 2 / 255, 10)

@@ -21,7 +21,7 @@ from torch._subclasses import FakeTensorMode
 
 from adbench.models import build, count_parameters
 from adbench.training.configured import configured
-from adbench.training.method import Ball, Net, Step, Teacher
+from adbench.training.step import Ball, Net, Step, Teacher
 
 GROWING: dict[str, tuple[str, list[Any]]] = {
     "classes": ("classes", [10, 100, 1000]),

@@ -35,7 +35,7 @@ from adbench.experiment.config import Train
 from adbench.models import build
 from adbench.models.precision import multiplies_bfloat16
 from adbench.training.configured import PAPER_METHODS, configured
-from adbench.training.method import Ball, Need
+from adbench.training.step import Ball, Need
 from adbench.training.trainer import Trainer
 from adbench.weights.checkpoint import load
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from adbench import Step
 from adbench.losses import kl
-from adbench.training.method import Step
 
 from .guided import Guided, Output, Regions, Slack
 

@@ -1,8 +1,7 @@
 from torch import Tensor
 
-from adbench.attacks.linf import Start
-from adbench.losses import Classes, kl
-from adbench.training.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
+from adbench import ATTACK_BN, Method, Mode, Need, Passes, Start, Step, hyper
+from adbench.losses import Classes, Reduction, kl, reduction_for
 
 
 class AdaAD(Method):

@@ -1,8 +1,7 @@
 from torch import Tensor
 
-from adbench.attacks.linf import Start
+from adbench import ATTACK_BN, Method, Mode, Need, Passes, Start, Step, hyper
 from adbench.losses import Classes, cross_entropy, kl
-from adbench.training.method import ATTACK_BN, Method, Mode, Need, Passes, Step, hyper
 
 
 class ARD(Method):

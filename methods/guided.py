@@ -5,9 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from adbench.attacks.linf import Start
+from adbench import ATTACK_BN, Method, Mode, Need, Net, Passes, Start, Step, hyper
 from adbench.losses import CamNorm, alignment, cam, hard_rank, kl, normalise_map, soft_rank, spearman
-from adbench.training.method import ATTACK_BN, Method, Mode, Need, Net, Passes, Step, hyper
 
 Output = tuple[Tensor, Tensor]  # logits (B, C) and the last feature map (B, K, H, W)
 

@@ -3,9 +3,8 @@ from typing import Literal, Self
 from pydantic import model_validator
 from torch import Tensor
 
-from adbench.attacks.linf import Start
+from adbench import ATTACK_BN, Method, Mode, Need, Passes, Start, Step, hyper
 from adbench.losses import cross_entropy, kl, true_class_probability
-from adbench.training.method import ATTACK_BN, Method, Mode, Need, Passes, Step, hyper
 
 
 class IAD(Method):

@@ -5,10 +5,10 @@ import torch
 from pydantic import Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
-from adbench.attacks.linf import Start, climb, start_point
+from adbench import Method, Net, Passes, Start, Step, hyper
+from adbench.attacks.linf import climb, start_point
 from adbench.losses import cross_entropy, wide
 from adbench.models import build, canonical
-from adbench.training.method import Method, Net, Passes, Step, hyper
 
 Choices = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 

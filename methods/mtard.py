@@ -4,9 +4,8 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from adbench.attacks.linf import Start
-from adbench.losses import Classes, cross_entropy, kl, wide
-from adbench.training.method import ATTACK_BN, Method, Mode, Need, Passes, Reduction, Step, hyper, reduction_for
+from adbench import ATTACK_BN, Method, Mode, Need, Passes, Start, Step, hyper
+from adbench.losses import Classes, Reduction, cross_entropy, kl, reduction_for, wide
 
 FLOOR = 1e-5  # the authors' guard inside the teacher's logarithm
 

@@ -1,7 +1,7 @@
 from torch import Tensor
 
+from adbench import Method, Passes, Step
 from adbench.losses import cross_entropy
-from adbench.training.method import Method, Passes, Step
 
 
 class Natural(Method):

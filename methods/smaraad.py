@@ -1,6 +1,6 @@
 from torch import Tensor
 
-from adbench.training.method import Step
+from adbench import Step
 
 from .guided import Output, Regions, Slack
 

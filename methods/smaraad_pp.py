@@ -2,8 +2,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from adbench import Passes, Step, hyper
 from adbench.losses import cross_entropy, entropy_weight, spearman, true_class_probability
-from adbench.training.method import Passes, Step, hyper
 
 from .smaraad import SmaraAD
 

@@ -1,8 +1,7 @@
 from torch import Tensor
 
-from adbench.attacks.linf import Start
+from adbench import ATTACK_BN, Method, Mode, Passes, Start, Step, hyper
 from adbench.losses import cross_entropy, kl
-from adbench.training.method import ATTACK_BN, Method, Mode, Passes, Step, hyper
 
 
 class TRADES(Method):

@@ -25,7 +25,7 @@ from adbench.models import build
 from adbench.models.precision import Precision
 from adbench.training import distributed, trainer
 from adbench.training.configured import configured
-from adbench.training.method import Ball, Need
+from adbench.training.step import Ball, Need
 
 HYPER: dict[str, dict[str, Any]] = {
     "las-at": {"policy": "cnn-4", "interval": 1, "policy_lr": 0.1},

@@ -442,7 +442,7 @@ def test_a_damaged_summary_of_a_training_fails_its_cell_alone() -> None:
 
 # Plugins
 
-HEAD = "from adbench.training.method import Method\nfrom adbench.losses import cross_entropy\n"
+HEAD = "from adbench import Method\nfrom adbench.losses import cross_entropy\n"
 METHOD = (
     HEAD
     + '''
@@ -472,8 +472,8 @@ def _plugin(name: str, text: str) -> Path:
         ("class Broken(:\n    pass\n", "cannot be imported: SyntaxError"),
         ("raise ValueError('first\\nsecond')\n", "cannot be imported: ValueError: first second"),
         ("import no_such_module_anywhere\n", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
-        ("class Mine:\n    def loss(self):\n        return 0\n", "is not a subclass of adbench.training.method.Method"),
-        ("plugin = 3\n", "is not a subclass of adbench.training.method.Method"),
+        ("class Mine:\n    def loss(self):\n        return 0\n", "is not a subclass of adbench.Method"),
+        ("plugin = 3\n", "is not a subclass of adbench.Method"),
         ("x = 1\n", "defines 0 classes that could be the method"),
         (METHOD + METHOD.replace("Mine", "Other").replace(HEAD, ""), "defines 2 classes"),
         (METHOD.replace('    label = "Mine"\n', ""), "has no `label`"),

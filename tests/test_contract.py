@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tiny import PLUGIN as WORKS
 from tiny import cli, options
 
+import adbench
 from adbench.execution.engines.inline import Inline
 from adbench.plugins import validate
 from adbench.registry import METHODS
 
 PLUGIN = '''
 import torch
-from adbench.attacks.linf import Start
+from adbench import Method, Mode, Need, Passes, Start
 from adbench.losses import cross_entropy, kl
-from adbench.training.method import Method, Mode, Need, Passes
 
 class Plugin(Method):
     """A plugin."""
@@ -230,6 +232,29 @@ def test_a_loss_that_ends_the_program_fails_its_cell(tmp_path: Path, monkeypatch
     result = cli("run", "--methods", "ends", "--plugin", "ends.py", *options())
     assert result.exit_code == 1, result.output
     assert "SystemExit" in result.output
+
+
+def test_what_plugin_authors_import_from_adbench_is_what_the_package_itself_uses() -> None:
+    from adbench.attacks import linf
+    from adbench.results import record
+    from adbench.training import method, step
+
+    homes = {"Start": linf, "load": record, "losses": None}
+    homes |= dict.fromkeys(("ATTACK_BN", "Method", "Passes", "hyper"), method)
+    homes |= dict.fromkeys(("Mode", "Need", "Net", "Step"), step)
+    assert set(adbench.__all__) == set(homes)
+    for name, home in homes.items():
+        public = getattr(adbench, name)
+        assert home is None or public is getattr(home, name)
+        assert public.__doc__
+    with pytest.raises(AttributeError, match="ascend"):
+        _ = adbench.ascend
+
+
+def test_adbench_alone_imports_neither_torch_nor_pandas() -> None:
+    program = "import sys, adbench; print(*{'torch', 'pandas', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not done.stdout.split()
 
 
 @pytest.mark.parametrize("name", ["all.py", "a,b.py"])

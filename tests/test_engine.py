@@ -26,8 +26,8 @@ from adbench.models import build
 from adbench.models.flops import multiply_adds
 from adbench.models.precision import AS_WRITTEN, Lean, Precision
 from adbench.training.configured import configured
-from adbench.training.method import Need, Net, Teacher
 from adbench.training.nonfinite import Watch
+from adbench.training.step import Need, Net, Teacher
 from adbench.weights import checkpoint
 from adbench.weights.networks import lookup
 

@@ -33,7 +33,7 @@ from adbench.results.summary import Summary, finished
 from adbench.system import files, signals
 from adbench.training import resume, trainer
 from adbench.training.configured import configured
-from adbench.training.method import Ball, Need
+from adbench.training.step import Ball, Need
 from adbench.weights import file_reader
 from adbench.weights.checkpoint import save_weights
 

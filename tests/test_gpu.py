@@ -19,7 +19,7 @@ from adbench.models import build
 from adbench.registry import METHODS
 from adbench.system import signals
 from adbench.training.configured import configured
-from adbench.training.method import Teacher
+from adbench.training.step import Teacher
 
 SMALL: dict[str, dict[str, Any]] = {"las-at": {"policy": "cnn-4", "interval": 2}}
 

@@ -302,7 +302,7 @@ def test_a_plugin_without_a_loss_is_refused_before_anything_is_trained(tmp_path:
 
     path = tmp_path / "half_done.py"
     path.write_text(
-        "from adbench.training.method import Method\n\n\nclass HalfDone(Method):\n"
+        "from adbench import Method\n\n\nclass HalfDone(Method):\n"
         '    label = "half"\n\n    def attack(self, step):\n        return step.x\n'
     )
     with pytest.MonkeyPatch.context() as patch:

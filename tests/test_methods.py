@@ -15,7 +15,8 @@ from adbench.losses import cross_entropy
 from adbench.models import build
 from adbench.plugins.validate import counted
 from adbench.training.configured import PAPER_METHODS, configured
-from adbench.training.method import Ball, Method, Need, Net, Step, Teacher
+from adbench.training.method import Method
+from adbench.training.step import Ball, Need, Net, Step, Teacher
 
 SMALL = {"las-at": {"policy": "cnn-2", "interval": 2, "eps_choices": [8], "steps_choices": [4], "step_choices": [2]}}
 ALTERNATIVES = [

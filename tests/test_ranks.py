@@ -31,8 +31,8 @@ from adbench.results.layout import BEST, LAST, LOG, SUMMARY
 from adbench.training import distributed as ranks_module
 from adbench.training.configured import configured
 from adbench.training.distributed import ALONE, ENDED, Parted, Ranks
-from adbench.training.method import Ball
 from adbench.training.resume import Epoch
+from adbench.training.step import Ball
 from adbench.training.trainer import Trainer
 
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
@@ -58,7 +58,7 @@ from adbench import ranks
 from adbench.experiment.config import Train
 from adbench.data import load
 from adbench.training.configured import configured
-from adbench.training.method import Ball
+from adbench.training.step import Ball
 from adbench.models import build
 from adbench.training.trainer import Trainer
 from adbench.methods.pgd_at import PGDAT

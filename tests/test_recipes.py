@@ -16,7 +16,8 @@ from adbench.experiment.cell import Cell
 from adbench.experiment.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
 from adbench.registry import METHODS
 from adbench.training.configured import PAPER_METHODS, configured
-from adbench.training.method import Ball, Passes
+from adbench.training.method import Passes
+from adbench.training.step import Ball
 
 THREAT = Threat(Fraction(8, 255), Fraction(2, 255))
 

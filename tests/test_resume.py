@@ -34,7 +34,7 @@ from adbench.results import layout, record
 from adbench.results.layout import BEST, LAST, LOG, STATES, SUMMARY
 from adbench.system import files
 from adbench.training.configured import configured
-from adbench.training.method import Ball, Need
+from adbench.training.step import Ball, Need
 from adbench.training.trainer import Trainer
 from adbench.weights.networks import lookup
 

@@ -18,7 +18,8 @@ from adbench.registry import METHODS
 from adbench.results.summary import finished
 from adbench.seeding import derive
 from adbench.training.configured import configured
-from adbench.training.method import Ball, Method, Need, Step, Teacher
+from adbench.training.method import Method
+from adbench.training.step import Ball, Need, Step, Teacher
 from adbench.training.trainer import Trainer
 from adbench.weights import checkpoint
 

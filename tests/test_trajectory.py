@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adbench.attacks import linf
 from adbench.models import build, precision
 from adbench.training.configured import configured
-from adbench.training.method import Ball, Need, Net, Step, Teacher
+from adbench.training.step import Ball, Need, Net, Step, Teacher
 
 EPS, STEP, STEPS, DECAY, LR = 8 / 255, 2 / 255, 10, 5e-4, 0.1
 

@@ -216,8 +216,8 @@ PLUGIN = '''
 import os, signal, time
 from pathlib import Path
 
+from adbench import Method
 from adbench.losses import cross_entropy
-from adbench.training.method import Method
 
 
 class Broken(Method):

@@ -42,8 +42,8 @@ attack_steps = 2
 
 
 PLUGIN = '''
+from adbench import Method
 from adbench.losses import cross_entropy
-from adbench.training.method import Method
 
 
 class Mine(Method):

@@ -37,7 +37,7 @@ from adbench.system import files, locks, signals
 from adbench.training import resume, trainer
 from adbench.training.configured import configured, passes
 from adbench.training.distributed import Parted
-from adbench.training.method import Ball, Need
+from adbench.training.step import Ball, Need
 from adbench.weights import checkpoint
 from adbench.weights.networks import cell_dataset, cell_network, initial
 

@@ -15,7 +15,8 @@ from adbench.experiment.teacher import TeacherSpec, Trained
 from adbench.models.names import canonical
 from adbench.registry import DATASETS, METHODS
 from adbench.training.configured import configured, declared, method_names, passes
-from adbench.training.method import Method, Need
+from adbench.training.method import Method
+from adbench.training.step import Need
 
 # Gives an experiment's dataset by name, with the experiment's share of it.
 Lookup = Callable[[str, Experiment], Dataset]

@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from adbench.registry import METHODS
 from adbench.training.configured import configured, declared, passes
-from adbench.training.method import Need, Passes
+from adbench.training.method import Passes
+from adbench.training.step import Need
 
 WIDTH = 110
 

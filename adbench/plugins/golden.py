@@ -27,7 +27,8 @@ from adbench.losses import Classes, hard_rank, margin, soft_rank, spearman
 from adbench.models import Network
 from adbench.system import files
 from adbench.training.configured import configured
-from adbench.training.method import Ball, Method, Need, Net, Step, Teacher
+from adbench.training.method import Method
+from adbench.training.step import Ball, Need, Net, Step, Teacher
 
 FILE = Path(__file__).with_name("golden.json")
 """The values that adbench comes with; their entries say whose code made them."""

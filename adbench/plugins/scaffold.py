@@ -21,9 +21,8 @@ TEMPLATE = '''\
 
 from torch import Tensor
 
-from adbench.attacks.linf import Start
+from adbench import Method, Need, Passes, Start, Step, hyper
 from adbench.losses import cross_entropy, kl
-from adbench.training.method import Method, Need, Passes, Step, hyper
 
 
 class {cls}(Method):

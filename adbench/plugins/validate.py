@@ -25,7 +25,8 @@ from adbench.errors import UserError, located
 from adbench.models import Network, build
 from adbench.models.precision import AS_WRITTEN, Precision
 from adbench.training.configured import configured, passes
-from adbench.training.method import Ball, Method, Mode, Need, Net, Step, Teacher, complaint
+from adbench.training.method import Method, form_error
+from adbench.training.step import Ball, Mode, Need, Net, Step, Teacher
 
 IMAGES, CLASSES = 8, 10
 BALL, SMALL_BALL = Ball(0.1, 0.03, 4), Ball(0.02, 0.01, 2)
@@ -361,7 +362,7 @@ def _loss(method: Method, step: Step, x_adv: Tensor | None = None) -> Tensor:
     x_adv = _attack(method, step) if x_adv is None else x_adv
     torch.manual_seed(step.iteration)
     loss = _unchanged(step, lambda: method.loss(step, x_adv))
-    if said := complaint(loss, step.y):
+    if said := form_error(loss, step.y):
         raise Broken(said)
     if not torch.isfinite(loss).all():
         raise Broken(f"the loss is not finite ({loss.mean().item()})")

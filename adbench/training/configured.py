@@ -29,7 +29,7 @@ def configured(name: str, hyper: dict[str, Any]) -> Method:
     """The method `name` with its hyperparameters. Raises UserError that lists those that are wrong."""
     cls = METHODS.load(name)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise UserError(f"method '{name}' ({METHODS.source(name)}) is not a subclass of adbench.training.method.Method")
+        raise UserError(f"method '{name}' ({METHODS.source(name)}) is not a subclass of adbench.Method")
     if not isinstance(getattr(cls, "label", None), str):
         raise UserError(f"method '{name}' ({METHODS.source(name)}) has no `label`, the name that tables print")
     for part in ("attack", "loss"):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adbench.training.method import Step
+from adbench.training.step import Step
 
 LOOK_EVERY = 20
 """Iterations between two looks at a GPU's flag; a CPU is asked every time, which costs it nothing."""

@@ -36,8 +36,9 @@ from adbench.seeding import derive, generator
 from adbench.system import files, machine, signals
 from adbench.training import resume
 from adbench.training.distributed import ALONE, Ranks
-from adbench.training.method import Ball, Method, Need, Net, Step, Teacher, complaint
+from adbench.training.method import Method, form_error
 from adbench.training.nonfinite import LOOK_EVERY, Taken, Watch, saved, told
+from adbench.training.step import Ball, Need, Net, Step, Teacher
 from adbench.weights import checkpoint
 from adbench.weights.file_reader import state_sha256
 
@@ -328,7 +329,7 @@ class Trainer:
     def _backward(self, step: Step, x_adv: Tensor, batch: int) -> Tensor:
         """Add a part's share of the gradient of the mean over `batch` images; returns its losses, (B,)."""
         loss = self.method.loss(step, x_adv)
-        if said := complaint(loss, step.y):
+        if said := form_error(loss, step.y):
             raise UserError(f"method '{self.method.label}': {said}")
         (loss.sum() / batch).backward()  # type: ignore[no-untyped-call]
         return loss.detach()

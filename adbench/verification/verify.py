@@ -36,7 +36,7 @@ from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
 from adbench.training import trainer
-from adbench.training.method import Ball, Net
+from adbench.training.step import Ball, Net
 from adbench.verification import reattack
 from adbench.verification.consistency import CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding, Paper, beside, equal, guides
 from adbench.weights import networks

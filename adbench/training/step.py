@@ -1,0 +1,266 @@
+"""A training step as a method sees it: the batch, the student, its teachers, and the attack kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from adbench.attacks.linf import Objective, Start, attacking, climb, start_point
+from adbench.errors import UserError
+from adbench.losses import wide
+from adbench.models.network import Network
+from adbench.models.precision import AS_WRITTEN, Lean, Precision, single
+from adbench.training.distributed import ALONE, Ranks
+
+
+class Need(Enum):
+    """A kind of teacher that a method may declare in `needs`."""
+
+    TEACHER = "a robust teacher"
+    NATURAL_TEACHER = "a naturally trained teacher"
+
+
+class Mode(StrEnum):
+    """Batch-norm mode of the student while it is attacked in training."""
+
+    EVAL = "eval"
+    TRAIN = "train"
+
+
+class Net:
+    """A network as a method sees it: call it for logits, ask it for features; both in float32 or better.
+
+    Example: `logits = step.student(x)`, `logits, maps = step.student.features(x)`.
+    """
+
+    def __init__(self, module: Network, precision: Precision = AS_WRITTEN) -> None:
+        self.module = module
+        self.precision = precision
+        self._lean: Lean | None = None
+        self._attacked = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images x (B, C, H, W) in [0, 1]."""
+        return self._run(x, features=False)[0]
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and the last feature map (B, K, H, W), from one forward pass."""
+        logits, maps = self._run(x, features=True)
+        assert maps is not None
+        return logits, maps
+
+    @property
+    def weight(self) -> Tensor:
+        """The classifier's weight, (C, K)."""
+        return self.module.classifier.weight
+
+    def observe(self, x: Tensor) -> None:
+        """Run images x (B, C, H, W) through the network for its batch-norm statistics alone.
+
+        Published codes run the clean batch even where its loss has weight zero, and that changes the student.
+        """
+        with torch.no_grad():
+            self._run(x, features=False)
+
+    def run_in(self, precision: Precision) -> None:
+        """Run the network in another precision from now on."""
+        self.precision, self._lean, self._attacked = precision, None, False
+
+    @contextmanager
+    def still(self, *, training: bool = False, exact: bool = False) -> Iterator[None]:
+        """The network as an attack sees it: frozen, and in evaluation mode unless `training`.
+
+        exact: in float32, whatever the network's precision.
+        """
+        before = self._attacked, self.precision
+        with attacking(self.module, training=training):
+            try:
+                if exact and self.precision.arithmetic != "float32":
+                    self.precision = AS_WRITTEN
+                self._attacked = self.precision.lean and not training
+                if self._attacked:
+                    self._refresh()
+                yield
+            finally:
+                self._attacked, self.precision = before
+
+    def _refresh(self) -> None:
+        """Bring the lean copy up to date."""
+        if self._lean is None or self._lean.precision != self.precision:
+            self._lean = Lean(self.module, self.precision)
+        else:
+            self._lean.refresh()
+
+    def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
+        if self._attacked:
+            assert self._lean is not None
+            return self._lean.forward_features(x) if features else (self._lean(x), None)
+        with self.precision.autocast(x.device):
+            logits, maps = self.module.forward_features(x) if features else (self.module(x), None)
+        return single(logits), None if maps is None else single(maps)
+
+
+class Teacher(Net):
+    """A frozen network in evaluation mode. Outputs at inputs without gradient are computed once a batch.
+
+    At inputs that require gradient the graph runs through to the input (AdaAD's and SmaraAD's attacks).
+    """
+
+    def __init__(self, module: Network, precision: Precision = AS_WRITTEN) -> None:
+        super().__init__(module.eval().requires_grad_(False), precision)
+        self._outputs: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def forget(self) -> None:
+        """Drop the stored outputs (the batch is over)."""
+        self._outputs.clear()
+
+    def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
+        if self.precision.lean and not self._attacked:
+            self._refresh()  # once: its weights never change
+            self._attacked = True
+        if x.requires_grad:
+            return super()._run(x, features=features)
+        outputs = self._outputs.get(id(x))
+        if outputs is None or (features and outputs[2] is None):
+            with torch.no_grad():
+                logits, maps = super()._run(x, features=features)
+            # x itself is stored too: as long as it lives, its id belongs to no other tensor.
+            outputs = self._outputs[id(x)] = (x, logits, maps)
+        return outputs[1], outputs[2]
+
+
+@dataclass(frozen=True)
+class Ball:
+    """An L-infinity ball and how an attack crosses it: `eps` and step size in image units, number of steps."""
+
+    eps: float
+    step: float
+    steps: int
+
+
+@dataclass
+class Step:
+    """One training iteration: all that a method's `attack` and `loss` see.
+
+    x: images (B, C, H, W) in [0, 1]. y: labels (B,). epoch: from 0 to epochs - 1. iteration: from 1, over the whole
+    training. lr: the learning rate. threat: eps, step size and number of steps of the training attack. generator: the
+    training's stream of attack randomness. student, teacher, natural_teacher: networks, see `Net`.
+
+    The student is in training mode in `loss`; `ascend` and `still` put it into the mode of an attack and back. Where
+    several devices share a training, x is this device's part of the batch, a `share` of it; `mean` and `backward` are
+    for what depends on the whole batch.
+    """
+
+    x: Tensor
+    y: Tensor
+    student: Net
+    epoch: int
+    epochs: int
+    iteration: int
+    lr: float
+    threat: Ball
+    generator: torch.Generator
+    teachers: dict[Need, Teacher] = field(default_factory=dict)
+    logged: dict[str, list[Tensor]] = field(default_factory=dict)
+    ranks: Ranks = ALONE
+    share: float = 1.0
+
+    @property
+    def teacher(self) -> Teacher:
+        """The robust teacher."""
+        return self._needed(Need.TEACHER)
+
+    @property
+    def natural_teacher(self) -> Teacher:
+        """The naturally trained teacher."""
+        return self._needed(Need.NATURAL_TEACHER)
+
+    def _needed(self, need: Need) -> Teacher:
+        if need not in self.teachers:
+            raise UserError(
+                f"the method asks for {need.value} that it does not declare; add Need.{need.name} to `needs`"
+            )
+        return self.teachers[need]
+
+    def still(self, bn: Mode = Mode.EVAL, *, exact: bool = False) -> AbstractContextManager[None]:
+        """Context in which the student is under attack: parameters frozen, batch-norm in mode `bn`.
+
+        exact: in float32, for differences that are lost in half precision.
+        """
+        return self.student.still(training=bn is Mode.TRAIN, exact=exact)
+
+    def ascend(
+        self,
+        objective: Objective,
+        *,
+        start: Start | Tensor,
+        bn: Mode = Mode.EVAL,
+        eps: Tensor | None = None,
+        step: Tensor | None = None,
+        steps: Tensor | None = None,
+        exact_first: bool = False,
+    ) -> Tensor:
+        """The inner maximisation: x' (B, C, H, W) by signed gradient ascent on `objective` in the threat model's ball.
+
+        objective: maps x' to one value an example, (B,). start: a `Start`, or the first iterate. bn: batch-norm mode of
+        the student meanwhile. eps, step, steps: radius, step size and number of steps, as (B,) tensors where a method
+        has its own for every example (LAS-AT). exact_first: the first gradient is taken in float32, because it is a
+        small difference of nearly equal outputs (TRADES). Returns x' detached, in the ball and in [0, 1].
+
+        Raises UserError for an attack in training mode with `steps` where several devices share the training.
+
+        Example: `step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=Start.UNIFORM)`.
+        """
+        if self.ranks.size > 1 and bn is Mode.TRAIN and steps is not None:
+            raise UserError("several devices cannot share an attack in training mode whose steps differ by image")
+        size = self.threat.eps if eps is None else eps
+        x_start = start if isinstance(start, Tensor) else start_point(self.x, start, size, self.generator)
+        first = exact_first
+
+        def staged(x: Tensor) -> Tensor:
+            nonlocal first
+            if not first:
+                return objective(x)
+            first = False
+            with self.still(bn, exact=True):
+                return objective(x)
+
+        with self.still(bn):
+            return climb(
+                self.x,
+                staged,
+                x_start,
+                eps=size,
+                step=self.threat.step if step is None else step,
+                steps=self.threat.steps if steps is None else steps,
+            )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of values (B,) over the whole batch, on all devices: a scalar tensor, detached.
+
+        For state that a method keeps from batch to batch, which has to be the same on every device (MTARD's weights).
+        """
+        return self.ranks.mean(values)
+
+    def backward(self, loss: Tensor, network: nn.Module) -> None:
+        """Backpropagate `loss`, a mean over examples, into `network`, which has no gradients yet: over the whole batch.
+
+        For networks of the method's own (LAS-AT's policy). The training loop backpropagates the student's loss.
+        """
+        # Before and not after the backward pass, since batch-norm carries gradients from device to device.
+        (loss * self.share).backward()  # type: ignore[no-untyped-call]
+        self.ranks.add_up(p.grad for p in network.parameters() if p.grad is not None)
+
+    def term(self, name: str, values: Tensor) -> Tensor:
+        """Log a term of the loss, (B,), and return it; named where training stops at a loss that is not finite."""
+        self.log(name, values)
+        return values
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Log a number, or the mean of a tensor; its mean over the epoch goes into log.jsonl under `name`."""
+        self.logged.setdefault(name, []).append(wide(value, self.x.device).detach().mean())
