@@ -32,8 +32,8 @@ AA_PASSES, AA_QUERIES, AA_SURVIVING = 100 + 900 + 1350, 5000, 0.5
 
 def steps(attack: str) -> int:
     """How many passes forward and back an attack takes an image that survives."""
-    found = gradient_attack(attack, Fraction(0), Fraction(0))
-    return found.steps * found.restarts
+    definition = gradient_attack(attack, Fraction(0), Fraction(0))
+    return definition.steps * definition.restarts
 
 
 @dataclass(frozen=True)

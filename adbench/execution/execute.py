@@ -48,9 +48,9 @@ def teacher_network(cell: Cell, place: Place, dataset: Dataset) -> Network:
     """A required teacher's network, on the device. Raises UserError when that teacher failed."""
     path = layout.record_path(cell, place.results)
     if path.is_file() and not record.damage(path):
-        found = record.read(path)
-        if not found.done and found["error"]["phase"] != "evaluate":
-            raise UserError(f"teacher '{cell.name}' failed: {found['error']['message']}")
+        judged = record.read(path)
+        if not judged.done and judged["error"]["phase"] != "evaluate":
+            raise UserError(f"teacher '{cell.name}' failed: {judged['error']['message']}")
     return cell_network(cell, dataset, place.results, place.data_dir).to(place.torch_device)
 
 
@@ -112,16 +112,16 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any] | None:
     interruption from outside, and a disk on which not even that can be written, get through.
     """
     path = layout.record_path(cell, place.results)
-    with locks.attempt(cell.folder(place.results)) as held:
-        if not held:
+    with locks.attempt(cell.folder(place.results)) as locked:
+        if not locked:
             return None
         # Another run may have finished the cell since this one looked.
-        if found := record.finished(path):
-            data = found.data
+        if finished := record.finished(path):
+            data = finished.data
         else:
             report({"what": "start"})
-            if said := record.damage(path):
-                report({"what": "note", "says": f"{said}; the cell is judged again"})
+            if damage := record.damage(path):
+                report({"what": "note", "says": f"{damage}; the cell is judged again"})
             data = _execute(cell, place, report, path)
         if data["status"] == "done":
             _tidy(cell.folder(place.results), path.parent)
@@ -131,11 +131,11 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any] | None:
 def record_failure(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
     """Record that the cell's worker failed, in its place, and return the record; None as `execute` does."""
     path = layout.record_path(cell, place.results)
-    with locks.attempt(cell.folder(place.results)) as held:
-        if not held:
+    with locks.attempt(cell.folder(place.results)) as locked:
+        if not locked:
             return None
-        if found := record.finished(path):
-            return found.data
+        if finished := record.finished(path):
+            return finished.data
         failure = {"phase": "worker", "type": "WorkerDied", "message": why}
         data = _record(_Run(cell, place, lambda _: None), now(), {}, None, failure)
         record.write(path, data)
@@ -237,7 +237,7 @@ def _train(run: _Run, dataset: Dataset) -> Summary:
     return training.run(
         on_epoch=lambda entry: run.report({"what": "epoch", **entry}),
         on_batch=lambda epoch, batch, of: run.report({"what": "batch", "epoch": epoch, "batch": batch, "of": of}),
-        on_note=lambda said: run.report({"what": "note", "says": said}),
+        on_note=lambda note: run.report({"what": "note", "says": note}),
     )
 
 
@@ -256,8 +256,8 @@ KEYS = {Need.TEACHER: "robust", Need.NATURAL_TEACHER: "natural"}
 
 
 def _needed(cell: Cell) -> dict[Need, Cell]:
-    found = {Need.TEACHER: cell.teacher, Need.NATURAL_TEACHER: cell.natural}
-    return {need: teacher for need, teacher in found.items() if teacher}
+    teachers = {Need.TEACHER: cell.teacher, Need.NATURAL_TEACHER: cell.natural}
+    return {need: teacher for need, teacher in teachers.items() if teacher}
 
 
 def _teachers(cell: Cell, place: Place, dataset: Dataset) -> dict[Need, Network]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
@@ -24,7 +25,40 @@ Lookup = Callable[[str, Experiment], Dataset]
 
 def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
     """The experiment's cells; what several cells share (teachers, methods without one) is there once."""
+    _check_names(experiment)
     names = method_names(experiment.methods)
+    students: dict[str, Cell] = {}
+    teacher_cells: dict[str, Cell] = {}
+    for dataset in experiment.datasets:
+        recipes = {name: recipe(experiment, name, dataset) for name in names}
+        needs = {name: declared(name, "needed", method.needed) for name, (method, _) in recipes.items()}
+        data, tested = _data(experiment, dataset, lookup)
+        known = _Teachers(experiment, dataset, lookup, teacher_cells)
+        proxies = known.proxies() if experiment.evaluation.transfer_attacks else ()
+        specs = known.chosen(guided=any(needs.values()))
+        for spec, architecture, name, seed in product(specs, experiment.students, names, experiment.seeds):
+            method, train = recipes[name]
+            cell = Cell(
+                kind="student",
+                **data,
+                architecture=canonical(architecture),
+                train=train,
+                evaluation=spelling.evaluation(
+                    experiment.evaluation, data["threat"], tested, transfers=bool(proxies), trained=train
+                ),
+                seed=seed,
+                method=name,
+                hyper=method.model_dump(mode="json"),
+                teacher=known.get(spec) if spec and Need.TEACHER in needs[name] else None,
+                natural=known.natural(spec) if spec and Need.NATURAL_TEACHER in needs[name] else None,
+                proxies=proxies,
+            )
+            students.setdefault(cell.id, cell)
+    return Matrix(tuple(teacher_cells.values()), tuple(students.values()))
+
+
+def _check_names(experiment: Experiment) -> None:
+    """Raise UserError for a table of settings that is for an unknown method or dataset."""
     for name in experiment.hyper:
         if name not in METHODS:
             raise unknown("method", name, METHODS.names(), "in the table [hyper]")
@@ -35,39 +69,6 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
         for dataset in rule.datasets:
             if not is_path(dataset) and dataset not in DATASETS:
                 raise unknown("dataset", dataset, DATASETS.names(), "in an [[override]]")
-    students: dict[str, Cell] = {}
-    found: dict[str, Cell] = {}
-
-    for dataset in experiment.datasets:
-        recipes = {name: recipe(experiment, name, dataset) for name in names}
-        guided = any(declared(name, "needed", method.needed) for name, (method, _) in recipes.items())
-        data, tested = _data(experiment, dataset, lookup)
-        known = _Teachers(experiment, dataset, lookup, found)
-        proxies = known.proxies() if experiment.evaluation.transfer_attacks else ()
-        for spec in known.asked(guided):
-            for architecture in experiment.students:
-                for name, (method, train) in recipes.items():
-                    needs = method.needed()
-                    for seed in experiment.seeds:
-                        cell = Cell(
-                            kind="student",
-                            **data,
-                            architecture=canonical(architecture),
-                            train=train,
-                            evaluation=spelling.evaluation(
-                                experiment.evaluation, data["threat"], tested, transfers=bool(proxies), trained=train
-                            ),
-                            seed=seed,
-                            method=name,
-                            hyper=method.model_dump(mode="json"),
-                            teacher=known.get(spec) if spec and Need.TEACHER in needs else None,
-                            natural=known.get(teachers.natural_partner(spec))
-                            if spec and Need.NATURAL_TEACHER in needs
-                            else None,
-                            proxies=proxies,
-                        )
-                        students.setdefault(cell.id, cell)
-    return Matrix(tuple(found.values()), tuple(students.values()))
 
 
 def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Train]:
@@ -112,23 +113,23 @@ def _data(experiment: Experiment, name: str, lookup: Lookup) -> tuple[dict[str, 
     return known, dataset.whole[2]
 
 
-def complete(asked: ThreatModel, default: Threat) -> ThreatModel:
-    """The threat model that is asked for, the dataset's own where nothing is; a changed eps scales the step along."""
-    eps = default.eps if asked.eps is None else parse_fraction(asked.eps)
-    step = default.step * eps / default.eps if asked.step is None else parse_fraction(asked.step)
+def complete(given: ThreatModel, default: Threat) -> ThreatModel:
+    """The given threat model, completed by the dataset's own; a changed eps scales the step size along."""
+    eps = default.eps if given.eps is None else parse_fraction(given.eps)
+    step = default.step * eps / default.eps if given.step is None else parse_fraction(given.step)
     return ThreatModel(eps=as_text(eps), step=as_text(step))
 
 
 class _Teachers:
-    """The teachers of one dataset as cells; each is asked for by its spec and made once."""
+    """The teachers of one dataset as cells; one a spec."""
 
-    def __init__(self, experiment: Experiment, dataset: str, lookup: Lookup, found: dict[str, Cell]) -> None:
+    def __init__(self, experiment: Experiment, dataset: str, lookup: Lookup, cells: dict[str, Cell]) -> None:
         self.experiment = experiment
         self.dataset = dataset
         self.lookup = lookup
-        self.found = found
+        self.cells = cells
 
-    def asked(self, guided: bool) -> Sequence[TeacherSpec | None]:
+    def chosen(self, guided: bool) -> Sequence[TeacherSpec | None]:
         """The experiment's teachers for this dataset, or the dataset's own where none is named but one is needed."""
         if self.experiment.teachers:
             if guided:
@@ -162,11 +163,15 @@ class _Teachers:
             )
         return cells
 
+    def natural(self, spec: TeacherSpec) -> Cell:
+        """The natural (not adversarially trained) partner of a teacher."""
+        return self.get(teachers.natural_partner(spec))
+
     def get(self, spec: TeacherSpec) -> Cell:
         if spec.dataset not in (None, self.dataset):
             raise UserError(f"teacher '{spec.name}' is for '{spec.dataset}', not for '{self.dataset}'")
         cell = teacher_cell(self.experiment, self.dataset, spec, self.lookup)
-        return self.found.setdefault(cell.id, cell)
+        return self.cells.setdefault(cell.id, cell)
 
 
 def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup: Lookup) -> Cell:

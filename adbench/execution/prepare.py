@@ -66,15 +66,15 @@ def prepare(
 
 
 def _dataset(name: str, data_dir: Path, source: Path | None, progress: Progress) -> str:
-    """See to it that the files of a dataset are there; returns how they came."""
+    """Fetch or copy the files of a dataset if they are missing; returns how they came."""
     published = _published(name)
     if published is None or (data_dir / f"{name}.npz").is_file():
         return "there"
     if source:
-        for found in sorted(source.rglob(f"{name}.npz")):
-            read_npz(found)  # raises for a file that is not what its name says
-            files.write_bytes(data_dir / f"{name}.npz", found.read_bytes())
-            return f"copied from '{found}'"
+        for file in sorted(source.rglob(f"{name}.npz")):
+            read_npz(file)  # raises for a file that is not what its name says
+            files.write_bytes(data_dir / f"{name}.npz", file.read_bytes())
+            return f"copied from '{file}'"
         archive = data_dir / published.filename
         if download.copy_from(source, cifar.archive(published), archive, [published.filename]):
             return f"copied from '{source}'"
@@ -91,7 +91,7 @@ def _published(name: str) -> Any:
 
 
 def _teacher(cell: Cell, place: Place, source: Path | None, progress: Progress) -> str:
-    """See to it that the weights of a teacher are there; returns what is to be said of them."""
+    """Fetch or copy the weights of a teacher if they are missing; returns a line on them."""
     assert cell.spec is not None
     spec = cell.spec
     if isinstance(spec.source, Trained):

@@ -1,4 +1,4 @@
-"""Whether a teacher is what it claims to be."""
+"""`adbench teachers NAME --verify`: the accuracies that a teacher claims, measured."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def verify_teacher(
     cell = teacher_cell(experiment(merged(preset, {"eval": judging})), data, spec, lookup(place.data_dir))
     check(cell, place)
     runner.run(runner.plan(Matrix((cell,), ()), place.results), place, where, on_event)
-    found = record.read(layout.record_path(cell, place.results))
-    if not found.done:
-        raise UserError(f"teacher '{spec.name}' failed in {found['error']['phase']}: {found['error']['message']}")
+    judged = record.read(layout.record_path(cell, place.results))
+    if not judged.done:
+        raise UserError(f"teacher '{spec.name}' failed in {judged['error']['phase']}: {judged['error']['message']}")
     lines, agrees = [], True
     for metric, claim in claims.items():
-        correct, n = found["metrics"][metric]["correct"], found["metrics"][metric]["n"]
+        correct, n = judged["metrics"][metric]["correct"], judged["metrics"][metric]["n"]
         low, high = wilson(correct, n)
         near = abs(correct / n - claim) <= spec.expected.tolerance or (images is not None and low <= claim <= high)
         agrees &= near

@@ -184,12 +184,12 @@ def default_preset(settings: Mapping[str, Any]) -> str:
 
 def presets() -> dict[str, str]:
     """The presets' names and what each is for (the comment that its file begins with)."""
-    found = {}
+    summaries = {}
     for file in files("adbench.experiment.presets").iterdir():
         if file.name.endswith(".toml"):
             first = file.read_text(encoding="utf-8").partition("\n")[0]
-            found[file.name.removesuffix(".toml")] = first.lstrip("# ")
-    return dict(sorted(found.items()))
+            summaries[file.name.removesuffix(".toml")] = first.lstrip("# ")
+    return dict(sorted(summaries.items()))
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -269,8 +269,8 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The table under `key`, an empty one where there is none (or something else, which is refused later)."""
-    found = settings.get(key)
-    return found if isinstance(found, Mapping) else {}
+    table = settings.get(key)
+    return table if isinstance(table, Mapping) else {}
 
 
 def _without(table: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -323,8 +323,8 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
             yield f"'{key}' is missing"
         else:
             cause = problem.get("ctx", {}).get("error")
-            said = str(cause) if isinstance(cause, ValueError) else problem["msg"].replace("tuple", "list")
-            yield f"{key} = {problem['input']!r}: {said[0].lower()}{said[1:]}"
+            message = str(cause) if isinstance(cause, ValueError) else problem["msg"].replace("tuple", "list")
+            yield f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def _written(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

@@ -13,43 +13,45 @@ _WITH_STEP = re.compile(r"(pgd|cw).*")
 """Attacks that take a step and a start; FGSM and MI-FGSM begin at the image, in steps of their own."""
 
 
-def data(asked: Data, whole: tuple[int, int, int]) -> Data:
+def data(settings: Data, whole: tuple[int, int, int]) -> Data:
     """Shares of the data, none where that is all there is. whole: training, held-out and test images by default."""
     train, val, _ = whole
     # The default of the training images is what the held-out ones leave.
-    left = train + val - (asked.val_images or val)
+    left = train + val - (settings.val_images or val)
     return Data(
-        train_images=None if asked.train_images == left else asked.train_images,
-        val_images=None if asked.val_images == val else asked.val_images,
+        train_images=None if settings.train_images == left else settings.train_images,
+        val_images=None if settings.val_images == val else settings.val_images,
     )
 
 
 def evaluation(
-    asked: Evaluation, threat: ThreatModel, whole: int, *, transfers: bool, trained: Train | None
+    settings: Evaluation, threat: ThreatModel, whole: int, *, transfers: bool, trained: Train | None
 ) -> Evaluation:
     """How a network is judged, without what has no effect. threat: complete; whole: test images by default.
 
     transfers: whether there are proxies. trained: how, None for weights from elsewhere, of which there is one state.
     """
-    changed: dict[str, Any] = {"attacks": tuple(dict.fromkeys(asked.attacks))}
-    changed["transfer_attacks"] = tuple(dict.fromkeys(asked.transfer_attacks)) if transfers else ()
-    n = min(whole, asked.images or whole)
+    changed: dict[str, Any] = {"attacks": tuple(dict.fromkeys(settings.attacks))}
+    changed["transfer_attacks"] = tuple(dict.fromkeys(settings.transfer_attacks)) if transfers else ()
+    n = min(whole, settings.images or whole)
     changed["images"] = None if n == whole else n
-    changed["masking"] = min(asked.masking, n)
-    with_autoattack = any(map(_AUTOATTACK.match, asked.attacks))
-    if not with_autoattack or (asked.aa_images or n) >= n:
+    changed["masking"] = min(settings.masking, n)
+    with_autoattack = any(map(_AUTOATTACK.match, settings.attacks))
+    if not with_autoattack or (settings.aa_images or n) >= n:
         changed["aa_images"] = None
     attacks = (*changed["attacks"], *changed["transfer_attacks"])
-    with_step = bool(asked.masking) or any(map(_WITH_STEP.match, attacks))
-    if not with_step or (asked.step and threat.step and parse_fraction(asked.step) == parse_fraction(threat.step)):
+    with_step = bool(settings.masking) or any(map(_WITH_STEP.match, attacks))
+    if not with_step or (
+        settings.step and threat.step and parse_fraction(settings.step) == parse_fraction(threat.step)
+    ):
         changed["step"] = None
-    start = asked.start if with_step else None
+    start = settings.start if with_step else None
     changed["start"] = None if start == "uniform" else start
-    if not (with_autoattack or asked.masking) and (not with_step or start == "clean"):
+    if not (with_autoattack or settings.masking) and (not with_step or start == "clean"):
         changed["seed"] = 0
     if trained is None or trained.val_every >= trained.epochs:
         changed["checkpoint"] = "best"
-    return asked.model_copy(update=changed)
+    return settings.model_copy(update=changed)
 
 
 def recipe(train: Train, threat: ThreatModel) -> dict[str, Any]:

@@ -206,13 +206,13 @@ def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSp
         path = base / expanded(spec.source.path)
         if reason := no_file(path):
             raise UserError(f"teacher '{name}': checkpoint '{path}' {reason}")
-        found = sha256(path)
-        if spec.source.sha256 not in (None, found):
+        digest = sha256(path)
+        if spec.source.sha256 not in (None, digest):
             raise UserError(
-                f"teacher '{name}': '{path}' has SHA-256 {found[:12]}..., the teacher states "
+                f"teacher '{name}': '{path}' has SHA-256 {digest[:12]}..., the teacher states "
                 f"{str(spec.source.sha256)[:12]}...; it is another file or a damaged one"
             )
-        changes["source"] = spec.source.model_copy(update={"path": path, "sha256": found})
+        changes["source"] = spec.source.model_copy(update={"path": path, "sha256": digest})
     return spec.model_copy(update=changes)
 
 
