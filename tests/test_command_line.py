@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hypothesis import strategies as st
 from tiny import TEACHER, run
 
-from adbench.cli import main
+from adbench.cli import COMMANDS, main
 from adbench.execution import runner
 from adbench.experiment.config import Data, Evaluation, Experiment, ThreatModel, Train
 from adbench.registry import METHODS
@@ -170,8 +170,8 @@ def line_of(seed: int) -> list[str]:
     draw = random.Random(seed)
     if draw.random() < 0.05:
         return draw.sample(ODD, draw.randrange(3))
-    name = draw.choice([*main.commands, "run", "run", "run", "eval", "eval", "status", "cost"])
-    command = main.commands[name]
+    name = draw.choice([*COMMANDS, "run", "run", "run", "eval", "eval", "status", "cost"])
+    command = main.get_command(click.Context(main), name)
     odd = [value for value in ODD if value not in SLOW.get(name, ())]
 
     def value(parameter: click.Parameter) -> str:

@@ -18,8 +18,8 @@ from scipy import stats
 from synthetic import LABELS, add
 from tiny import cli
 
-from adbench import cli as command_line
 from adbench import report
+from adbench.cli import report as command_line
 from adbench.errors import UserError
 from adbench.registry import METHODS
 from adbench.report import classes, figures, measured, objectives, tables, versus, watching
@@ -195,9 +195,9 @@ def test_rows_stand_together_by_what_is_asked_for(
 
 
 def test_the_command_lines_choices_are_the_reports() -> None:
-    (option,) = (p for p in command_line.main.commands["report"].params if p.name == "group_by")  # type: ignore[attr-defined]
+    (option,) = (p for p in command_line.report.params if p.name == "group_by")  # type: ignore[attr-defined]
     assert tuple(option.type.choices) == GROUPS
-    assert command_line.records.FORMATS == report.FORMATS
+    assert command_line.FORMATS == report.FORMATS
 
 
 @pytest.mark.parametrize(

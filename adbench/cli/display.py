@@ -102,8 +102,8 @@ class Display:
     def _on_again(self, cell: Cell, event: dict[str, Any]) -> None:
         if cell.id in self._tasks:
             self._progress.remove_task(self._tasks.pop(cell.id))
-        said = f"{_escaped(str(cell))}: {_escaped(event['why'])}; it goes on in another"
-        self.console.print(said, highlight=False, soft_wrap=True)
+        message = f"{_escaped(str(cell))}: {_escaped(event['why'])}; it goes on in another"
+        self.console.print(message, highlight=False, soft_wrap=True)
 
     def _on_note(self, cell: Cell, event: dict[str, Any]) -> None:
         self.console.print(f"{_escaped(str(cell))}: {_escaped(event['says'])}", highlight=False, soft_wrap=True)
@@ -114,17 +114,17 @@ class Display:
             self._progress.remove_task(self._tasks.pop(cell.id))
         begun = self._began.get(cell.id)
         took = "by another run" if begun is None else duration(time.monotonic() - begun)
-        found = event["record"]
-        if found["status"] == "failed":
-            reason = " ".join(found["error"]["message"].split())
-            said = f"[red]failed[/] in {found['error']['phase']}: {_escaped(reason)}"
+        record = event["record"]
+        if record["status"] == "failed":
+            reason = " ".join(record["error"]["message"].split())
+            result = f"[red]failed[/] in {record['error']['phase']}: {_escaped(reason)}"
         else:
-            said = "  ".join(
+            result = "  ".join(
                 f"{name} {percent(metric['value'])}"
-                for name, metric in found["metrics"].items()
+                for name, metric in record["metrics"].items()
                 if not name.startswith("transfer:")
             )
-        line = f"[{self.done}/{self.total}] {_escaped(str(cell))}: {said}  ({took})"
+        line = f"[{self.done}/{self.total}] {_escaped(str(cell))}: {result}  ({took})"
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -200,10 +200,10 @@ def cost_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
 
 def cost_csv(plan: Plan, costs: Mapping[str, Cost]) -> str:
     """The same for machines: passes by kind, multiply-adds a training image and epoch, seconds."""
+    from adbench.training.method import Passes  # comes with torch, which the rest of this module does without
+
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    from adbench.training.method import Passes
-
     kinds = [field.name for field in fields(Passes)]
     head = ["dataset", "kind", "method", "student", "teacher", "seeds", "epochs", *kinds]
     writer.writerow([*head, "multiply_adds", "floor_seconds", "seconds"])

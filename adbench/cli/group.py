@@ -1,4 +1,4 @@
-"""How commands are looked up, and how what a user got wrong is told: one sentence and exit code 2."""
+"""How commands are found and called, and how a user's mistake is reported: one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import difflib
 import io
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, TextIO
 
 import click
@@ -19,16 +20,34 @@ SHOWN = 100
 
 
 class Group(click.Group):
-    """Commands in the order in which they are defined; what a user got wrong is one sentence and exit code 2."""
+    """Commands that are imported when they are called, so that `--help` is instant.
+
+    commands_at: of each command, "module:function" in this package and a line for the overview, in its order.
+    """
+
+    def __init__(self, *args: Any, commands_at: Mapping[str, tuple[str, str]], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.commands_at = commands_at
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(self.commands_at)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands_at:
+            return None
+        module, _, function = self.commands_at[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"{__package__}.{module}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self.commands_at.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands and not args[0].startswith("-"):
-            raise unknown("command", args[0], self.commands, "adbench --help")
+        if args[0] not in self.commands_at and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.commands_at, "adbench --help")
         return super().resolve_command(ctx, args)
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
@@ -71,11 +90,11 @@ def _as_text(args: Sequence[str]) -> list[str]:
 
 def _of_the_system(error: OSError) -> str:
     """What the operating system refused, and for which file."""
-    said = error.strerror or str(error) or type(error).__name__
+    message = error.strerror or str(error) or type(error).__name__
     if error.filename is None:
-        return said
+        return message
     name = str(error.filename)
-    return f"'{name if len(name) <= SHOWN else name[:SHOWN] + '...'}': {said}"
+    return f"'{name if len(name) <= SHOWN else name[:SHOWN] + '...'}': {message}"
 
 
 def _show(
@@ -98,7 +117,7 @@ def _refuse(sentence: str) -> int:
 
 def _instead_of(error: click.NoSuchOption) -> str:
     """What somebody may have meant by an option that there is not: another one, or a setting."""
-    from adbench.experiment.config import settings_called
+    from adbench.experiment.config import settings_called  # for this mistake alone: pydantic takes a while to import
 
     name = error.option_name.lstrip("-")
     options = [option.lstrip("-") for option in error.possibilities or ()]
@@ -112,9 +131,9 @@ def _instead_of(error: click.NoSuchOption) -> str:
 
 def _in_our_words(error: click.ClickException) -> str:
     """Click's complaint about a command line as one sentence, and where to read more."""
-    said = error.format_message()
+    message = error.format_message()
     if isinstance(error, click.NoSuchOption):
-        said = f"unknown option '{error.option_name}'{_instead_of(error)}"
-    said = said.rstrip(".").replace(". ", "; ")
+        message = f"unknown option '{error.option_name}'{_instead_of(error)}"
+    message = message.rstrip(".").replace(". ", "; ")
     context = getattr(error, "ctx", None)
-    return f"{said[0].lower()}{said[1:]}" + (f" ({context.command_path} --help)" if context else "")
+    return f"{message[0].lower()}{message[1:]}" + (f" ({context.command_path} --help)" if context else "")

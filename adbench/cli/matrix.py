@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class MatrixOptions:
     """A matrix as the command line names it. No torch."""
 
     methods: tuple[str, ...]
@@ -39,7 +39,7 @@ class Asked:
 
     def experiment(self) -> Experiment:
         """The experiment: presets, then file, then --set, then the named options. Raises UserError."""
-        from adbench.experiment import config as configuration
+        from adbench.experiment import config as configuration  # status without options needs no settings
 
         named: dict[str, Any] = {
             key: getattr(self, key) for key in ("methods", "students", "teachers", "datasets", "seeds")
@@ -57,11 +57,13 @@ class Asked:
 
 
 def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options; the command gets them as `asked`."""
+    """Add the options; the command gets them as `options`."""
 
     @wraps(command)
-    def with_matrix(**found: Any) -> None:
-        command(asked=Asked(**{field.name: found.pop(field.name) for field in fields(Asked)}), **found)
+    def with_matrix(**values: Any) -> None:
+        command(
+            options=MatrixOptions(**{field.name: values.pop(field.name) for field in fields(MatrixOptions)}), **values
+        )
 
     wrapped: Callable[..., None] = with_matrix
     for option in reversed(

@@ -1,27 +1,31 @@
-"""Options that several commands share, and where a command runs."""
+"""Options that several commands share, and where a command runs.
+
+What needs torch (seconds) or pydantic (tenths of a second) is imported when an option asks for it.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adbench.errors import LeftOut, Nothing, UserError
+from adbench.registry import METHODS
 from adbench.seeding import LARGEST
-from adbench.system import machine, terminal
-from adbench.system.files import expanded
+from adbench.system import files, machine, terminal
 
 if TYPE_CHECKING:
     from adbench.execution.place import Place
 
 DATA_DIR = "~/.cache/adbench"
-# Who asks for more means a seed of that value.
 MOST_SEEDS = 1000
+"""Larger numbers are seeds, not numbers of seeds."""
 
 
 def names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -31,12 +35,12 @@ def names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple
 
 def listed(value: str) -> list[str]:
     """The names in a comma list."""
-    parts, found = value.split(","), []
+    parts, items = value.split(","), []
     while parts:
         count = next((n for n in range(len(parts), 1, -1) if _exists(",".join(parts[:n]))), 1)
-        found.append(",".join(parts[:count]).strip())
+        items.append(",".join(parts[:count]).strip())
         parts = parts[count:]
-    return [name for name in found if name]
+    return [name for name in items if name]
 
 
 def _exists(name: str) -> bool:
@@ -79,12 +83,12 @@ def numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[f
     if value is None:
         return None
     try:
-        found = tuple(float(part) for part in value.split(","))
+        values = tuple(float(part) for part in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"'{value}' is not a list of numbers like 0.49,0.48,0.45") from error
-    if not all(map(math.isfinite, found)):
+    if not all(map(math.isfinite, values)):
         raise click.BadParameter(f"'{value}' holds a number that is not finite")
-    return found
+    return values
 
 
 def seconds_of(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
@@ -102,8 +106,6 @@ def seconds_of(_: click.Context, __: click.Parameter, value: str | None) -> floa
 
 
 def _plugins(_: click.Context, __: click.Parameter, paths: Sequence[Path]) -> tuple[str, ...]:
-    from adbench.registry import METHODS
-
     return tuple(METHODS.add_file(path) for path in paths)
 
 
@@ -116,7 +118,7 @@ class FilePath(click.Path):
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         path = Path(value)
         try:
-            path = expanded(path)
+            path = files.expanded(path)
         except UserError:
             if value != DATA_DIR:  # a default: what needs it says so
                 raise
@@ -198,8 +200,33 @@ precision_option = click.option(
 )
 
 
-def finished_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that takes finished networks: which of them, and on how many images."""
+def finished_options(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
+    """Add the options of a command on finished networks: which of them, and on how many images.
+
+    The command gets them as `groups`, `place`, `images` and `skip_missing`; the lines that it yields are printed.
+    """
+
+    @wraps(command)
+    def with_networks(
+        dataset: str | None,
+        methods: tuple[str, ...],
+        students: tuple[str, ...],
+        seed: int | str | None,
+        threads: int | None,
+        device: str | None,
+        data_dir: Path,
+        results: Path,
+        **more: Any,
+    ) -> None:
+        from adbench.results.networks import Wanted, select
+
+        with leaving_out() as left_out:
+            groups = select(results, Wanted(dataset, methods, students, seed), left_out)
+            place = ready(results, data_dir, device, threads)
+            for line in command(groups=groups, place=place, **more):
+                click.echo(line)
+
+    wrapped: Callable[..., None] = with_networks
     for option in reversed(
         (
             click.option("--dataset", metavar="NAME", help="Only this dataset. [default: each]"),
@@ -239,8 +266,8 @@ def finished_options(command: Callable[..., None]) -> Callable[..., None]:
             results_option,
         )
     ):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
 
 
 @contextmanager
@@ -249,7 +276,7 @@ def leaving_out(watched: bool = False) -> Generator[LeftOut, None, None]:
 
     watched: the command goes on.
     """
-    left_out = LeftOut(lambda said: click.echo(terminal.plain(f"adbench: left out: {said}"), err=True))
+    left_out = LeftOut(lambda message: click.echo(terminal.plain(f"adbench: left out: {message}"), err=True))
     try:
         yield left_out
     except Nothing as nothing:
@@ -272,10 +299,10 @@ def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
     name = distributed.local(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         # Torch knows devices, as "meta", on which nothing can be computed.
-        found = torch.zeros(1, device=name).device.type in ("cpu", "cuda", "mps")
+        usable = torch.zeros(1, device=name).device.type in ("cpu", "cuda", "mps")
     except (RuntimeError, AssertionError):
-        found = False
-    if not found:
+        usable = False
+    if not usable:
         mps = ", or mps" if torch.backends.mps.is_available() else ""
         raise UserError(f"device '{name}' cannot be used here; choose cpu, cuda or cuda:N{mps}")
     return Place(results, data_dir, name)
@@ -283,8 +310,6 @@ def place_of(results: Path, data_dir: Path, device: str | None) -> Place:
 
 def make_writable(results: Path) -> None:
     """Make the results folder. Raises UserError where nothing can be written."""
-    from adbench.system import files
-
     probe = results / ".writable"
     files.write_text(probe, "")
     probe.unlink(missing_ok=True)

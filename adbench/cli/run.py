@@ -1,42 +1,37 @@
-"""`adbench run` and `adbench eval`: what trains and judges networks."""
+"""`adbench run` and `adbench cost`. Torch is imported when a command runs: it takes seconds."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
-from adbench.cli.matrix import Asked, matrix_options
+from adbench.cli.display import Display, cost_csv, cost_table, duration, plan_table, summary_table
+from adbench.cli.display import console as make_console
+from adbench.cli.matrix import MatrixOptions, matrix_options
 from adbench.cli.options import (
-    FilePath,
     data_dir_option,
     device_option,
-    fast_aa_option,
-    keep_option,
     make_writable,
-    names,
-    numbers,
     place_of,
     results_option,
     seconds_of,
     threads_option,
 )
 from adbench.errors import UserError
-from adbench.results import layout
+from adbench.experiment.config import Experiment
+from adbench.results import layout, plans, record
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from adbench.execution.cost import Cost
     from adbench.execution.engines.ray import RayCluster
     from adbench.execution.place import Place
     from adbench.execution.runner import Local, Plan
-    from adbench.experiment.config import Experiment
 
 
 @click.command()
@@ -76,7 +71,7 @@ if TYPE_CHECKING:
 @data_dir_option
 @results_option
 def run(
-    asked: Asked,
+    options: MatrixOptions,
     jobs: int | None,
     threads: int | None,
     timeout: float | None,
@@ -106,7 +101,7 @@ def run(
     if engine == "local" and (address or gpus):
         raise UserError(f"{'--address' if address else '--gpus'} is for --engine ray; add that, or leave it out")
     where = _where(engine, address, gpus, jobs, threads)
-    failed = _on_all_ranks(asked.experiment(), results, data_dir, device, where, timeout, dry_run)
+    failed = _on_all_ranks(options.experiment(), results, data_dir, device, where, timeout, dry_run)
     sys.exit(1 if failed else 0)
 
 
@@ -129,8 +124,6 @@ def _on_all_ranks(
     dry_run: bool,
 ) -> int:
     """Carry a run out, alone or as one of the processes that torchrun started; the cells that failed."""
-    from adbench.cli.display import console as make_console
-
     console = make_console()
     with console.status("reading data and teachers"):
         from adbench.execution.engines.worker import set_up_torch
@@ -161,10 +154,8 @@ def _carry_out(
     """Show the plan, run it, show the summary; returns the number of cells that failed."""
     results = place.results
     with console.status("reading data and teachers"):
-        from adbench.cli.display import Display, duration, plan_table, summary_table
         from adbench.execution import runner
         from adbench.execution.execute import check
-        from adbench.results import plans
 
         plan = _plan(experiment, place)
         for cell in plan.matrix.cells:
@@ -191,7 +182,7 @@ def _carry_out(
         plans.write(results, experiment, plan.matrix, whole, at_a_time)
     with Display(console, len(plan.open)) as display:
         runner.run(plan, place, where, display, timeout)
-    return _summarise(console, plan, results, summary_table)
+    return _summarise(console, plan, results)
 
 
 def _plan(experiment: Experiment, place: Place) -> Plan:
@@ -212,15 +203,13 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
     return {cell.id: estimator.cost(cell, plan.states[cell.id]) for cell in plan.matrix.cells}
 
 
-def _summarise(console: Console, plan: Plan, results: Path, table: Callable[[list[dict[str, Any]]], Any]) -> int:
-    from adbench.results import record
-
+def _summarise(console: Console, plan: Plan, results: Path) -> int:
     records = [record.read(layout.record_path(cell, results)).data for cell in plan.matrix.cells]
     failed = [r["status"] for r in records].count("failed")
     console.print()
-    console.print(table(records))
-    told = f"\nrecords in {results}; `adbench report` makes tables and figures of them"
-    console.print(told, highlight=False, markup=False, soft_wrap=True)
+    console.print(summary_table(records))
+    message = f"\nrecords in {results}; `adbench report` makes tables and figures of them"
+    console.print(message, highlight=False, markup=False, soft_wrap=True)
     if failed:
         console.print(f"[red]{failed} of {len(records)} cells failed[/]; run the same command to try them again")
     return failed
@@ -233,7 +222,9 @@ def _summarise(console: Console, plan: Plan, results: Path, table: Callable[[lis
 @device_option
 @data_dir_option
 @results_option
-def cost(asked: Asked, form: str, threads: int | None, device: str | None, data_dir: Path, results: Path) -> None:
+def cost(
+    options: MatrixOptions, form: str, threads: int | None, device: str | None, data_dir: Path, results: Path
+) -> None:
     """What a matrix costs on this device, from its beginning to its end: a row for the seeds of each network.
 
     Passes and multiply-adds are those of one training image in one epoch, counted; the floor is their time at the
@@ -245,98 +236,15 @@ def cost(asked: Asked, form: str, threads: int | None, device: str | None, data_
       adbench cost --dataset cifar10 --methods all --student rn18,mn-v2 --seeds 3
       adbench cost --methods rslad,adaad --format csv
     """
-    from adbench.cli.display import console, cost_csv, cost_table, duration
     from adbench.execution.runner import Local
 
     place = place_of(results, data_dir, device)
-    plan = _plan(asked.experiment(), place)
+    plan = _plan(options.experiment(), place)
     plan = replace(plan, states={cell.id: "new" if cell.method else "evaluate" for cell in plan.matrix.cells})
     costs = _costs(plan, place, Local(threads=threads))
     if form == "csv":
         click.echo(cost_csv(plan, costs), nl=False)
         return
-    console().print(cost_table(plan, costs))
+    make_console().print(cost_table(plan, costs))
     total = sum(cost.seconds for cost in costs.values())
     click.echo(f"\n{len(plan.matrix.cells)} networks, about {duration(total)} on {place.describe()}")
-
-
-@click.command("eval")
-@click.argument("checkpoint", type=FilePath())
-@click.option("--arch", required=True, metavar="NAME", help="Architecture of the checkpoint.")
-@click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="Dataset, by name or path.")
-@click.option("--attacks", multiple=True, callback=names, metavar="NAMES", help="[default: fgsm,pgd20,cw,aa]")
-@click.option("--images", type=click.IntRange(min=1), metavar="N", help="First N test images. [default: all]")
-@click.option("--aa-images", type=click.IntRange(min=1), metavar="N", help="Of these, images for AutoAttack.")
-@click.option("--eps", metavar="FRACTION", help="Radius, as in 8/255. [default: the dataset's]")
-@click.option("--step", metavar="FRACTION", help="Step of PGD and C&W. [default: the dataset's, scaled with eps]")
-@fast_aa_option
-@keep_option
-@click.option("--masking", type=click.IntRange(min=1), metavar="N", help="Test for gradient masking on N images.")
-@click.option("--mean", callback=numbers, metavar="M,M,M", help="Normalisation that the checkpoint was trained with.")
-@click.option("--std", callback=numbers, metavar="S,S,S", help="The same: standard deviation by channel.")
-@threads_option()
-@device_option
-@data_dir_option
-@results_option
-def eval_(
-    checkpoint: Path,
-    arch: str,
-    dataset: str,
-    attacks: tuple[str, ...],
-    images: int | None,
-    aa_images: int | None,
-    eps: str | None,
-    step: str | None,
-    fast_aa: bool,
-    keep_adversarial: bool,
-    masking: int | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    threads: int | None,
-    device: str | None,
-    data_dir: Path,
-    results: Path,
-) -> None:
-    """Evaluate any checkpoint of a supported architecture and record it.
-
-    Of a file with several networks, FILE#KEY is the one whose names begin with KEY: both.pt#model_ema.
-
-    \b
-    Example:
-      adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
-    """
-    from adbench.cli.display import Display, console, percent
-    from adbench.execution import runner
-    from adbench.execution.execute import check
-    from adbench.execution.expand import teacher_cell
-    from adbench.experiment import config, teacher
-    from adbench.experiment.cell import Matrix
-    from adbench.results import record
-    from adbench.weights.networks import lookup
-
-    judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
-    judging |= {"aa_search": "fast"} if fast_aa else {}
-    judging |= {"attacks": attacks} if attacks else {}
-    judging |= {"masking": masking or 0, "keep_adversarial": keep_adversarial}
-    experiment = config.experiment({"threat": {"eps": eps, "step": step}, "eval": judging})
-    place = place_of(results, data_dir, device)
-    spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})
-    cell = replace(teacher_cell(experiment, dataset, spec, lookup(place.data_dir)), kind="checkpoint")
-    check(cell, place)
-    make_writable(results)
-    with Display(console(), 1) as display:
-        runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(threads=threads), display)
-    path = layout.record_path(cell, results)
-    found = record.read(path)
-    for name, metric in found["metrics"].items():
-        low, high = metric["ci_test"]
-        click.echo(
-            f"{name:8} {100 * metric['value']:6.2f}%   n = {metric['n']}   "
-            f"95% interval over test images {percent(low)}-{percent(high)}%"
-        )
-    if "masking" in found.data:
-        click.echo(f"gradient masking: {found['masking']['verdict']}")
-        for test in found["masking"]["tests"]:
-            click.echo(f"  {test['verdict']:8} {test['says']}")
-    click.echo(f"record in {path}")
-    sys.exit(0 if found.done else 1)

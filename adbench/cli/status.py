@@ -1,24 +1,22 @@
-"""Where a matrix stands and how folders become one: status, merge."""
+"""`adbench status`: where a matrix stands."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from adbench.cli.matrix import Asked, matrix_options
-from adbench.cli.options import FilePath, results_option
+from adbench.cli.display import duration
+from adbench.cli.matrix import MatrixOptions, matrix_options
+from adbench.cli.options import results_option
 from adbench.errors import UserError
+from adbench.results import plans
+from adbench.results import status as standing
+from adbench.results.plans import Planned
 from adbench.system import terminal
-
-if TYPE_CHECKING:
-    from adbench.results.plans import Planned
-    from adbench.results.status import Matrix
 
 LISTED = 10
 """Cells of one state that are printed one by one."""
@@ -30,7 +28,7 @@ LISTED = 10
 @click.option("--why", metavar="CELL", help="Explain one cell: an id, the path of a record, or its description.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @results_option
-def status(asked: Asked, plan_id: str | None, why: str | None, form: str, results: Path) -> None:
+def status(options: MatrixOptions, plan_id: str | None, why: str | None, form: str, results: Path) -> None:
     """Show where a matrix stands: done, running, failed, stale and why, and the time left.
 
     Every `adbench run` leaves its plan in the results folder. Without options the latest is shown; the options of
@@ -42,9 +40,7 @@ def status(asked: Asked, plan_id: str | None, why: str | None, form: str, result
       adbench status --dataset cifar10 --methods all --student rn18
       adbench status --why 3f2a91c0
     """
-    from adbench.results import status as standing
-
-    plans, plan = _plan(asked, plan_id, results)
+    plans, plan = _plan(options, plan_id, results)
     matrix = standing.Matrix(plan)
     if why:
         for line in standing.why(matrix, matrix.find(why)):
@@ -67,34 +63,29 @@ def status(asked: Asked, plan_id: str | None, why: str | None, form: str, result
             click.echo(terminal.plain(line))
         others = [other for other in plans if other["id"] != plan["id"]]
         for other in others[:LISTED]:
-            told = f"another plan: {other['id'][:8]} of {other['written']}, {len(other.cells)} cells (--plan)"
-            click.echo(terminal.plain(told))
+            line = f"another plan: {other['id'][:8]} of {other['written']}, {len(other.cells)} cells (--plan)"
+            click.echo(terminal.plain(line))
 
 
-def _plan(asked: Asked, plan_id: str | None, results: Path) -> tuple[list[Planned], Planned]:
-    from adbench.results import plans
-
-    found = plans.read_all(results)
-    if not found:
+def _plan(options: MatrixOptions, plan_id: str | None, results: Path) -> tuple[list[Planned], Planned]:
+    known = plans.read_all(results)
+    if not known:
         raise UserError(
             f"no run was planned in '{results}' yet; `adbench run` begins one, `adbench results` lists records"
         )
-    chosen = [plan for plan in found if plan["id"].startswith(plan_id)] if plan_id else found
-    if asked.anything:
-        experiment = plans.canonical(asked.experiment())
+    chosen = [plan for plan in known if plan["id"].startswith(plan_id)] if plan_id else known
+    if options.anything:
+        experiment = plans.canonical(options.experiment())
         chosen = [plan for plan in chosen if plan["experiment"] == experiment]
     if not chosen:
-        known = ", ".join(plan["id"][:8] for plan in found[:5])
+        ids = ", ".join(plan["id"][:8] for plan in known[:5])
         named = f"whose id begins with '{plan_id}'" if plan_id else "with these options"
-        raise UserError(f"no run {named} was planned in '{results}'; known plans are {known}")
-    return found, chosen[0]
+        raise UserError(f"no run {named} was planned in '{results}'; known plans are {ids}")
+    return known, chosen[0]
 
 
-def _table(matrix: Matrix) -> Iterator[str]:
+def _table(matrix: standing.Matrix) -> Iterator[str]:
     """The matrix as lines of text: counts by dataset and network, then what needs a word."""
-    from adbench.cli.display import duration
-    from adbench.results.status import STATES
-
     plan, standings = matrix.plan, list(matrix.standings.values())
     yield f"plan {plan['id'][:8]} of {plan['written']}: {plan['command']}"
     yield ""
@@ -103,7 +94,7 @@ def _table(matrix: Matrix) -> Iterator[str]:
         network = "teachers" if one.cell["kind"] == "teacher" else one.cell["name"]
         rows.setdefault((one.cell["dataset"], network), Counter())[one.state] += 1
     total = Counter(one.state for one in standings)
-    states = [state for state in STATES if total[state]]
+    states = [state for state in standing.STATES if total[state]]
     table = [("dataset", "network", "cells", *states)]
     for (dataset, network), counts in [*rows.items(), (("", "all"), total)]:
         table.append((dataset, network, str(counts.total()), *(str(counts[state] or "") for state in states)))
@@ -126,33 +117,3 @@ def _table(matrix: Matrix) -> Iterator[str]:
     if seconds:
         measured = f", as cells took {correction:.2g} times what was expected" if correction != 1 else ""
         yield f"about {duration(seconds)} left with {at_a_time} at a time{measured}"
-
-
-@click.command()
-@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=FilePath())
-@click.option(
-    "--into",
-    type=FilePath(file_okay=False),
-    required=True,
-    metavar="RESULTS",
-    help="The results folder that gets everything; made if it is not there.",
-)
-def merge(folders: tuple[Path, ...], into: Path) -> None:
-    """Join results folders from several machines into one.
-
-    Finished work is never overwritten. Of two records of one cell that agree, one is kept. Where their figures
-    differ, the one that is there stays, the other goes with all its files to RESULTS.conflicts/, and the exit code
-    is 1. A merge that was interrupted is finished by the same command.
-
-    \b
-    Example:
-      adbench merge node1/results node2/results --into results
-    """
-    from adbench.results import merge as merging
-
-    wrong = 0
-    for outcome in merging.merge(folders, into):
-        wrong += outcome.wrong
-        if outcome.says:
-            click.echo(terminal.plain(outcome.says))
-    sys.exit(1 if wrong else 0)

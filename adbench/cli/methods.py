@@ -1,0 +1,117 @@
+"""For authors of methods: info, validate, golden, new-method.
+
+Commands that compute import torch when they run; the others start without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from adbench.cli.options import FilePath, threads_option
+from adbench.errors import UserError
+from adbench.plugins import describe, scaffold
+from adbench.registry import METHODS
+
+
+@click.command()
+@click.argument("method", metavar="METHOD|FILE.py")
+def info(method: str) -> None:
+    """Print what a method maximises and minimises, what it needs and costs, and its hyperparameters.
+
+    \b
+    Examples:
+      adbench info smaraad
+      adbench info mine.py
+    """
+    click.echo(describe.card(_method(method)))
+
+
+def _method(text: str) -> str:
+    """The name of a method that is given by name or as the file that defines it."""
+    return METHODS.add_file(Path(text)) if text.endswith(".py") else text
+
+
+@click.command()
+@click.argument("methods", nargs=-1, required=True, metavar="METHOD|FILE.py|all ...")
+@threads_option("1")
+def validate(methods: tuple[str, ...], threads: int | None) -> None:
+    """Check methods against the plugin contract on a tiny problem, in seconds each.
+
+    A line for each promise, and what was seen where it is broken; exit code 1 then. "all" stands for all registered.
+
+    \b
+    Examples:
+      adbench validate mine.py
+      adbench validate all
+    """
+    import torch
+
+    from adbench.plugins.validate import validate as verdicts
+
+    torch.set_num_threads(threads or 1)  # on so small a problem, a second thread only waits
+    broken = 0
+    for method in methods:
+        for name in METHODS.names() if method == "all" else [_method(method)]:
+            click.secho(name, bold=True)
+            before = None
+            for verdict in verdicts(name):
+                word = "broken" if verdict.error else "ok" if verdict.claimed else "-"
+                click.echo(f"  {word:6}  {verdict.check}{'' if verdict.claimed else ' (not claimed)'}")
+                if verdict.error:
+                    broken += 1
+                    click.echo(f"          {'the same' if verdict.error == before else verdict.error}")
+                before = verdict.error
+    click.echo(f"{broken} broken promise{'s' if broken != 1 else ''}" if broken else "all promises kept")
+    sys.exit(1 if broken else 0)
+
+
+@click.command()
+@click.argument("file", type=FilePath(dir_okay=False), required=False)
+@threads_option("1")
+def golden(file: Path | None, threads: int | None) -> None:
+    """Replay reference values of the authors' own code through the methods' losses and attacks.
+
+    Without FILE those that adbench comes with.
+
+    One line an entry with its largest absolute and relative error; exit code 1 if any differs. Losses and gradients
+    must agree to 1e-9 (relative to |value| + 0.001), adversarial examples to 1e-12.
+
+    \b
+    Example:
+      adbench golden
+    """
+    import torch
+
+    from adbench.plugins import golden as reference
+
+    torch.set_num_threads(threads or 1)  # on so small networks, a second thread only waits
+    content = reference.read(file or reference.FILE)
+    passed = total = 0
+    for result in reference.replay(content):
+        click.echo(str(result))
+        total, passed = total + 1, passed + result.passed
+    if not total:
+        raise UserError(f"reference '{file or reference.FILE}' has no entry to replay")
+    click.echo(f"{passed} of {total} entries agree")
+    sys.exit(0 if passed == total else 1)
+
+
+@click.command("new-method")
+@click.argument("name")
+@click.option(
+    "--out", type=FilePath(file_okay=False), default=Path(), show_default=True, help="Folder to write the file to."
+)
+def new_method(name: str, out: Path) -> None:
+    """Write a working plugin file to start a method of your own from.
+
+    \b
+    Example:
+      adbench new-method mine
+      adbench validate mine.py
+      adbench run --methods mine,rslad --plugin mine.py
+    """
+    path = scaffold.write_method(name, out)
+    click.echo(f"wrote {path}; try: adbench validate {path}, then adbench run --methods {name} --plugin {path}")

@@ -1,0 +1,92 @@
+"""`adbench report`. Matplotlib is imported when the command runs: it takes a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adbench.cli.options import FilePath, leaving_out, names, results_option, spread_option
+from adbench.errors import unknown
+
+FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
+
+
+def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """A comma list of the report's formats; all when none is given."""
+    chosen = names(_, __, values)
+    for name in chosen:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS, "adbench report --help")
+    return chosen or FORMATS
+
+
+@click.command()
+@results_option
+@click.option(
+    "--out", type=FilePath(file_okay=False), default=Path("reports"), show_default=True, help="Folder to write to."
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    callback=_formats,
+    metavar="NAMES",
+    help=f"{', '.join(FORMATS)}. [default: all]",
+)
+@click.option(
+    "--columns",
+    multiple=True,
+    callback=names,
+    metavar="ATTACKS",
+    help="Attacks to show, in this order, as clean,pgd20,aa. [default: all]",
+)
+@click.option(
+    "--group-by",
+    type=click.Choice(["student", "teacher", "method"]),
+    default="student",
+    show_default=True,
+    help="What rows of white-box and black-box tables stand together for, and are ranked within.",
+)
+@click.option("--compare", "against", metavar="METHOD", help="Also test every method against this one, in a table.")
+@spread_option
+@click.option("--watch", is_flag=True, help="Write again whenever records come or change, until interrupted.")
+def report(
+    results: Path,
+    out: Path,
+    formats: tuple[str, ...],
+    columns: tuple[str, ...],
+    group_by: str,
+    against: str | None,
+    spread: str | None,
+    watch: bool,
+) -> None:
+    """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, Parquet, PNG, PDF and SVG.
+
+    \b
+    Examples:
+      adbench report --results results --out reports
+      adbench report --format latex,csv --columns clean,pgd20,aa --group-by teacher
+      adbench report --compare rslad
+      adbench report --watch                  # beside a running adbench run
+    """
+    from adbench import report as reports
+    from adbench.report import watching
+
+    def write() -> str:
+        chosen: dict[str, Any] = {"formats": formats, "columns": columns, "group_by": group_by, "against": against}
+        chosen |= {"spread": spread} if spread else {}
+        with leaving_out(watched=watch) as left_out:
+            written = reports.write(results, out, **chosen, left_out=left_out)
+            opened = f"; open {out / 'index.html'}" if "html" in formats else ""
+            message = f"{len(written)} files in {out}{opened}"
+            if not watch:
+                click.echo(message)
+        return message
+
+    if watch:
+        for line in watching.lines(results, write):
+            click.echo(line)
+    else:
+        write()

@@ -1,0 +1,90 @@
+"""`adbench results` and `adbench merge`: what is in a results folder, and several as one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from adbench.cli.options import FilePath, leaving_out, results_option, spread_option
+from adbench.results import merge as merging
+from adbench.results import table
+from adbench.system import terminal
+
+
+@click.command("results")
+@results_option
+@click.option("--dataset", metavar="NAME", help="Only this dataset.")
+@click.option("--method", metavar="NAME", help="Only this method.")
+@click.option("--teacher", metavar="NAME", help="Only students of this teacher.")
+@click.option("--student", metavar="NAME", help="Only this architecture.")
+@click.option("--kind", type=click.Choice(["student", "teacher", "checkpoint"]), help="Only this kind of network.")
+@click.option("--status", type=click.Choice(["done", "failed"]), help="Only finished or only failed ones.")
+@click.option(
+    "--format",
+    "form",
+    default="table",
+    show_default=True,
+    type=click.Choice(["table", "csv", "json", "parquet", "latex", "markdown"]),
+)
+@spread_option
+@click.option("--out", type=FilePath(dir_okay=False), help="Write there instead of printing.")
+def results_(
+    results: Path,
+    dataset: str | None,
+    method: str | None,
+    teacher: str | None,
+    student: str | None,
+    kind: str | None,
+    status: str | None,
+    form: str,
+    spread: str | None,
+    out: Path | None,
+) -> None:
+    """Filter and print the records, or export them; with --spread a row for the seeds of each network.
+
+    \b
+    Examples:
+      adbench results --method rslad
+      adbench results --kind student --format csv --out students.csv
+      adbench results --spread std            # mean and standard deviation over seeds
+    """
+    filters = {
+        "dataset": dataset,
+        "method": method,
+        "teacher": teacher,
+        "student": student,
+        "kind": kind,
+        "status": status,
+    }
+    with leaving_out() as left_out:
+        table.export(results, {k: v for k, v in filters.items() if v}, form, out, left_out, spread)
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=FilePath())
+@click.option(
+    "--into",
+    type=FilePath(file_okay=False),
+    required=True,
+    metavar="RESULTS",
+    help="The results folder that gets everything; made if it is not there.",
+)
+def merge(folders: tuple[Path, ...], into: Path) -> None:
+    """Join results folders from several machines into one.
+
+    Finished work is never overwritten. Of two records of one cell that agree, one is kept. Where their figures
+    differ, the one that is there stays, the other goes with all its files to RESULTS.conflicts/, and the exit code
+    is 1. A merge that was interrupted is finished by the same command.
+
+    \b
+    Example:
+      adbench merge node1/results node2/results --into results
+    """
+    wrong = 0
+    for outcome in merging.merge(folders, into):
+        wrong += outcome.wrong
+        if outcome.says:
+            click.echo(terminal.plain(outcome.says))
+    sys.exit(1 if wrong else 0)
