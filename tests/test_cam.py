@@ -21,13 +21,13 @@ from synthetic import add
 from tiny import cli, family
 from torch import Tensor, nn
 
-from adbench import report
 from adbench.analysis import cam
 from adbench.analysis.common import Testbed
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
 from adbench.models import Network, build
+from adbench.report import writer as report
 from adbench.report.view import View
 from adbench.results import document
 from adbench.results.networks import groups
@@ -333,7 +333,7 @@ def test_the_report_of_maps_needs_no_torch(trained_here: Path, tmp_path: Path) -
     script = """
 import sys
 from pathlib import Path
-from adbench import report
+from adbench.report import writer as report
 report.write(Path(sys.argv[1]), Path(sys.argv[2]))
 assert "torch" not in sys.modules
 """

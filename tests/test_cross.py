@@ -19,12 +19,12 @@ from synthetic import add
 from tiny import cli, family, records
 from torch import Tensor
 
-from adbench import report
 from adbench.analysis.common import Testbed
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
 from adbench.errors import UserError
 from adbench.models import Network
+from adbench.report import writer as report
 from adbench.report.view import View
 from adbench.results import analyses, document
 from adbench.results.networks import Wanted, groups, names, select
@@ -434,7 +434,7 @@ def test_the_report_of_a_matrix_needs_no_torch(crossed: Path, tmp_path: Path) ->
     script = """
 import sys
 from pathlib import Path
-from adbench import report
+from adbench.report import writer as report
 report.write(Path(sys.argv[1]), Path(sys.argv[2]))
 assert "torch" not in sys.modules
 """

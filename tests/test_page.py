@@ -16,8 +16,8 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic import add
 
-from adbench import report
-from adbench.report.plot import Plot
+from adbench.report import writer as report
+from adbench.report.figures.plot import Plot
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")

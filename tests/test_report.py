@@ -18,11 +18,15 @@ import pytest
 from scipy import stats
 from synthetic import LABELS, TEACHERLESS, add
 
-from adbench import report
 from adbench.errors import UserError
-from adbench.report import captions, costs, figures, logs, page, paper, render, tables
+from adbench.report import captions, page, render
+from adbench.report import writer as report
+from adbench.report.figures import robustness as figures
+from adbench.report.figures import training as logs
+from adbench.report.figures.plot import labels_of, look
 from adbench.report.model import Cell, Column, Mark, Row, Table, ranked
-from adbench.report.plot import labels_of, look
+from adbench.report.tables import costs, paper
+from adbench.report.tables import robustness as tables
 from adbench.report.view import View
 from adbench.results import teachers
 from adbench.results.record import Record, read_all
@@ -616,7 +620,7 @@ def test_no_finished_record_is_a_users_error_and_writes_nothing(tmp_path: Path) 
 
 def test_the_report_never_imports_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from adbench.report import write;"
+        "import sys; from pathlib import Path; from adbench.report.writer import write;"
         "write(Path(sys.argv[1]), Path(sys.argv[2])); assert 'torch' not in sys.modules"
     )
     one = tmp_path / "results"

@@ -15,10 +15,12 @@ import pytest
 from scipy import stats
 from synthetic import add
 
-from adbench import report
 from adbench.evaluation import masking_rules
-from adbench.report import classes, masking, render, tables
+from adbench.report import classes, render
+from adbench.report import writer as report
 from adbench.report.model import MISSING, Mark, Table
+from adbench.report.tables import masking
+from adbench.report.tables import robustness as tables
 from adbench.report.view import View
 from adbench.results import record
 from adbench.results.record import read_all

@@ -14,8 +14,11 @@ import matplotlib as mpl
 import pytest
 from synthetic import add
 
-from adbench import report
-from adbench.report import classes, figures, logs, render, tables
+from adbench.report import classes, render
+from adbench.report import writer as report
+from adbench.report.figures import robustness as figures
+from adbench.report.figures import training as logs
+from adbench.report.tables import robustness as tables
 from adbench.report.view import View
 from adbench.results.record import read_all
 from adbench.results.runs import collect

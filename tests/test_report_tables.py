@@ -18,14 +18,18 @@ from scipy import stats
 from synthetic import LABELS, add
 from tiny import cli
 
-from adbench import report
-from adbench.cli import report as command_line
 from adbench.errors import UserError
 from adbench.registry import METHODS
-from adbench.report import classes, figures, measured, objectives, tables, versus, watching
+from adbench.report import classes, watching
+from adbench.report import writer as report
+from adbench.report.figures import robustness as figures
+from adbench.report.figures.plot import FRONT
 from adbench.report.model import Cell, Table
-from adbench.report.plot import FRONT
-from adbench.report.view import GROUPS, View
+from adbench.report.tables import compared as versus
+from adbench.report.tables import methods as objectives
+from adbench.report.tables import ranking as measured
+from adbench.report.tables import robustness as tables
+from adbench.report.view import View
 from adbench.results import document, record
 from adbench.results.record import read_all
 from adbench.results.runs import collect
@@ -192,12 +196,6 @@ def test_rows_stand_together_by_what_is_asked_for(
     (black_box,) = tables.transfer(collect(view.records, "student"), view)
     assert len(black_box.rows) == 2 * 2 * 2, "TRADES was not attacked from a proxy"
     assert len(list(black_box.blocks())) == (2 if group_by == "method" else 4)
-
-
-def test_the_command_lines_choices_are_the_reports() -> None:
-    (option,) = (p for p in command_line.report.params if p.name == "group_by")  # type: ignore[attr-defined]
-    assert tuple(option.type.choices) == GROUPS
-    assert command_line.FORMATS == report.FORMATS
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,13 @@ from scipy import stats
 from synthetic import add
 from tiny import cli
 
-from adbench.report import figures, paper, reading, render, tables, versus
+from adbench.report import reading, render
+from adbench.report.figures import robustness as figures
 from adbench.report.findings import findings
 from adbench.report.model import Cell, Column, Row, Table
+from adbench.report.tables import compared as versus
+from adbench.report.tables import paper
+from adbench.report.tables import robustness as tables
 from adbench.report.view import View
 from adbench.results import layout, paired, record
 from adbench.results.record import read, read_all

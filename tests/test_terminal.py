@@ -10,9 +10,10 @@ from rich.cells import cell_len
 from synthetic import add
 from tiny import cli
 
-from adbench import report
 from adbench.cli import display
-from adbench.report import heat, render
+from adbench.report import render
+from adbench.report import writer as report
+from adbench.report.figures import heat
 from adbench.results import record
 from adbench.results.runs import slug
 from adbench.system import terminal

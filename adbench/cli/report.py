@@ -9,8 +9,7 @@ import click
 
 from adbench.cli.options import FilePath, leaving_out, names, results_option, spread_option
 from adbench.errors import unknown
-
-FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
+from adbench.report.view import FORMATS, GROUPS
 
 
 def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -44,8 +43,8 @@ def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 )
 @click.option(
     "--group-by",
-    type=click.Choice(["student", "teacher", "method"]),
-    default="student",
+    type=click.Choice(GROUPS),
+    default=GROUPS[0],
     show_default=True,
     help="What rows of white-box and black-box tables stand together for, and are ranked within.",
 )
@@ -71,14 +70,13 @@ def report(
       adbench report --compare rslad
       adbench report --watch                  # beside a running adbench run
     """
-    from adbench import report as reports
-    from adbench.report import watching
+    from adbench.report import watching, writer
 
     def write() -> str:
         chosen: dict[str, Any] = {"formats": formats, "columns": columns, "group_by": group_by, "against": against}
         chosen |= {"spread": spread} if spread else {}
         with leaving_out(watched=watch) as left_out:
-            written = reports.write(results, out, **chosen, left_out=left_out)
+            written = writer.write(results, out, **chosen, left_out=left_out)
             opened = f"; open {out / 'index.html'}" if "html" in formats else ""
             message = f"{len(written)} files in {out}{opened}"
             if not watch:

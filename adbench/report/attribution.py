@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from adbench.errors import UserError
 from adbench.report import captions
+from adbench.report.figures.plot import NARROWEST, Plot
 from adbench.report.model import MISSING, Cell, Column, Row, Table
-from adbench.report.plot import NARROWEST, Plot
 from adbench.report.view import View
 from adbench.results.analyses import Analysis
 from adbench.results.document import beside

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from adbench.data.sources import CIFAR10_CLASSES, CIFAR100_CLASSES
-from adbench.report import captions, heat
-from adbench.report.chart import Axis, Chart, Panel, Point, Series
-from adbench.report.figures import places, where_of
+from adbench.report import captions
+from adbench.report.figures import heat
+from adbench.report.figures.chart import Axis, Chart, Panel, Point, Series
+from adbench.report.figures.plot import NARROWEST, Plot, drawn, labels_of
+from adbench.report.figures.robustness import places, where_of
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
 from adbench.report.parts import by_setting
-from adbench.report.plot import NARROWEST, Plot, drawn, labels_of
 from adbench.results.runs import CI, Estimate, Run, attacks_of, heading, natural, slug
 from adbench.results.stats import student_t_of, wilson
 

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from adbench.report import captions, heat
+from adbench.report import captions
+from adbench.report.figures import heat
+from adbench.report.figures.plot import NARROWEST, Plot
 from adbench.report.model import Cell, Column, Row, Table, about
-from adbench.report.plot import NARROWEST, Plot
 from adbench.report.view import View
 from adbench.results.analyses import Analysis
 from adbench.results.runs import slug

@@ -16,9 +16,9 @@ from markupsafe import Markup
 import adbench
 from adbench.report import render
 from adbench.report.captions import listed, whole
+from adbench.report.figures.plot import Plot
 from adbench.report.findings import findings
 from adbench.report.model import FACETS, Cell, Table
-from adbench.report.plot import Plot
 from adbench.results.record import Record
 from adbench.results.runs import natural
 

@@ -13,6 +13,8 @@ from adbench.results.analyses import Analysis
 from adbench.results.record import Record
 from adbench.results.runs import CI, Run, attacks_of, proxy_and_attack
 
+FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
+
 GROUPS = ("student", "teacher", "method")
 """What rows of a table may be grouped by; the first is the paper's way."""
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import groupby
 
-from adbench.report import costs
 from adbench.report.captions import whole
-from adbench.report.chart import Axis, Chart, Panel, Point, Series
-from adbench.report.logs import Log
+from adbench.report.figures.chart import Axis, Chart, Panel, Point, Series
+from adbench.report.figures.plot import FRONT, Plot, drawn, labels_of
+from adbench.report.figures.training import Log
 from adbench.report.model import about
 from adbench.report.parts import by_setting
-from adbench.report.plot import FRONT, Plot, drawn, labels_of
-from adbench.report.tables import variants
+from adbench.report.tables import costs
+from adbench.report.tables.robustness import variants
 from adbench.report.view import View
 from adbench.results.runs import Run, attacks_of, heading, natural, slug
 from adbench.results.teachers import teacher_accuracy

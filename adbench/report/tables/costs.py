@@ -8,7 +8,7 @@ from typing import Any
 
 from adbench.report import captions
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
-from adbench.report.tables import mean
+from adbench.report.tables.robustness import mean
 from adbench.report.view import View
 from adbench.results.record import Record
 from adbench.results.runs import Run, slug

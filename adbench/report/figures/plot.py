@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from adbench.report import heat
-from adbench.report.chart import Chart, Panel, Series
+from adbench.report.figures import heat
+from adbench.report.figures.chart import Chart, Panel, Series
 from adbench.report.model import About
 from adbench.results.runs import METHODS, Run
 

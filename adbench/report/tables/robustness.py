@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from adbench.report import captions, masking
-from adbench.report.measured import RANKING, Line, accuracy, rank
+from adbench.report import captions
 from adbench.report.model import FAILED, MISSING, Cell, Column, Row, Table, about
 from adbench.report.parts import by_setting, titles
+from adbench.report.tables import masking
+from adbench.report.tables.ranking import RANKING, Line, accuracy, rank
 from adbench.report.view import View
 from adbench.results.record import Record
 from adbench.results.runs import ABLATION, Run, heading, natural, slug

@@ -8,8 +8,8 @@ from itertools import groupby
 
 from adbench.report import captions
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
-from adbench.report.paper import signed
 from adbench.report.parts import by_setting
+from adbench.report.tables.paper import signed
 from adbench.report.view import View
 from adbench.results.paired import LEVEL, Standing, standing
 from adbench.results.runs import Run, heading, slug

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from adbench.report import captions, paper
+from adbench.report import captions
 from adbench.report.model import FAILED, MISSING, About, Cell, Column, Mark, Row, ranked
+from adbench.report.tables import paper
 from adbench.report.view import View
 from adbench.results.paired import Standing, standing
 from adbench.results.runs import Estimate, Run

@@ -1,0 +1,1 @@
+"""Records to figures: what to draw, and what all figures share."""

@@ -1,0 +1,1 @@
+"""Records to tables, one module a section of the report."""
