@@ -12,7 +12,7 @@ import click
 
 from adbench.cli.options import FilePath, threads_option
 from adbench.errors import UserError
-from adbench.plugins import describe, scaffold
+from adbench.plugins import scaffold
 from adbench.registry import METHODS
 
 
@@ -26,6 +26,8 @@ def info(method: str) -> None:
       adbench info smaraad
       adbench info mine.py
     """
+    from adbench.plugins import describe
+
     click.echo(describe.card(_method(method)))
 
 

@@ -138,9 +138,14 @@ def reason(record: Record) -> str:
     return f"{error['type']} in {error['phase']}: {' '.join(error['message'].split())}"
 
 
+def taught(student: str, teacher: str | None) -> str:
+    """A student in words, with its teacher where it has one."""
+    return f"{student} taught by {teacher}" if teacher else student
+
+
 def name(run: Run) -> str:
     """A run in words."""
-    return f"{run.label} on {run.student}" + (f" taught by {run.teacher}" if run.teacher else "")
+    return f"{run.label} on {taught(run.student, run.teacher)}"
 
 
 def attack(definition: dict[str, object]) -> str:

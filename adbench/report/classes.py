@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -43,12 +42,8 @@ def contents(runs: Sequence[Run], spread: str = CI) -> tuple[tuple[Table, ...], 
 @by_setting
 def tables(runs: Sequence[Run], spread: str = CI) -> list[Table]:
     """One table a data set with its worst classes, of the methods whose records tell; none where none does."""
-    found = []
-    for dataset, members in groupby(runs, key=lambda run: run.dataset):
-        counted = [run for run in members if any(_has(run, metric) for metric in attacks_of([run]))]
-        if counted:
-            found.append(_table(dataset, counted, spread))
-    return found
+    counted = [run for run in runs if any(_has(run, metric) for metric in attacks_of([run]))]
+    return [_table(counted, spread)] if counted else []
 
 
 @by_setting
@@ -136,7 +131,8 @@ def _names(dataset: str, classes: int, runs: Sequence[Run] = ()) -> list[str]:
     return [names[label] if label < len(names) else str(label) for label in range(classes)]
 
 
-def _table(dataset: str, runs: Sequence[Run], spread: str) -> Table:
+def _table(runs: Sequence[Run], spread: str) -> Table:
+    dataset = runs[0].dataset
     strongest = _strongest(runs)
     metrics = [m for m in dict.fromkeys(("clean", "pgd20", strongest)) if m and any(_has(run, m) for run in runs)]
     classes = max(len(_by_class(run, metric)) for run in runs for metric in attacks_of([run]))
@@ -153,7 +149,7 @@ def _table(dataset: str, runs: Sequence[Run], spread: str) -> Table:
         cells = [cell for metric in metrics for cell in _worst(run, metric, labels, spread)]
         values = _by_class(run, strongest) if every else []
         cells += [_printed(values[label] if label < len(values) else None, spread) for label in every]
-        block = f"Student {run.student}" + (f" taught by {run.teacher}" if run.teacher else "")
+        block = f"Student {captions.taught(run.student, run.teacher)}"
         facets = about(student=run.student, teacher=run.teacher, method=run.label)
         rows.append(Row((Cell(run.label), *cells), block, facets))
     done = [record for run in runs for record in run.done]

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 import adbench
 from adbench.report import render
-from adbench.report.captions import listed, whole
+from adbench.report.captions import listed, reason, taught, whole
 from adbench.report.figures.plot import Plot
 from adbench.report.findings import findings
 from adbench.report.model import FACETS, Cell, Table
@@ -177,13 +177,12 @@ def latex(head: Overview, sections: Sequence[Section], cells: Table) -> str:
 def _failures(records: Sequence[Record], results: Path) -> tuple[Failure, ...]:
     cells: dict[str, list[tuple[str, str]]] = {}
     for record in records:
-        error = record["error"] or {"phase": "unknown phase", "type": "unknown error", "message": ""}
-        reason = f"{error['type']} in {error['phase']}: {render.one_line(error['message'])}"
-        taught = f" taught by {record['teacher']}" if record["teacher"] else ""
         seed = "" if record["seed"] is None else f", seed {record['seed']}"
-        name = f"{record['dataset']}, {record['label']} on {record['student']}{taught}{seed}"
-        cells.setdefault(reason, []).append((name, record.path.relative_to(results).as_posix()))
-    return tuple(Failure(reason, tuple(sorted(members))) for reason, members in cells.items())
+        name = f"{record['dataset']}, {record['label']} on {taught(record['student'], record['teacher'])}{seed}"
+        cells.setdefault(render.one_line(reason(record)), []).append(
+            (name, record.path.relative_to(results).as_posix())
+        )
+    return tuple(Failure(why, tuple(sorted(members))) for why, members in cells.items())
 
 
 def _address(picture: bytes) -> Markup:

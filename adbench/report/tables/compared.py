@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 
 from adbench.report import captions
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
@@ -17,22 +16,18 @@ from adbench.results.runs import Run, heading, slug
 
 @by_setting
 def tables(runs: Sequence[Run], view: View) -> list[Table]:
-    """One table a data set and reference (a method may have been run with several settings); [] if none is asked."""
-    found = []
-    for dataset, members in groupby(runs, key=lambda run: run.dataset):
-        of_dataset = list(members)
-        for label in dict.fromkeys(run.label for run in of_dataset if _is(run, view.against)):
-            reference = [run for run in of_dataset if run.label == label and run.done]
-            table = _table(dataset, label, reference, of_dataset, view)
-            found += [table] if table.rows else []
-    return found
+    """One table a data set and reference (a method may have been run with several settings); [] without a reference."""
+    labels = dict.fromkeys(run.label for run in runs if _is(run, view.against))
+    tables = (_table(label, [run for run in runs if run.label == label and run.done], runs, view) for label in labels)
+    return [table for table in tables if table.rows]
 
 
 def _is(run: Run, name: str | None) -> bool:
     return name is not None and name in (run.method, run.label, *(record["label"] for record in run.done[:1]))
 
 
-def _table(dataset: str, label: str, references: Sequence[Run], runs: Sequence[Run], view: View) -> Table:
+def _table(label: str, references: Sequence[Run], runs: Sequence[Run], view: View) -> Table:
+    dataset = runs[0].dataset
     metrics = view.metrics(runs)
     columns = [Column("Method", numeric=False)]
     columns += [Column(title, heading(metric)) for metric in metrics for title in ("Difference", "p")]
@@ -101,7 +96,7 @@ def _row(run: Run, other: Run, metrics: Sequence[str], tests: list[Standing], vi
         )
         cells += [replace(difference, records=view.where([run, other])), Cell(_p(test.p_value))]
     teacher = _teacher(run, other)
-    block = f"Student {run.student}" + (f" taught by {teacher}" if teacher else "")
+    block = f"Student {captions.taught(run.student, teacher)}"
     facets = about(student=run.student, teacher=teacher, method=run.label)
     return Row(tuple(cells), block, facets) if any(cell is not MISSING for cell in cells[1:]) else None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 
+from adbench.report.captions import taught
 from adbench.report.model import MISSING, Cell, Column, Row, Table, about
 from adbench.report.view import View
 from adbench.results.runs import ATTACKS, METHODS, STUDENTS, Run, heading, natural, proxy_and_attack, slug
@@ -172,8 +173,7 @@ def _rows(runs: Sequence[Run], metrics: Sequence[str], view: View) -> Iterator[R
                 MISSING if printed is None else Cell(f"{printed:.2f}"),
                 MISSING if printed is None or ours is None else Cell(signed(ours.mean - printed)),
             ]
-        taught = f" taught by {run.teacher}" if run.teacher else ""
-        block = f"Student {run.student}{taught}" if run.method else "Teachers"
+        block = f"Student {taught(run.student, run.teacher)}" if run.method else "Teachers"
         student = run.student if run.method else None
         teacher = run.teacher if run.method else run.label
         yield Row(tuple(cells), block, about(student=student, teacher=teacher, method=run.method and run.label))

@@ -37,20 +37,15 @@ def checkpoints(runs: Sequence[Run], view: View) -> list[Table]:
 @by_setting
 def white_box(runs: Sequence[Run], view: View) -> list[Table]:
     """Tables 3 and 4: one table a data set; methods by student, teachers side by side (or as `view` groups them)."""
-    tables = []
-    for dataset, members in _by_dataset(runs):
-        metrics = view.metrics(members)
-        if not metrics:
-            continue
-        names = _teacher_names(members, view.teachers)
-        _, abreast = _layout(view.group_by)
-        side_by_side = (names if abreast == "teacher" else list(dict.fromkeys(run.student for run in members))) or [""]
-        many = max(1, ABREAST // len(metrics))
-        pages = [side_by_side[i : i + many] for i in range(0, len(side_by_side), many)]
-        for number, shown in enumerate(pages, start=1):
-            part = f", part {number} of {len(pages)}" if len(pages) > 1 else ""
-            tables.append(_white_box_page(dataset, members, names, shown, metrics, view, part, number if part else 0))
-    return tables
+    metrics = view.metrics(runs)
+    if not metrics:
+        return []
+    teachers = _teacher_names(runs, view.teachers)
+    _, abreast = _layout(view.group_by)
+    side_by_side = (teachers if abreast == "teacher" else list(dict.fromkeys(run.student for run in runs))) or [""]
+    many = max(1, ABREAST // len(metrics))
+    pages = [side_by_side[i : i + many] for i in range(0, len(side_by_side), many)]
+    return [_white_box_page(runs, teachers, pages, number, view) for number in range(len(pages))]
 
 
 def _layout(group_by: str) -> tuple[str, str]:
@@ -61,23 +56,13 @@ def _layout(group_by: str) -> tuple[str, str]:
 
 
 def _white_box_page(
-    dataset: str,
-    members: Sequence[Run],
-    teachers: Sequence[str],
-    shown: Sequence[str],
-    metrics: Sequence[str],
-    view: View,
-    part: str,
-    number: int,
+    runs: Sequence[Run], teachers: Sequence[str], pages: Sequence[Sequence[str]], number: int, view: View
 ) -> Table:
+    """One of the pages, each of which has its teachers (or students) side by side."""
+    dataset, metrics, shown = runs[0].dataset, view.metrics(runs), pages[number]
+    part = f", part {number + 1} of {len(pages)}" if len(pages) > 1 else ""
     row, abreast = _layout(view.group_by)
-    grid: dict[tuple[str, str, str], Run] = {}
-    for run in sorted(members, key=lambda run: run.order) if view.group_by == "method" else members:
-        # A method without a teacher was trained once, and stands under every teacher.
-        for teacher in [run.teacher] if run.teacher else teachers or [""]:
-            place = {"student": run.student, "method": run.label, "teacher": teacher}
-            if place[abreast] in shown:
-                grid[place[view.group_by], place[row], place[abreast]] = run
+    grid = _grid(runs, teachers, shown, view)
     order = {"teacher": list(teachers)}.get(view.group_by) or list(dict.fromkeys(block for block, *_ in grid))
     places = sorted(dict.fromkeys(key[:2] for key in grid), key=lambda key: order.index(key[0]) if key[0] else 0)
     lines = [
@@ -109,15 +94,24 @@ def _white_box_page(
         *_evidence(used, metrics, view.spread),
     )
     notes = captions.warnings(used, metrics) + masking.notes(used)
-    return Table(
-        slug("whitebox", dataset, *([str(number)] if number else [])),
-        f"White-box robustness, {dataset}{part}",
-        caption,
-        tuple(columns),
-        ranking.rows,
-        notes,
-        about(dataset=dataset),
-    )
+    label = slug("whitebox", dataset, *([str(number + 1)] if part else []))
+    title = f"White-box robustness, {dataset}{part}"
+    return Table(label, title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset))
+
+
+def _grid(
+    runs: Sequence[Run], teachers: Sequence[str], shown: Sequence[str], view: View
+) -> dict[tuple[str, str, str], Run]:
+    """Each run by its block, its row and its column."""
+    row, abreast = _layout(view.group_by)
+    grid: dict[tuple[str, str, str], Run] = {}
+    for run in sorted(runs, key=lambda run: run.order) if view.group_by == "method" else runs:
+        # A method without a teacher was trained once, and stands under every teacher.
+        for teacher in [run.teacher] if run.teacher else teachers or [""]:
+            place = {"student": run.student, "method": run.label, "teacher": teacher}
+            if place[abreast] in shown:
+                grid[place[view.group_by], place[row], place[abreast]] = run
+    return grid
 
 
 def _titled(kind: str, name: str) -> str:
@@ -128,34 +122,29 @@ def _titled(kind: str, name: str) -> str:
 @by_setting
 def transfer(runs: Sequence[Run], view: View) -> list[Table]:
     """Table 5: accuracy on adversarial examples made on a proxy network that the attacker holds."""
-    tables = []
-    for dataset, members in _by_dataset(runs):
-        pairs = sorted(view.transferred(members), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1]))
-        if not pairs:
-            continue
-        columns = [
-            Column("Student" if view.group_by == "method" else "Method", numeric=False),
-            *(Column(heading(attack), _proxy_heading(proxy, members, view.teachers)) for proxy, attack in pairs),
-        ]
-        metrics = [f"transfer:{proxy}:{attack}" for proxy, attack in pairs]
-        attacked = [run for run in members if run.failed or any(run.metrics(m) for m in metrics)]
-        ranking = rank(list(_transfer_lines(attacked, metrics, view)), columns, view)
-        among = "of one method" if view.group_by == "method" else "of one student and teacher"
-        caption = _join(
-            f"Black-box robustness on {dataset}: accuracy (%) on adversarial examples made on a proxy.",
-            f"{RANKING}, among the rows {among}.",
-            ranking.rule,
-            captions.untaught(attacked),
-            *_evidence(attacked, metrics, view.spread),
-        )
-        notes = captions.warnings(attacked, metrics)
-        title = f"Black-box transfer, {dataset}"
-        tables.append(
-            Table(
-                slug("transfer", dataset), title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset)
-            )
-        )
-    return tables
+    dataset = runs[0].dataset
+    pairs = sorted(view.transferred(runs), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1]))
+    if not pairs:
+        return []
+    columns = [
+        Column("Student" if view.group_by == "method" else "Method", numeric=False),
+        *(Column(heading(attack), _proxy_heading(proxy, runs, view.teachers)) for proxy, attack in pairs),
+    ]
+    metrics = [f"transfer:{proxy}:{attack}" for proxy, attack in pairs]
+    attacked = [run for run in runs if run.failed or any(run.metrics(m) for m in metrics)]
+    ranking = rank(list(_transfer_lines(attacked, metrics, view)), columns, view)
+    among = "of one method" if view.group_by == "method" else "of one student and teacher"
+    caption = _join(
+        f"Black-box robustness on {dataset}: accuracy (%) on adversarial examples made on a proxy.",
+        f"{RANKING}, among the rows {among}.",
+        ranking.rule,
+        captions.untaught(attacked),
+        *_evidence(attacked, metrics, view.spread),
+    )
+    title, notes = f"Black-box transfer, {dataset}", captions.warnings(attacked, metrics)
+    return [
+        Table(slug("transfer", dataset), title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset))
+    ]
 
 
 def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> Iterator[Line]:
@@ -170,7 +159,7 @@ def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> 
     elif view.group_by == "method":
         places.sort(key=lambda place: place[2].order)
     for student, teacher, run in places:
-        where = student + (f" taught by {teacher}" if teacher else "")
+        where = captions.taught(student, teacher)
         name, block = (where, run.label) if view.group_by == "method" else (run.label, f"Student {where}")
         facets = about(student=student, teacher=teacher or None, method=run.label)
         yield Line(name, tuple((run, metric) for metric in metrics), block, facets)
@@ -179,39 +168,33 @@ def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> 
 @by_setting
 def ablation(runs: Sequence[Run], view: View) -> list[Table]:
     """Figure 4's data: SmaraAD's variants by data set, student and teacher, where there are two or more."""
-    tables = []
-    for dataset, members in _by_dataset(runs):
-        found = [group for group in variants(members) if view.metrics(group)]
-        metrics = view.metrics([run for group in found for run in group])
-        if not found or not metrics:
-            continue
-        columns = [Column("Variant", numeric=False), *(Column(heading(metric)) for metric in metrics)]
-        lines = [
-            Line(
-                run.label,
-                tuple((run, metric) for metric in metrics),
-                f"Student {run.student}" + (f" taught by {run.teacher}" if run.teacher else ""),
-                about(student=run.student, teacher=run.teacher, method=run.label),
-            )
-            for group in found
-            for run in group
-        ]
-        used = [run for group in found for run in group]
-        ranking = rank(lines, columns, view)
-        caption = _join(
-            f"Ablation of SmaraAD on {dataset}: accuracy (%) of its variants, as Figure 4 of the paper has them.",
-            f"{RANKING}, among the variants of one student and teacher.",
-            ranking.rule,
-            *_evidence(used, metrics, view.spread),
+    dataset = runs[0].dataset
+    shown = [run for group in variants(runs) if view.metrics(group) for run in group]
+    metrics = view.metrics(shown)
+    if not metrics:
+        return []
+    columns = [Column("Variant", numeric=False), *(Column(heading(metric)) for metric in metrics)]
+    lines = [
+        Line(
+            run.label,
+            tuple((run, metric) for metric in metrics),
+            f"Student {captions.taught(run.student, run.teacher)}",
+            about(student=run.student, teacher=run.teacher, method=run.label),
         )
-        notes = captions.warnings(used, metrics) + masking.notes(used)
-        title = f"Ablation of SmaraAD, {dataset}"
-        tables.append(
-            Table(
-                slug("ablation", dataset), title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset)
-            )
-        )
-    return tables
+        for run in shown
+    ]
+    ranking = rank(lines, columns, view)
+    caption = _join(
+        f"Ablation of SmaraAD on {dataset}: accuracy (%) of its variants, as Figure 4 of the paper has them.",
+        f"{RANKING}, among the variants of one student and teacher.",
+        ranking.rule,
+        *_evidence(shown, metrics, view.spread),
+    )
+    notes = captions.warnings(shown, metrics) + masking.notes(shown)
+    title = f"Ablation of SmaraAD, {dataset}"
+    return [
+        Table(slug("ablation", dataset), title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset))
+    ]
 
 
 def variants(runs: Sequence[Run]) -> list[list[Run]]:
@@ -301,10 +284,6 @@ def mean(run: Run, read: Callable[[Record], float | None], form: str) -> Cell:
     if values:
         return Cell(format(math.fsum(values) / len(values), form))
     return FAILED if run.failed and not run.done else MISSING
-
-
-def _by_dataset(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    return [(dataset, list(members)) for dataset, members in groupby(runs, key=lambda run: run.dataset)]
 
 
 def _teacher_names(runs: Sequence[Run], records: Sequence[Record]) -> list[str]:
