@@ -6,7 +6,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
 from adbench import Method, Net, Passes, Start, Step, hyper
-from adbench.attacks.linf import climb, start_point
+from adbench.attacks.linf import choice, climb, start_point
 from adbench.losses import cross_entropy, wide
 from adbench.models import build, canonical
 
@@ -86,7 +86,7 @@ class LASAT(Method):
         counts = self.steps_choices or tuple(range(3, 15 if classes <= 10 else 13))
         self._choices = {"eps": self.radii(), "steps": counts, "step": self.step_choices}
         sizes = {name: len(values) for name, values in self._choices.items()}
-        self._policy = Policy(self.policy, step.x.shape[1], sizes).to(step.x.device)
+        self._policy = Policy(self.policy, step.x.shape[1], sizes).to(step.x)
         self._optimiser = torch.optim.SGD(
             self._policy.parameters(),
             lr=self.policy_lr,
@@ -111,10 +111,7 @@ class LASAT(Method):
 
     def sample(self, logits: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
         """One choice (an index) for each image and head."""
-        return {
-            name: torch.multinomial(head.softmax(dim=1), 1, generator=step.generator).squeeze(1)
-            for name, head in logits.items()
-        }
+        return {name: choice(head.softmax(dim=1), step.generator) for name, head in logits.items()}
 
     def craft(self, step: Step, actions: dict[str, Tensor]) -> Tensor:
         """Examples by the chosen strategies."""

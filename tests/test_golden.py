@@ -224,14 +224,14 @@ def test_other_networks_and_images_agree_with_an_attack_written_out() -> None:
     assert result.passed, str(result)
     entry["x_adv"][0][0][0][0] += 1e-11
     (result,) = reference.replay(Node(content, ""))
-    assert result.wrong == ("x_adv",)
+    assert result.wrong == ["x_adv"]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda entry: entry.pop("loss"), "outer.trades_t has no 'loss'"),
-        (lambda entry: entry.update(params={"gamma": 3}), "unknown parameter 'gamma'; known are beta"),
+        (lambda entry: entry.update(params={"gamma": 3}), "unknown key 'gamma'"),
         (lambda entry: entry.update(params={"beta": -3}), "hyper.trades: beta"),
         (lambda entry: entry.update(logits="eight"), "logit_sets has no 'eight'"),
     ],
@@ -261,7 +261,7 @@ def test_what_an_entry_does_not_use_may_be_missing_and_texts_are_remarks() -> No
     }
     one, other = reference.replay(Node(content, ""), "outer.pgd_at"), Node(content, "")
     assert [r.passed for r in one] == [True]
-    with pytest.raises(UserError, match=r"outer\.rslad_without: .*the method asks for a robust teacher"):
+    with pytest.raises(UserError, match=r"outer\.rslad_without: .*no 'teacher'"):
         list(reference.replay(other))
 
 
@@ -299,14 +299,34 @@ def test_files_that_are_no_reference_are_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2
 
 
+def test_methods_that_are_not_installed_are_skipped_by_name_and_are_no_success(tmp_path: Path) -> None:
+    content = {"outer": {"later": {"method": "no-such", "loss": 1.0}, "saad": {"loss": 1.0}}}
+    path = tmp_path / "later.json"
+    path.write_text(json.dumps(content))
+    result = cli("golden", path)
+    assert result.exit_code == 1
+    first, second, last = result.output.splitlines()
+    assert first.startswith("skip  outer.later")
+    assert "'no-such'" in first
+    assert "'saad'" in second
+    assert last == "0 of 0 entries agree, 2 skipped"
+
+
+def test_a_value_that_no_rule_names_is_not_passed_over(golden) -> None:
+    entry = golden["outer"]["pgd_at"] | {"accuracy": 0.5}
+    (result,) = reference.replay(Node({"logit_sets": golden["logit_sets"], "outer": {"pgd_at": entry}}, ""))
+    assert result.wrong == ["accuracy is in no rule"]
+
+
 def test_an_entry_of_an_unknown_method_and_a_nan_are_failures() -> None:
     content = {"outer": {"new_method": {"loss": 1.0}}}
     (result,) = reference.replay(Node(content, ""))
-    assert not result.passed
-    seen = reference.Comparison()
-    seen.values("loss", math.nan, 1.0)
-    assert seen.wrong == ["loss"]
-    assert seen.absolute == math.inf
+    assert result.wrong
+    assert not result.skipped
+    result = Result("outer.nan")
+    result.compare("loss", math.nan, 1.0)
+    assert result.wrong == ["loss"]
+    assert result.absolute == math.inf
 
 
 def test_an_attack_leaves_modes_flags_and_gradients_as_they_were() -> None:

@@ -7,12 +7,16 @@ count or momentum.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+from adbench.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -24,6 +28,27 @@ class Start(StrEnum):
     UNIFORM = "uniform"  # x + U(-eps, eps), clamped to [0, 1] (Madry, RSLAD's evaluation, LAS-AT)
     UNIFORM_UNCLAMPED = "uniform-unclamped"  # the same, first gradient taken outside [0, 1] (ARD, IAD)
     GAUSS = "gauss"  # x + 0.001 N(0, 1), not clamped before the first step (TRADES, RSLAD, MTARD, AdaAD)
+
+
+class Recorded(torch.Generator):
+    """A generator that hands out given draws, of each kind in turn and again from the first: for replays.
+
+    draws: by kind, tensors with a row for each image of the largest batch: "gauss", N(0, 1); "unit", U(-1, 1);
+    "choice", indices, or U(0, 1) that choose them.
+    """
+
+    def __new__(cls, draws: dict[str, list[Tensor]]) -> Self:
+        recorded = super().__new__(cls)
+        recorded.draws = {kind: itertools.cycle(tensors) for kind, tensors in draws.items()}
+        return recorded
+
+    draws: dict[str, Iterator[Tensor]]
+
+    def next(self, kind: str, size: int) -> Tensor:
+        """The next draw for `size` images. Raises UserError where there is none of the kind."""
+        if kind not in self.draws:
+            raise UserError(f"there is no recorded noise of the kind '{kind}', which the method draws")
+        return next(self.draws[kind])[:size]
 
 
 def start_point(x: Tensor, start: Start, eps: float | Tensor, generator: torch.Generator | None) -> Tensor:
@@ -38,14 +63,26 @@ def start_point(x: Tensor, start: Start, eps: float | Tensor, generator: torch.G
 
 def gauss_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """N(0, 1), shaped like x."""
+    if isinstance(generator, Recorded):
+        return generator.next("gauss", len(x))
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 
 
 def unit_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """U(-1, 1), shaped like x."""
+    if isinstance(generator, Recorded):
+        return generator.next("unit", len(x))
     device = x.device if generator is None else generator.device
     return (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device) - 1).to(x.device)
+
+
+def choice(p: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One index of each row of probabilities p (B, n), drawn by them: (B,)."""
+    if isinstance(generator, Recorded):
+        drawn = generator.next("choice", len(p))
+        return (p.cumsum(1)[:, :-1] < drawn[:, None]).sum(1) if drawn.is_floating_point() else drawn
+    return torch.multinomial(p, 1, generator=generator).squeeze(1)
 
 
 def per_example(value: float | Tensor, x: Tensor) -> float | Tensor:

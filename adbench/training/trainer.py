@@ -254,7 +254,7 @@ class Trainer:
         for teacher in self.teachers.values():
             teacher.forget()
         return Step(
-            x=to_float(cropped(self.images[index], crops, self.pad)),
+            x=to_float(cropped(self.images[index], crops, self.pad), self.student.classifier.weight.dtype),
             y=self.labels[index],
             student=self.net,
             epoch=self.epoch,
