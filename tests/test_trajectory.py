@@ -78,7 +78,6 @@ def test_four_steps_of_the_trainer_are_those_of_a_loop_of_its_own(
     name: str, hyper: dict[str, Any], decay: str, lean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "LEAST_WORK", 0 if lean else precision.LEAST_WORK)
-    monkeypatch.setattr("adbench.training.trainer.to_float", lambda images: images.double() / 255)
     it = trainer(
         tmp_path,
         configured(name, hyper),
