@@ -21,12 +21,10 @@ from synthetic import LABELS, TEACHERLESS, add
 from adbench.errors import UserError
 from adbench.report import captions, page, render
 from adbench.report import writer as report
-from adbench.report.figures import robustness as figures
-from adbench.report.figures import training as logs
+from adbench.report.figures import comparisons, training
 from adbench.report.figures.plot import labels_of, look
-from adbench.report.model import Cell, Column, Mark, Row, Table, ranked
-from adbench.report.tables import costs, paper
-from adbench.report.tables import robustness as tables
+from adbench.report.model import Column, Mark, Row, Table, TableCell, ranked
+from adbench.report.tables import costs, paper, robustness
 from adbench.report.view import View
 from adbench.results import teachers
 from adbench.results.record import Record, read_all
@@ -79,7 +77,7 @@ def view_of(results: Path, **chosen: Any) -> View:
 
 def white_box(results: Path, **chosen: Any) -> list[Table]:
     view = view_of(results, **chosen)
-    return tables.white_box(collect(view.records, "student"), view)
+    return robustness.white_box(collect(view.records, "student"), view)
 
 
 def texts(table: Table) -> dict[tuple[str, str], list[str]]:
@@ -191,7 +189,7 @@ def test_all_four_spellings_carry_the_mean_recomputed_from_the_records(small: tu
 def test_best_and_second_are_compared_as_printed_and_ties_share_the_mark() -> None:
     columns = (Column("Method", numeric=False), Column("AA"))
     rows = [
-        Row((Cell(name), Cell(f"{value:.2f}")))
+        Row((TableCell(name), TableCell(f"{value:.2f}")))
         for name, value in [("a", 50.001), ("b", 50.004), ("c", 49.0), ("d", 48.999), ("e", 10.0)]
     ]
     found = [row.cells[1].mark for row in ranked(rows, columns)]
@@ -200,7 +198,7 @@ def test_best_and_second_are_compared_as_printed_and_ties_share_the_mark() -> No
 
 def test_a_lone_number_is_neither_best_nor_worst() -> None:
     columns = (Column("Method", numeric=False), Column("AA"))
-    rows = [Row((Cell("a"), Cell("50.00"))), Row((Cell("b"), Cell("failed", mark=Mark.FAILED)))]
+    rows = [Row((TableCell("a"), TableCell("50.00"))), Row((TableCell("b"), TableCell("failed", mark=Mark.FAILED)))]
     assert [row.cells[1].mark for row in ranked(rows, columns)] == [Mark.NONE, Mark.FAILED]
 
 
@@ -288,16 +286,16 @@ def test_an_ablation_is_drawn_where_two_of_its_variants_are(tmp_path: Path) -> N
             add(
                 tmp_path, method=method, label=method, teacher="t", seed=seed, metrics={"pgd20": value, "aa": value / 2}
             )
-    (plot,) = figures.ablation(collect(read_all(tmp_path), "student"))
+    (plot,) = comparisons.ablation(collect(read_all(tmp_path), "student"))
     assert plot.alt == "Accuracy in percent. kd: PGD-20 40.0, AA 20.0; smaraad: PGD-20 50.0, AA 25.0."
     assert "95% intervals over seeds (of two seeds, their range)." in plot.caption
     assert plot.render("svg").startswith(b"<svg")
     for method in ("smaraad", "kd"):
         add(tmp_path, method=method, label=method, teacher="t2", metrics={"pgd20": 0.3, "aa": 0.2})
-    assert len(figures.ablation(collect(read_all(tmp_path), "student"))) == 2, "one for each teacher"
+    assert len(comparisons.ablation(collect(read_all(tmp_path), "student"))) == 2, "one for each teacher"
     (tmp_path / "alone").mkdir()
     add(tmp_path / "alone", method="smaraad", metrics={"aa": 0.4})
-    assert figures.ablation(collect(read_all(tmp_path / "alone"), "student")) == []
+    assert comparisons.ablation(collect(read_all(tmp_path / "alone"), "student")) == []
 
 
 def test_rows_of_one_setting_line_up_under_two_teachers(tmp_path: Path) -> None:
@@ -418,7 +416,7 @@ def test_bold_and_underlined_are_what_the_papers_rule_makes_of_its_numbers(publi
             where: {Mark.BEST: best, Mark.SECOND: second} for where, ((_, second), (_, best)) in best_two.items()
         }
     view = view_of(published)
-    (black_box,) = tables.transfer(collect(view.records, "student"), view)
+    (black_box,) = robustness.transfer(collect(view.records, "student"), view)
     assert {name for name, _ in marks(black_box, Mark.BEST)} == {"SmaraAD"}
     assert {name for name, _ in marks(black_box, Mark.SECOND)} == {"AdaAD"}
 
@@ -441,7 +439,7 @@ def test_what_the_paper_says_of_its_tables_is_what_these_mark(published: Path) -
 def test_transfer_columns_are_grouped_by_proxy_with_its_own_strength(published: Path, tmp_path: Path) -> None:
     view = view_of(published)
     students = collect(view.records, "student")
-    (table,) = tables.transfer(students, view)
+    (table,) = robustness.transfer(students, view)
     assert table.groups == [("", 1), ("Proxy resnet18", 2), ("Proxy wrn-34-20", 2)]
     for line in paper.published("table5_blackbox"):
         start = 0 if line["proxy"] == "resnet18" else 2
@@ -449,7 +447,7 @@ def test_transfer_columns_are_grouped_by_proxy_with_its_own_strength(published: 
         assert printed == [f"{float(line[a]):.2f}" for a in ("pgd20", "cw")]
     assert {name for name, _ in marks(table, Mark.BEST)} == {"SmaraAD"}
     add(tmp_path, kind="teacher", dataset="cifar10", label="wrn-34-20", metrics={"pgd20": 0.7064}, n=10000)
-    (table,) = tables.transfer(students, View(Path("/"), [*view.records, *read_all(tmp_path)]))
+    (table,) = robustness.transfer(students, View(Path("/"), [*view.records, *read_all(tmp_path)]))
     assert table.groups[2][0] == "Proxy wrn-34-20 (its PGD-20: 70.64)"
 
 
@@ -499,7 +497,7 @@ def test_the_overview_counts_cells_and_gives_reasons(small: tuple[Path, Path, li
 
 def test_figure_1_pairs_students_with_their_teachers(small: tuple[Path, Path, list[Path]]) -> None:
     view = view_of(small[0])
-    (plot,) = figures.teacher_student(collect(view.records, "student"), view)
+    (plot,) = comparisons.teacher_student(collect(view.records, "student"), view)
     assert "RSLAD: 41.6 at teacher 55.0, 44.0 at teacher 65.0" in plot.alt
     assert "PGD-AT without a teacher: 40.2" in plot.alt
 
@@ -529,9 +527,9 @@ def _train_id(results: Path) -> str:
 
 def test_a_teacher_evaluated_again_keeps_figure_1_and_the_proxy_heading(twice: list[Record]) -> None:
     students, view = collect(twice, "student"), View(twice[0].path.parents[2], twice)
-    (plot,) = figures.teacher_student(students, view)
+    (plot,) = comparisons.teacher_student(students, view)
     assert "RSLAD: 40.0 at teacher 55.0." in plot.alt
-    (table,) = tables.transfer(students, view)
+    (table,) = robustness.transfer(students, view)
     assert table.groups[1][0] == "Proxy robust (its PGD-20: 62.00)"
 
 
@@ -584,8 +582,8 @@ def test_every_method_of_the_paper_has_a_look_of_its_own() -> None:
 def test_figures_have_the_same_bytes_every_time(small: tuple[Path, Path, list[Path]], what: str, form: str) -> None:
     view = view_of(small[0])
     runs = collect(view.records, "student")
-    found = figures.curves(runs, [logs.averaged(run.done)[0] for run in runs])
-    plot = (figures.teacher_student(runs, view) if what == "1" else found)[0]
+    found = training.curves(runs, [training.averaged(run.done)[0] for run in runs])
+    plot = (comparisons.teacher_student(runs, view) if what == "1" else found)[0]
     first, second = plot.render(form), plot.render(form)
     assert first == second
     assert str(datetime.now(UTC).year).encode() + b"-" not in first

@@ -19,8 +19,7 @@ from adbench.evaluation import masking_rules
 from adbench.report import classes, render
 from adbench.report import writer as report
 from adbench.report.model import MISSING, Mark, Table
-from adbench.report.tables import masking
-from adbench.report.tables import robustness as tables
+from adbench.report.tables import masking, robustness
 from adbench.report.view import View
 from adbench.results import record
 from adbench.results.record import read_all
@@ -113,10 +112,10 @@ def test_accuracies_that_may_be_illusions_have_a_footnote(tmp_path: Path) -> Non
     change(add(tmp_path, kind="teacher", label="t", metrics={"aa": 0.5}), masking=examined(zeros=6))
     records = list(read_all(tmp_path))
     view = View(tmp_path, records)
-    (white_box,) = tables.white_box(collect(records, "student"), view)
+    (white_box,) = robustness.white_box(collect(records, "student"), view)
     (note,) = white_box.footnotes
     assert note.startswith("ARD on cnn-16: gradient masking, fail (fgsm-weaker-than-pgd and zero-gradients); its")
-    (networks,) = tables.teachers(collect(records, "teacher"), view)
+    (networks,) = robustness.teachers(collect(records, "teacher"), view)
     assert networks.footnotes == (
         "t on cnn-16: gradient masking, suspect (zero-gradients); its robust accuracy may be an illusion.",
     )

@@ -16,9 +16,8 @@ from synthetic import add
 
 from adbench.report import classes, render
 from adbench.report import writer as report
-from adbench.report.figures import robustness as figures
-from adbench.report.figures import training as logs
-from adbench.report.tables import robustness as tables
+from adbench.report.figures import comparisons, training
+from adbench.report.tables import robustness
 from adbench.report.view import View
 from adbench.results.record import read_all
 from adbench.results.runs import collect
@@ -66,7 +65,7 @@ def texts(results: Path) -> dict[str, str]:
     """What is compared: the tables of two kinds in two languages, and the SHA-256 of three figures in three forms."""
     view = View(results, list(read_all(results)))
     runs = collect(view.records, "student")
-    (white_box,), (transfer,) = tables.white_box(runs, view), tables.transfer(runs, view)
+    (white_box,), (transfer,) = robustness.white_box(runs, view), robustness.transfer(runs, view)
     found = {
         "whitebox.tex": render.latex(white_box),
         "whitebox.md": render.markdown(white_box),
@@ -74,8 +73,8 @@ def texts(results: Path) -> dict[str, str]:
         "transfer.md": render.markdown(transfer),
     }
     plots = (
-        *figures.teacher_student(runs, view),
-        *figures.curves(runs, [logs.averaged(run.done)[0] for run in runs])[:1],
+        *comparisons.teacher_student(runs, view),
+        *training.curves(runs, [training.averaged(run.done)[0] for run in runs])[:1],
         *classes.plots(runs)[:1],
     )
     hashes = {

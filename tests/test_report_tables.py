@@ -22,13 +22,10 @@ from adbench.errors import UserError
 from adbench.registry import METHODS
 from adbench.report import classes, watching
 from adbench.report import writer as report
-from adbench.report.figures import robustness as figures
+from adbench.report.figures import comparisons
 from adbench.report.figures.plot import FRONT
-from adbench.report.model import Cell, Table
-from adbench.report.tables import compared as versus
-from adbench.report.tables import methods as objectives
-from adbench.report.tables import ranking as measured
-from adbench.report.tables import robustness as tables
+from adbench.report.model import Table, TableCell
+from adbench.report.tables import compared, methods, ranking, robustness
 from adbench.report.view import View
 from adbench.results import document, record
 from adbench.results.record import read_all
@@ -44,7 +41,7 @@ def view_of(results: Path, **chosen: Any) -> View:
 
 def white_box(results: Path, **chosen: Any) -> list[Table]:
     view = view_of(results, **chosen)
-    return tables.white_box(collect(view.records, "student"), view)
+    return robustness.white_box(collect(view.records, "student"), view)
 
 
 def outcomes(path: Path, metric: str, right: list[bool]) -> None:
@@ -57,7 +54,7 @@ def outcomes(path: Path, metric: str, right: list[bool]) -> None:
     record.write(path, written | {"outcomes": written["outcomes"] | {"sha256": sha256(file)}})
 
 
-def cell(table: Table, row: str, column: int = 1) -> Cell:
+def cell(table: Table, row: str, column: int = 1) -> TableCell:
     return next(r.cells[column] for r in table.rows if r.cells[0].text == row)
 
 
@@ -121,7 +118,7 @@ def test_seeds_that_the_two_do_not_share_are_not_paired(tmp_path: Path) -> None:
 
 
 def test_only_values_near_the_best_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "MOST_TESTED", 1)
+    monkeypatch.setattr(ranking, "MOST_TESTED", 1)
     for method, value in (("smaraad", 0.5), ("rslad", 0.49), ("ard", 0.48)):
         add(tmp_path, method=method, metrics={"aa": value}, n=100)
     (table,) = white_box(tmp_path)
@@ -164,7 +161,7 @@ def test_columns_are_those_that_are_asked_for_in_their_order(matrix: Path) -> No
     (table,) = white_box(matrix, columns=("aa", "clean"))
     assert [c.title for c in table.columns] == ["Method", "AA", "Clean", "AA", "Clean"]
     view = view_of(matrix, columns=("aa",))
-    assert tables.transfer(collect(view.records, "student"), view) == [], "no column of theirs is asked for"
+    assert robustness.transfer(collect(view.records, "student"), view) == [], "no column of theirs is asked for"
 
 
 def test_fewer_columns_leave_room_for_more_teachers(tmp_path: Path) -> None:
@@ -193,7 +190,7 @@ def test_rows_stand_together_by_what_is_asked_for(
     assert all(c.text == f"{100 * PAPER['aa']:.2f}" for row in table.rows for c in (row.cells[5], row.cells[10]))
     assert f"among the rows of one {group_by}" in table.caption
     view = view_of(matrix, group_by=group_by)
-    (black_box,) = tables.transfer(collect(view.records, "student"), view)
+    (black_box,) = robustness.transfer(collect(view.records, "student"), view)
     assert len(black_box.rows) == 2 * 2 * 2, "TRADES was not attacked from a proxy"
     assert len(list(black_box.blocks())) == (2 if group_by == "method" else 4)
 
@@ -242,7 +239,7 @@ def test_comparing_tests_every_method_against_one_in_its_place(tmp_path: Path) -
     add(tmp_path, method="trades", metrics={"aa": 0.499})
     elsewhere = add(tmp_path, method="iad", teacher="t2", metrics={"aa": 0.4}, outcomes=False)
     view = view_of(tmp_path, against="rslad")
-    (table,) = versus.tables(collect(view.records, "student"), view)
+    (table,) = compared.tables(collect(view.records, "student"), view)
     assert [row.cells[0].text for row in table.rows] == ["TRADES", "ARD"]
     assert not any(elsewhere.as_posix().endswith(path) for row in table.rows for c in row.cells for path in c.records)
     difference, p_value = cell(table, "ARD"), cell(table, "ARD", 2)
@@ -295,7 +292,7 @@ def test_watching_writes_again_when_something_changed_and_waits_for_a_first_reco
 def test_objectives_are_those_of_the_plugins_without_importing_them(tmp_path: Path) -> None:
     for method in (*LABELS, "kd", "a-plugin-of-yesterday"):
         add(tmp_path, method=method, metrics={"aa": 0.5}, outcomes=False, epochs=1)
-    (table,) = objectives.tables(collect(read_all(tmp_path), "student"))
+    (table,) = methods.tables(collect(read_all(tmp_path), "student"))
     assert [row.cells[0].text for row in table.rows][:10] == list(LABELS.values())
     assert [c.text for c in table.rows[-1].cells[1:]] == ["–", "–"]
     assert cell(table, "TRADES", 1).text == "max KL(S(x'), S(x))"
@@ -306,7 +303,7 @@ def test_objectives_are_those_of_the_plugins_without_importing_them(tmp_path: Pa
 
 def test_every_built_in_method_states_both_objectives() -> None:
     for name in METHODS.names():
-        told = objectives.formulas(METHODS.docstring(name) or "")
+        told = methods.formulas(METHODS.docstring(name) or "")
         assert "attack" in told, name
         assert any(key.startswith("loss") for key in told), name
 
@@ -320,7 +317,7 @@ def test_the_pareto_front_is_of_those_that_none_beats_in_both(tmp_path: Path) ->
         data = json.loads(path.read_text())
         data["training"]["seconds"] = seconds
         document.write(path, data)
-    (plot,) = figures.costly(collect(read_all(tmp_path), "student"))
+    (plot,) = comparisons.costly(collect(read_all(tmp_path), "student"))
     assert plot.alt.endswith("On the Pareto front: ARD, IAD, AdaAD.")
     assert plot.data is not None
     (panel,) = plot.data.panels
@@ -342,7 +339,7 @@ def test_accuracy_against_eps_joins_clean_images_and_every_radius(tmp_path: Path
         data["metrics"][metric]["attack"]["eps"] = eps
     document.write(path, data)
     runs = collect(read_all(tmp_path), "student")
-    (plot,) = figures.radii(runs)
+    (plot,) = comparisons.radii(runs)
     assert plot.alt == "Accuracy in percent. ARD: 90.0 at 0/255, 70.0 at 4/255, 50.0 at 8/255, 10.0 at 16/255."
     assert plot.render("png").startswith(b"\x89PNG")
     (table,) = white_box(tmp_path)
@@ -369,7 +366,7 @@ def test_rows_of_one_student_and_teacher_stand_together(tmp_path: Path) -> None:
             add(tmp_path, method=method, teacher=teacher, metrics=PAPER, per_class=True)
     view = view_of(tmp_path, against="rslad")
     runs = collect(view.records, "student")
-    for table in (*classes.tables(runs), *tables.white_box(runs, view), *versus.tables(runs, view)):
+    for table in (*classes.tables(runs), *robustness.white_box(runs, view), *compared.tables(runs, view)):
         blocks = [block for block, _ in table.blocks()]
         assert len(blocks) == len(set(blocks)), table.label
 

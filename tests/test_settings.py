@@ -16,12 +16,10 @@ from synthetic import add
 from tiny import cli
 
 from adbench.report import reading, render
-from adbench.report.figures import robustness as figures
+from adbench.report.figures import comparisons
 from adbench.report.findings import findings
-from adbench.report.model import Cell, Column, Row, Table
-from adbench.report.tables import compared as versus
-from adbench.report.tables import paper
-from adbench.report.tables import robustness as tables
+from adbench.report.model import Column, Row, Table, TableCell
+from adbench.report.tables import compared, paper, robustness
 from adbench.report.view import View
 from adbench.results import layout, paired, record
 from adbench.results.record import read, read_all
@@ -83,7 +81,7 @@ def test_networks_that_were_not_judged_alike_are_not_compared(what: str, tmp_pat
         assert "PGD-20" in after
     view = View(tmp_path, list(read_all(tmp_path)), against="rslad")
     runs = collect(view.records, "student")
-    white, *rest = tables.white_box(runs, view)
+    white, *rest = robustness.white_box(runs, view)
     assert len(rest) == 1
     for table in (white, *rest):
         assert len(table.rows) == 1, "a table has only what was judged alike"
@@ -92,7 +90,7 @@ def test_networks_that_were_not_judged_alike_are_not_compared(what: str, tmp_pat
     assert white.label != rest[0].label
     assert white.title != rest[0].title
     assert paired.standing(runs[0], runs[1], "aa") is None
-    for made in (versus.tables(runs, view), figures.costly(runs), findings([white, *rest], frozenset())):
+    for made in (compared.tables(runs, view), comparisons.costly(runs), findings([white, *rest], frozenset())):
         assert made == [], "nothing ranks one against the other"
 
 
@@ -118,7 +116,7 @@ def test_seeds_that_were_searched_otherwise_are_not_averaged(tmp_path: Path) -> 
     exact, fast = sorted(collect(view.records, "student"), key=lambda run: len(run.done), reverse=True)
     assert [[r["seed"] for r in run.done] for run in (exact, fast)] == [[0, 1], [2]]
     assert exact.setting.search() == "exact"
-    shown = tables.white_box([exact, fast], view)
+    shown = robustness.white_box([exact, fast], view)
     assert len(shown) == 2
     for table, word in zip(
         sorted(shown, key=lambda t: "bfloat16" in t.caption), ("in float32", "bfloat16"), strict=True
@@ -137,7 +135,7 @@ def test_a_teachers_accuracy_under_another_attack_places_no_student(tmp_path: Pa
         for method in ("rslad", "ard"):
             add(folder, method=method, teacher="t", metrics={"clean": 0.9, "aa": 0.5})
         records = list(read_all(folder))
-        return len(figures.teacher_student(collect(records, "student"), View(folder, records)))
+        return len(comparisons.teacher_student(collect(records, "student"), View(folder, records)))
 
     assert (plots("8/255"), plots("4/255")) == (1, 0)
 
@@ -211,7 +209,7 @@ def test_two_seeds_have_a_deviation_three_an_interval_and_either_can_be_asked_fo
     std = {method: 100 * np.std(shares, ddof=1) for method, shares in values.items() if len(shares) > 1}
     half = 100 * stats.t.interval(0.95, 2, 0, stats.sem(values["ard"]))[1]
     for asked, due in {"ci": (std["rslad"], half), "std": (std["rslad"], std["ard"])}.items():
-        (table,) = tables.white_box(list(runs.values()), replace(view, spread=asked))
+        (table,) = robustness.white_box(list(runs.values()), replace(view, spread=asked))
         shown = {row.cells[0].text: row.cells[1] for row in table.rows}
         assert [shown[name].spread for name in ("RSLAD", "ARD", "IAD")] == [f"{due[0]:.2f}", f"{due[1]:.2f}", ""]
         assert "standard deviation" in table.caption
@@ -224,7 +222,7 @@ def test_two_seeds_have_a_deviation_three_an_interval_and_either_can_be_asked_fo
                 line = next(line for line in text.splitlines() if name in line)
                 assert (f"{number:.2f}" if form != "csv" else f"{number / 100:.6f}"[:7]) in line, (form, line)
     assert cli("report", "--results", tmp_path, "--spread", "none").exit_code == 2
-    assert "standard deviation" in versus.tables(list(runs.values()), view)[0].caption
+    assert "standard deviation" in compared.tables(list(runs.values()), view)[0].caption
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
@@ -267,7 +265,7 @@ def test_two_teachers_of_one_name_have_the_same_digest_wherever_they_are_named(t
     for form in ("table", "csv", "markdown"):
         text = cli("results", "--results", tmp_path, "--format", form).output.replace("\\#", "#")
         assert all(text.count(name) == 2 for name in own.values()), form
-    (table,) = tables.white_box(collect(records, "student"), View(tmp_path, records))
+    (table,) = robustness.white_box(collect(records, "student"), View(tmp_path, records))
     assert {column.group for column in table.columns} == {"", *(f"Teacher {name}" for name in own.values())}
 
 
@@ -276,7 +274,7 @@ def test_rows_named_by_a_digest_say_what_they_differ_in(tmp_path: Path) -> None:
         settings = dict.fromkeys(("one", "two", "three", "four"), number) | {"source": f"{number}" * 64}
         add(tmp_path, method="rslad", teacher="t", metrics={"clean": 0.5}, settings=settings)
     view = View(tmp_path, list(read_all(tmp_path)))
-    (table,) = tables.white_box(collect(view.records, "student"), view)
+    (table,) = robustness.white_box(collect(view.records, "student"), view)
     for row in table.rows:
         (note,) = [note for note in table.footnotes if note.startswith(f"{row.cells[0].text}: ")]
         number = note.partition("one ")[2][0]
@@ -289,14 +287,14 @@ def test_a_method_without_a_teacher_is_named_where_it_stands_under_one(tmp_path:
         add(tmp_path, method=method, teacher=teacher, metrics={"clean": 0.5, "transfer:p:pgd20": 0.4})
     view = View(tmp_path, list(read_all(tmp_path)), against="rslad")
     runs = collect(view.records, "student")
-    for table in (*tables.white_box(runs, view), *tables.transfer(runs, view), *versus.tables(runs, view)):
+    for table in (*robustness.white_box(runs, view), *robustness.transfer(runs, view), *compared.tables(runs, view)):
         assert "TRADES has no teacher" in table.caption, table.label
 
 
 def test_a_heading_wider_than_its_columns_is_broken() -> None:
     columns = (Column("Method", numeric=False), *(Column(t, "Proxy of a long name (its PGD-20: 62.00)") for t in "ab"))
     head = (
-        render.latex(Table("t", "T", "C", columns, (Row((Cell("m"), Cell("1"), Cell("2"))),)))
+        render.latex(Table("t", "T", "C", columns, (Row((TableCell("m"), TableCell("1"), TableCell("2"))),)))
         .split("toprule")[1]
         .split("cmidrule")[0]
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from adbench.errors import UserError
 from adbench.report import captions
 from adbench.report.figures.plot import NARROWEST, Plot
-from adbench.report.model import MISSING, Cell, Column, Row, Table
+from adbench.report.model import MISSING, Column, Row, Table, TableCell
 from adbench.report.view import View
 from adbench.results.analyses import Analysis
 from adbench.results.document import beside
@@ -65,7 +65,7 @@ def _table(one: Analysis, names: Sequence[str], label: str) -> Table:
         *(Column(title, group) for group in _KINDS.values() for title in ("Cosine", "MSE")),
     )
     rows = [
-        Row((Cell(name), *(_mean(found[kind][what]) for kind in _KINDS for what in ("cosine", "mse"))))
+        Row((TableCell(name), *(_mean(found[kind][what]) for kind in _KINDS for what in ("cosine", "mse"))))
         for name, found in zip(names[1:], one["agreement"], strict=True)
     ]
     caption = (
@@ -78,11 +78,11 @@ def _table(one: Analysis, names: Sequence[str], label: str) -> Table:
     return Table(label, _title(one, names), caption, columns, tuple(rows), _notes(one, names))
 
 
-def _mean(found: dict[str, Any]) -> Cell:
+def _mean(found: dict[str, Any]) -> TableCell:
     if found["mean"] is None:
         return MISSING
     low, high = found["ci_test"] or (found["mean"],) * 2
-    return Cell(f"{found['mean']:.4f}", f"{(high - low) / 2:.4f}" if found["ci_test"] else "")
+    return TableCell(f"{found['mean']:.4f}", f"{(high - low) / 2:.4f}" if found["ci_test"] else "")
 
 
 def _notes(one: Analysis, names: Sequence[str]) -> tuple[str, ...]:

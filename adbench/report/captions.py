@@ -41,15 +41,15 @@ def images(records: Sequence[Record], metrics: Sequence[str]) -> str:
 
 def seeds(runs: Sequence[Run], spread: str = CI, value: str = "a value") -> str:
     """Which seeds, and what the number after the plus-minus sign means; value: what has none, in words."""
-    found = sorted({r["seed"] for run in runs for r in run.done if r["seed"] is not None})
+    numbers = sorted({r["seed"] for run in runs for r in run.done if r["seed"] is not None})
     counts = {len(run.done) for run in runs}
     most = max(counts, default=0)
     if most > 1:
         interval = spread == CI and most > 2
         kind = "half-width of the 95% Student-t interval" if interval else "standard deviation"
         two = ", of two seeds their standard deviation" if interval and 2 in counts else ""
-        return f"Mean ± {kind} over seeds {listed(found)}{two}; {value} without ± is a single seed."
-    return f"Single runs (seed {listed(found, 'or')})." if found else ""
+        return f"Mean ± {kind} over seeds {listed(numbers)}{two}; {value} without ± is a single seed."
+    return f"Single runs (seed {listed(numbers, 'or')})." if numbers else ""
 
 
 def untaught(runs: Sequence[Run]) -> str:
@@ -78,18 +78,18 @@ def attacks(records: Sequence[Record], metrics: Sequence[str]) -> str:
 
 def searches(records: Sequence[Record], metrics: Sequence[str]) -> str:
     """How AutoAttack searched, in a sentence; "" where it was not run."""
-    found = sorted({search(a) for m in metrics for a in _definitions(records, m) if "version" in a})
-    told = {EXACT: "the authors' package, in float32 (exact)"}
-    return f"AutoAttack's search: {listed((told.get(each, each) for each in found), 'or')}." if found else ""
+    names = sorted({search(a) for m in metrics for a in _definitions(records, m) if "version" in a})
+    words = {EXACT: "the authors' package, in float32 (exact)"}
+    return f"AutoAttack's search: {listed((words.get(each, each) for each in names), 'or')}." if names else ""
 
 
 def checkpoints(records: Sequence[Record]) -> str:
     """How long was trained and which weights were evaluated."""
-    told = {"best": "the epoch best on a held-out split of the training images", "last": "the last epoch"}
+    words = {"best": "the epoch best on a held-out split of the training images", "last": "the last epoch"}
     epochs = sorted({r["training"]["epochs"] for r in records if r["training"]})
-    found = sorted({told[c] for r in records if r["model"] and (c := r["model"]["checkpoint"]) in told})
+    chosen = sorted({words[c] for r in records if r["model"] and (c := r["model"]["checkpoint"]) in words})
     trained = f"Trained for {listed(epochs, 'or')} epoch{'s' if epochs != [1] else ''}." if epochs else ""
-    return " ".join(filter(None, (trained, f"Weights of {listed(found, 'or')}." if found else "")))
+    return " ".join(filter(None, (trained, f"Weights of {listed(chosen, 'or')}." if chosen else "")))
 
 
 def versions(records: Sequence[Record]) -> str:
@@ -118,7 +118,7 @@ def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
         elif run.done and total < most:
             notes.append(f"{name(run)}: {total} of {most} seeds.")
         for metric in metrics:
-            flags = dict.fromkeys(flag for found in run.metrics(metric) for flag in found["flags"])
+            flags = dict.fromkeys(flag for judged in run.metrics(metric) for flag in judged["flags"])
             notes.extend(f"{name(run)}, {heading(metric)}: {flag}" for flag in flags)
     done = [record for run in runs for record in run.done]
     unequal = [m for m in metrics if len({_shown(a) for a in _definitions(done, m)}) > 1]

@@ -15,10 +15,9 @@ from adbench.data.sources import CIFAR10_CLASSES, CIFAR100_CLASSES
 from adbench.report import captions
 from adbench.report.figures import heat
 from adbench.report.figures.chart import Axis, Chart, Panel, Point, Series
-from adbench.report.figures.plot import NARROWEST, Plot, drawn, labels_of
-from adbench.report.figures.robustness import places, where_of
-from adbench.report.model import MISSING, Cell, Column, Row, Table, about
-from adbench.report.parts import by_setting
+from adbench.report.figures.plot import NARROWEST, Plot, labels_of
+from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
+from adbench.report.parts import Place, by_place, by_setting
 from adbench.results.runs import CI, Estimate, Run, attacks_of, heading, natural, slug
 from adbench.results.stats import student_t_of, wilson
 
@@ -36,7 +35,7 @@ NAMES = {"cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES}
 
 def contents(runs: Sequence[Run], spread: str = CI) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
     """Tables and figures, of the methods whose records tell."""
-    return tuple(tables(runs, spread)), tuple(plots(runs))
+    return tuple(tables(runs, spread)), tuple(figures(runs))
 
 
 @by_setting
@@ -47,44 +46,40 @@ def tables(runs: Sequence[Run], spread: str = CI) -> list[Table]:
 
 
 @by_setting
-def plots(runs: Sequence[Run]) -> list[Plot]:
+def figures(runs: Sequence[Run]) -> list[Plot]:
     """Accuracy of each class under the strongest attack, one figure a data set, student and teacher.
 
     A heat map of up to ten classes (not many of these: the table has all); of more a line a method, over its classes
     from the weakest to the strongest.
     """
     labels = labels_of(runs)
-    found: list[Plot] = []
-    for members in places(runs):
+    plots: list[Plot] = []
+    for members in by_place(runs):
         attack = _strongest(members)
-        told = [(run, values) for run in members if attack and any(values := _by_class(run, attack))]
-        if not told:
+        shown = [(run, values) for run in members if attack and any(values := _by_class(run, attack))]
+        if not shown:
             continue
-        dataset, student, teacher, where = where_of(next((run for run, _ in told if run.teacher), told[0][0]))
-        label = slug("classes", dataset, student, *([teacher] if teacher else []))
-        title = f"Accuracy by class, {where}"
-        said = "; ".join(
+        place, names = Place.of([run for run, _ in shown]), _names(members, max(len(values) for _, values in shown))
+        label, title = place.label("classes"), f"Accuracy by class, {place}"
+        spans = "; ".join(
             f"{run.label}: {min(means):.1f} to {max(means):.1f}"
-            for run, values in told
+            for run, values in shown
             if (means := [value.mean for value in values if value])
         )
-        alt = f"{heading(attack)} accuracy of the weakest and the strongest class in percent. {said}."
-        facets = about(dataset=dataset, student=student, teacher=teacher)
-        what = f"{heading(attack)} accuracy (%) of each class on {where}; means over seeds"
-        if max(len(values) for _, values in told) <= EVERY:
-            if sum(plot.data is None for plot in found) == MOST_PICTURES:
-                continue
-            draw, inches = _heat_map(told, _names(dataset, max(len(values) for _, values in told), members))
-            found.append(Plot(label, title, f"{what}. Dark: accurate.", alt, draw, inches, about=facets))
-            continue
-        series = tuple(
-            Series(run.label, labels.index(run.label), _sorted(values, _names(dataset, len(values), members)))
-            for run, values in told
-        )
-        chart = Chart((Panel(Axis("Classes, the weakest first"), Axis(f"{heading(attack)} accuracy (%)"), series),))
-        caption = f"{what}, each method's classes in an order of their own."
-        found.append(Plot(label, title, caption, alt, drawn(chart), (6.6, 4.0), chart, facets))
-    return found
+        alt = f"{heading(attack)} accuracy of the weakest and the strongest class in percent. {spans}."
+        caption = f"{heading(attack)} accuracy (%) of each class on {place}; means over seeds"
+        if len(names) > EVERY:
+            caption = f"{caption}, each method's classes in an order of their own."
+            series = tuple(
+                Series(run.label, labels.index(run.label), _sorted(values, names[: len(values)]))
+                for run, values in shown
+            )
+            axes = Axis("Classes, the weakest first"), Axis(f"{heading(attack)} accuracy (%)")
+            plots.append(Plot.of_chart(label, title, caption, alt, Chart((Panel(*axes, series),)), place.about))
+        elif sum(plot.data is None for plot in plots) < MOST_PICTURES:
+            draw, inches = _heat_map(shown, names)
+            plots.append(Plot(label, title, f"{caption}. Dark: accurate.", alt, draw, inches, about=place.about))
+    return plots
 
 
 def _sorted(values: Sequence[Estimate | None], names: Sequence[str]) -> tuple[Point, ...]:
@@ -93,15 +88,15 @@ def _sorted(values: Sequence[Estimate | None], names: Sequence[str]) -> tuple[Po
 
 
 def _heat_map(
-    told: Sequence[tuple[Run, Sequence[Estimate | None]]], names: Sequence[str]
+    accuracies: Sequence[tuple[Run, Sequence[Estimate | None]]], names: Sequence[str]
 ) -> tuple[Callable[[Figure], None], tuple[float, float]]:
     """How to draw a row a run and a column a class, and how large."""
     # A class without test images is as pale as can be, and has no number.
-    rows = [[value.mean if value else math.nan for value in values] for _, values in told]
+    rows = [[value.mean if value else math.nan for value in values] for _, values in accuracies]
     numbers = np.array([row + [math.nan] * (len(names) - len(row)) for row in rows])
-    labels = [heat.fitted(run.label, WIDEST) for run, _ in told]
+    labels = [heat.fitted(run.label, WIDEST) for run, _ in accuracies]
     left = max(map(heat.width, labels)) + 0.25
-    height = 0.3 * len(told) + 0.75
+    height = 0.3 * len(accuracies) + 0.75
     scale = Normalize(float(np.nanmin(numbers)), max(float(np.nanmax(numbers)), float(np.nanmin(numbers)) + 1))
 
     def draw(figure: Figure) -> None:
@@ -118,16 +113,16 @@ def _heat_map(
             rotation_mode="anchor",
             fontsize=heat.FONT,
         )
-        axes.set_yticks(range(len(told)), labels, fontsize=heat.FONT)
+        axes.set_yticks(range(len(accuracies)), labels, fontsize=heat.FONT)
         axes.tick_params(length=0, pad=4)
 
     return draw, (NARROWEST, height)
 
 
-def _names(dataset: str, classes: int, runs: Sequence[Run] = ()) -> list[str]:
+def _names(runs: Sequence[Run], classes: int) -> list[str]:
     """Of each label: the class's name in the records, or in the data set as published, or its number."""
-    told = (r["data"].get("class_names") for run in runs for r in run.done if r["data"])
-    names = next(filter(None, told), NAMES.get(dataset, ()))
+    recorded = (r["data"].get("class_names") for run in runs for r in run.done if r["data"])
+    names = next(filter(None, recorded), NAMES.get(runs[0].dataset, ()))
     return [names[label] if label < len(names) else str(label) for label in range(classes)]
 
 
@@ -136,7 +131,7 @@ def _table(runs: Sequence[Run], spread: str) -> Table:
     strongest = _strongest(runs)
     metrics = [m for m in dict.fromkeys(("clean", "pgd20", strongest)) if m and any(_has(run, m) for run in runs)]
     classes = max(len(_by_class(run, metric)) for run in runs for metric in attacks_of([run]))
-    labels = _names(dataset, classes, runs)
+    labels = _names(runs, classes)
     every = range(classes) if strongest and classes <= EVERY else range(0)
     columns = [Column("Method", numeric=False)]
     for metric in metrics:
@@ -151,7 +146,7 @@ def _table(runs: Sequence[Run], spread: str) -> Table:
         cells += [_printed(values[label] if label < len(values) else None, spread) for label in every]
         block = f"Student {captions.taught(run.student, run.teacher)}"
         facets = about(student=run.student, teacher=run.teacher, method=run.label)
-        rows.append(Row((Cell(run.label), *cells), block, facets))
+        rows.append(Row((TableCell(run.label), *cells), block, facets))
     done = [record for run in runs for record in run.done]
     caption = (
         f"Accuracy by class on {dataset} (%): the class with the lowest"
@@ -200,15 +195,15 @@ def _by_class(run: Run, metric: str) -> list[Estimate | None]:
     correct, n = padded[..., 0], padded[..., 1]
     shares = np.divide(100 * correct, n, out=np.full_like(n, np.nan), where=n > 0)
     if np.isnan(shares).any():
-        told = ([share for share in column if not math.isnan(share)] for column in shares.T.tolist())
-        return [Estimate.over(each) if each else None for each in told]
+        measured = ([share for share in column if not math.isnan(share)] for column in shares.T.tolist())
+        return [Estimate.over(each) if each else None for each in measured]
     means, halves = student_t_of(shares)
     stds = shares.std(axis=0, ddof=1) if len(shares) > 1 else np.full_like(means, np.nan)
     of_classes = zip(means.tolist(), halves.tolist(), stds.tolist(), strict=True)
     return [Estimate(*each, len(shares)) for each in of_classes]
 
 
-def _worst(run: Run, metric: str, labels: Sequence[str], spread: str) -> tuple[Cell, Cell, Cell]:
+def _worst(run: Run, metric: str, labels: Sequence[str], spread: str) -> tuple[TableCell, TableCell, TableCell]:
     """The class of lowest mean accuracy, the first of equal ones: its name, its accuracy, its interval."""
     estimates = {label: value for label, value in enumerate(_by_class(run, metric)) if value}
     if not estimates:
@@ -221,11 +216,11 @@ def _worst(run: Run, metric: str, labels: Sequence[str], spread: str) -> tuple[C
     else:
         low, high = found.reach()
         low, high = max(0.0, low), min(100.0, high)
-    return Cell(labels[label]), _printed(found, spread), Cell(f"{low:.1f} to {high:.1f}")
+    return TableCell(labels[label]), _printed(found, spread), TableCell(f"{low:.1f} to {high:.1f}")
 
 
-def _printed(estimate: Estimate | None, spread: str) -> Cell:
+def _printed(estimate: Estimate | None, spread: str) -> TableCell:
     if estimate is None:
         return MISSING
     over_seeds = estimate.spread(spread)
-    return Cell(f"{estimate.mean:.1f}", f"{over_seeds.value:.1f}" if over_seeds.name else "", over_seeds.name)
+    return TableCell(f"{estimate.mean:.1f}", f"{over_seeds.value:.1f}" if over_seeds.name else "", over_seeds.name)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adbench.report import captions
 from adbench.report.figures import heat
 from adbench.report.figures.plot import NARROWEST, Plot
-from adbench.report.model import Cell, Column, Row, Table, about
+from adbench.report.model import Column, Row, Table, TableCell, about
 from adbench.report.view import View
 from adbench.results.analyses import Analysis
 from adbench.results.runs import slug
@@ -76,9 +76,9 @@ def _notes(one: Analysis, names: Sequence[str]) -> tuple[str, ...]:
 
 def _table(one: Analysis, names: Sequence[str], label: str) -> Table:
     columns = (Column("Made on", numeric=False), *(Column(name, "Accuracy of") for name in names))
-    clean = Row((Cell(_CLEAN), *(Cell(f"{_percent(network['clean']):.2f}") for network in one["networks"])))
+    clean = Row((TableCell(_CLEAN), *(TableCell(f"{_percent(network['clean']):.2f}") for network in one["networks"])))
     rows = [
-        Row((Cell(name), *(Cell(f"{_percent(entry):.2f}") for entry in entries)), "Adversarial images")
+        Row((TableCell(name), *(TableCell(f"{_percent(entry):.2f}") for entry in entries)), "Adversarial images")
         for name, entries in zip(names, one["matrix"], strict=True)
     ]
     facets = about(dataset=one["dataset"])

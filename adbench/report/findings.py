@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from adbench.report.captions import listed
-from adbench.report.model import About, Cell, Table, about
+from adbench.report.model import About, Table, TableCell, about
 from adbench.results.runs import ATTACKS
 
 
@@ -25,7 +25,7 @@ class Finding:
 @dataclass(frozen=True)
 class _Value:
     number: float
-    cell: Cell
+    cell: TableCell
     method: str
     teacher: str | None
     place: tuple[str, int, str]
@@ -89,5 +89,5 @@ def _finding(dataset: str, setting: str, student: str, attack: str, values: list
     )
 
 
-def _is_number(cell: Cell) -> bool:
+def _is_number(cell: TableCell) -> bool:
     return cell.text.replace(".", "", 1).isdigit()

@@ -28,7 +28,7 @@ class Mark(Enum):
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One value as printed: `text`, and `spread`, the number after a plus-minus sign ("" for none), and its kind.
 
     tied: statistically tied with the best of its column. details: what stands behind the value, as (name, text)
@@ -44,8 +44,8 @@ class Cell:
     records: tuple[str, ...] = ()
 
 
-MISSING = Cell("\N{EN DASH}")
-FAILED = Cell("failed", mark=Mark.FAILED)
+MISSING = TableCell("\N{EN DASH}")
+FAILED = TableCell("failed", mark=Mark.FAILED)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Column:
 class Row:
     """One line of cells; the first names the row. Neighbours of equal `block` are set together."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     block: str = ""
     about: About = ()
 
@@ -121,14 +121,14 @@ def ranked(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Row, ...]:
     return tuple(marked)
 
 
-def _number(cell: Cell) -> float | None:
+def _number(cell: TableCell) -> float | None:
     try:
         return float(cell.text)
     except ValueError:
         return None
 
 
-def _medals(cells: Sequence[Cell]) -> dict[float, Mark]:
+def _medals(cells: Sequence[TableCell]) -> dict[float, Mark]:
     numbers = [number for cell in cells if (number := _number(cell)) is not None]
     if len(numbers) < 2:
         return {}

@@ -18,13 +18,13 @@ from adbench.report import render
 from adbench.report.captions import listed, reason, taught, whole
 from adbench.report.figures.plot import Plot
 from adbench.report.findings import findings
-from adbench.report.model import FACETS, Cell, Table
+from adbench.report.model import FACETS, Table, TableCell
 from adbench.results.record import Record
 from adbench.results.runs import natural
 
 
 @dataclass(frozen=True)
-class Section:
+class Chapter:
     """A heading and what stands under it. note: of what is left out on paper."""
 
     anchor: str
@@ -90,7 +90,7 @@ Pictures = Mapping[str, Sequence[bytes]]
 """Of a figure by its label, as svg: light and dark, light alone, or none."""
 
 
-def html(head: Overview, sections: Sequence[Section], cells: Table, pictures: Callable[[], Pictures]) -> str:
+def html(head: Overview, sections: Sequence[Chapter], cells: Table, pictures: Callable[[], Pictures]) -> str:
     """One self-contained page: pictures, styles and scripts embedded, nothing fetched, no script run but its own.
 
     pictures: waits for them. Where there is none, a figure's words have to do without scripts.
@@ -130,7 +130,7 @@ class _Evidence:
         self._texts: dict[str, int] = {}
         self._cells: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
 
-    def of(self, cell: Cell) -> int | None:
+    def of(self, cell: TableCell) -> int | None:
         """Where to look up what stands behind `cell`; None where nothing does."""
         if not cell.details and not cell.records:
             return None
@@ -163,13 +163,13 @@ def _source(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
-def markdown(head: Overview, sections: Sequence[Section], cells: Table) -> str:
+def markdown(head: Overview, sections: Sequence[Chapter], cells: Table) -> str:
     """The report for a code host; figures are linked beside it."""
     template = render.environment().get_template("report.md.j2")
     return template.render(overview=head, sections=sections, cells=cells, markdown=render.markdown)
 
 
-def latex(head: Overview, sections: Sequence[Section], cells: Table) -> str:
+def latex(head: Overview, sections: Sequence[Chapter], cells: Table) -> str:
     """A document that inputs every table fragment and figure; compile it where it lies."""
     return render.environment().get_template("document.tex.j2").render(overview=head, sections=sections, cells=cells)
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import update_wrapper
 from itertools import groupby
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from adbench.report.model import Table, about
+from adbench.report.captions import taught
+from adbench.report.model import About, Table, about
 from adbench.results.runs import Run, heading, natural, slug
 from adbench.results.setting import Setting, alike
 
@@ -47,38 +48,38 @@ class Part:
 
 def parts(runs: Sequence[Run]) -> list[Part]:
     """The runs, sorted by data set, in parts of one data set and setting; each part in the order of the runs."""
-    found = []
+    result = []
     for dataset, members in groupby(runs, key=lambda run: run.dataset):
         of_dataset = list(members)
         split = [tuple(of_dataset[i] for i in places) for places in alike([run.setting for run in of_dataset])]
         settings = [Setting.merged(run.setting for run in part) for part in split]
-        told = [_words(setting, settings) for setting in settings]
+        names = [_words(setting, settings) for setting in settings]
         # Parts that no word of theirs tells apart are numbered: each has a name of its own.
-        names = [f"{words}, setting {i}" if told.count(words) > 1 else words for i, words in enumerate(told, 1)]
+        names = [f"{name}, setting {i}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
         if len(split) == 1:
             names = [""]
         made = [Part(dataset, *each) for each in zip(split, settings, names, strict=True)]
-        found += sorted(made, key=lambda part: natural(part.apart))
-    return found
+        result += sorted(made, key=lambda part: natural(part.apart))
+    return result
 
 
 def _words(setting: Setting, settings: Sequence[Setting]) -> str:
     """In what a setting differs from any of the others."""
     keys = {key for other in settings for key in setting.apart(other)}
-    said = []
+    words = []
     for key in sorted(keys):
         metric, _, what = key.rpartition(" ")
         if key in ("eps", "step"):
-            said.append(f"{'ε' if key == 'eps' else 'step'} = {setting.items[key]}")
-        elif what == "n" and f"n = {setting.images()}" not in said:
-            said.append(f"n = {setting.images()}")
+            words.append(f"{'ε' if key == 'eps' else 'step'} = {setting.items[key]}")
+        elif what == "n" and f"n = {setting.images()}" not in words:
+            words.append(f"n = {setting.images()}")
         elif what == "search":
-            said.append(f"AutoAttack: {setting.search()}")
+            words.append(f"AutoAttack: {setting.search()}")
         elif metric and what not in ("n", "step"):
-            said.append(f"{heading(metric)} {what} {setting.items[key]}")
+            words.append(f"{heading(metric)} {what} {setting.items[key]}")
         elif not metric:
-            said.append(setting.says(key))
-    return ", ".join(dict.fromkeys(said))
+            words.append(setting.says(key))
+    return ", ".join(dict.fromkeys(words))
 
 
 def by_setting(
@@ -101,3 +102,38 @@ def _titled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
     for part in parts(runs):
         for run in part.runs:
             yield part.title, run
+
+
+class Place(NamedTuple):
+    """A data set, a student and its teacher, where there is one."""
+
+    dataset: str
+    student: str
+    teacher: str | None
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Place:
+        """Where these runs, of which some may have no teacher, stand together."""
+        run = next((run for run in runs if run.teacher), runs[0])
+        return cls(run.dataset, run.student, run.teacher)
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {taught(self.student, self.teacher)}"
+
+    def label(self, *kind: str) -> str:
+        """The name of a figure's file."""
+        return slug(*kind, *filter(None, self))
+
+    @property
+    def about(self) -> About:
+        return about(dataset=self.dataset, student=self.student, teacher=self.teacher)
+
+
+def by_place(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by data set, student and teacher; those without a teacher stand with every teacher's."""
+    groups = []
+    for _, members in groupby(runs, key=lambda run: (run.dataset, run.student)):
+        of_student = list(members)
+        teachers = sorted({run.teacher for run in of_student if run.teacher}, key=natural)
+        groups += [[run for run in of_student if (run.teacher or teacher) == teacher] for teacher in teachers or [""]]
+    return groups

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 import jinja2
 from markupsafe import Markup
 
-from adbench.report.model import MISSING, Cell, Mark, Row, Table
+from adbench.report.model import MISSING, Mark, Row, Table, TableCell
 from adbench.system import terminal
 
 _TEX = {
@@ -120,7 +120,7 @@ def md(text: str) -> str:
     return re.sub(r"&(?=#?\w+;)", r"\\&", text)
 
 
-def html(table: Table, evidence: Callable[[Cell], int | None] = lambda _: None) -> str:
+def html(table: Table, evidence: Callable[[TableCell], int | None] = lambda _: None) -> str:
     """The table as an HTML fragment: its own scrolling container, then caption text and footnotes.
 
     evidence: where the page keeps what stands behind a cell; None where nothing does.
@@ -201,7 +201,7 @@ def _latex_columns(table: Table) -> str:
     return "".join(spelt[column.numeric, column.wide] for column in table.columns)
 
 
-def _latex_cell(cell: Cell) -> str:
+def _latex_cell(cell: TableCell) -> str:
     text = tex(cell.text)
     match cell.mark:
         case Mark.BEST:
@@ -234,7 +234,7 @@ def _md_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _md_cell(cell: Cell) -> str:
+def _md_cell(cell: TableCell) -> str:
     text = md(cell.text)
     match cell.mark:
         case Mark.BEST:

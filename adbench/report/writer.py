@@ -1,35 +1,25 @@
-"""`adbench report`: records in, the paper's tables and figures out. Needs no torch.
-
-records --> runs.py --> tables.py, paper.py --> Table --> render.py --> HTML, LaTeX, Markdown, CSV, Parquet
-           (over seeds)           figures.py --> Plot --------------> SVG, PNG, PDF
-what `adbench cross` and `adbench cam` left beside the records --> cross.py, attribution.py --> Table, Plot
-"""
+"""The report as files: which sections there are, and what is written in which format."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from adbench.errors import Nothing, UserError
 from adbench.report import attribution, classes, cross, flat, page, reading, render
-from adbench.report.figures import robustness as figures
-from adbench.report.figures import training as logs
+from adbench.report.figures import comparisons, training
 from adbench.report.figures.plot import Plot
 from adbench.report.model import Table
-from adbench.report.page import Section
-from adbench.report.tables import compared as versus
-from adbench.report.tables import costs, masking, paper
-from adbench.report.tables import methods as objectives
-from adbench.report.tables import robustness as tables
+from adbench.report.page import Chapter
+from adbench.report.tables import compared, costs, masking, methods, paper, robustness
 from adbench.report.view import FORMATS, View
 from adbench.report.workers import mapped
 from adbench.results import teachers
 from adbench.results.record import Record
 from adbench.results.runs import CI, collect
-from adbench.system.files import write_atomic, write_text
+from adbench.system.files import write_bytes, write_text
 
 
 def write(
@@ -79,7 +69,7 @@ def write(
 
 
 def _write_texts(
-    writer: _Writer, view: View, formats: Sequence[str], head: page.Overview, printed: Sequence[Section], cells: Table
+    writer: _Writer, view: View, formats: Sequence[str], head: page.Overview, printed: Sequence[Chapter], cells: Table
 ) -> None:
     """All files but the figures and the page."""
     everything = [*(table for section in printed for table in section.tables), cells]
@@ -104,17 +94,17 @@ MOST_DRAWN, SAMPLES = 60, 3
 """A report prints so many figures, enough for all of the paper's tables; of more it prints samples of each kind."""
 
 
-def _on_paper(sections: Sequence[Section]) -> list[Section]:
+def _on_paper(sections: Sequence[Chapter]) -> list[Chapter]:
     """The sections as they are printed: with all their figures, or with the first ones of each kind and a note."""
     if sum(len(section.plots) for section in sections) <= MOST_DRAWN:
         return list(sections)
     printed = []
     for section in sections:
         kinds = [plot.label.partition("_")[0] for plot in section.plots]
-        kept = tuple(plot for i, plot in enumerate(section.plots) if kinds[:i].count(kinds[i]) < SAMPLES)
-        left = len(kinds) - len(kept)
+        samples = tuple(plot for i, plot in enumerate(section.plots) if kinds[:i].count(kinds[i]) < SAMPLES)
+        left = len(kinds) - len(samples)
         note = f"{left} further figures are in the page (index.html) alone." if left else ""
-        printed.append(replace(section, plots=kept, note=note))
+        printed.append(replace(section, plots=samples, note=note))
     return printed
 
 
@@ -134,12 +124,12 @@ class _Writer:
             self.text(name, content)
 
     def binary(self, name: str, content: bytes) -> None:
-        write_atomic(self.out / name, partial(_fill, content))
+        write_bytes(self.out / name, content)
         self.written.append(self.out / name)
 
     @contextmanager
     def figures(
-        self, sections: Sequence[Section], printed: Sequence[Section], formats: Sequence[str]
+        self, sections: Sequence[Chapter], printed: Sequence[Chapter], formats: Sequence[str]
     ) -> Generator[Callable[[], page.Pictures], None, None]:
         """Begin with the files of the figures that are printed; what it gives waits for them.
 
@@ -152,14 +142,14 @@ class _Writer:
         plots = [plot for section in sections for plot in section.plots]
 
         def draw(plot: Plot) -> tuple[list[str], list[bytes]]:
-            kept = sorted(files) if plot.label in on_paper else []
+            printed_as = sorted(files) if plot.label in on_paper else []
             shown = "html" in formats and (plot.label in on_paper or not plot.data)
-            asked = {*kept, *(["svg"] if shown else [])}
-            found = plot.forms(sorted(asked)) if asked else {}
-            names = [f"figures/{plot.label}.{form}" for form in kept]
-            for name, form in zip(names, kept, strict=True):
-                write_atomic(self.out / name, partial(_fill, found[form]))
-            pictures = [found["svg"]] if shown else []
+            forms = {*printed_as, *(["svg"] if shown else [])}
+            pictures_by_form = plot.forms(sorted(forms)) if forms else {}
+            names = [f"figures/{plot.label}.{form}" for form in printed_as]
+            for name, form in zip(names, printed_as, strict=True):
+                write_bytes(self.out / name, pictures_by_form[form])
+            pictures = [pictures_by_form["svg"]] if shown else []
             if shown and not plot.data:
                 pictures.append(plot.render("svg", dark=True))
             return names, pictures
@@ -169,61 +159,64 @@ class _Writer:
             def pictures() -> page.Pictures:
                 done = drawn()
                 self.written += [self.out / name for names, _ in done for name in names]
-                return {plot.label: found for plot, (_, found) in zip(plots, done, strict=True)}
+                return {plot.label: shown for plot, (_, shown) in zip(plots, done, strict=True)}
 
             yield pictures
 
 
-def _fill(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
-
-
-def contents(view: View) -> tuple[list[Section], Table]:
+def contents(view: View) -> tuple[list[Chapter], Table]:
     """All sections that there is something for, and the list of records."""
     records = view.records
     students, others = collect(records, "student"), collect(records, "checkpoint")
     # There may be millions of lines: all cores read them meanwhile.
-    with mapped(lambda run: logs.averaged(run.done), students) as read_logs:
+    with mapped(lambda run: training.averaged(run.done), students) as read_logs:
         networks = collect(teachers.shown(records), "teacher")
         judged = (*students, *networks, *others)
         used = {view.names[id(r)] for run in judged for r in (*run.done, *run.failed)}
         by_class = classes.contents(students, view.spread)
         sections = [
-            Section(
+            Chapter(
                 "white-box",
                 "White-box robustness",
-                tuple(tables.white_box(students, view)),
-                tuple(figures.radii(students)),
+                tuple(robustness.white_box(students, view)),
+                tuple(comparisons.radii(students)),
             ),
-            Section("black-box", "Black-box transfer", tuple(tables.transfer(students, view))),
-            Section("compared", f"Compared with {view.against}", tuple(versus.tables(students, view))),
-            Section("cross-transfer", "Cross-transfer", *cross.contents(view)),
-            Section(
+            Chapter("black-box", "Black-box transfer", tuple(robustness.transfer(students, view))),
+            Chapter("compared", f"Compared with {view.against}", tuple(compared.tables(students, view))),
+            Chapter("cross-transfer", "Cross-transfer", *cross.contents(view)),
+            Chapter(
                 "teachers",
                 "Teachers",
-                tuple(tables.teachers(networks, view)),
-                tuple(figures.teacher_student(students, view)),
+                tuple(robustness.teachers(networks, view)),
+                tuple(comparisons.teacher_student(students, view)),
             ),
-            Section("methods", "Methods", tuple(objectives.tables(students))),
-            Section("masking", "Gradient masking", tuple(masking.table(judged))),
-            Section("classes", "Accuracy by class", *by_class),
-            Section("ablation", "Ablation", tuple(tables.ablation(students, view)), tuple(figures.ablation(students))),
-            Section("attribution", "Attribution maps", *attribution.contents(view)),
-            Section("checkpoints", "Other networks", tuple(tables.checkpoints(others, view))),
-            Section("paper", "Against the paper", tuple(paper.comparison(students, networks, view))),
-            Section("costs", "Costs", tuple(costs.tables(students, view)), tuple(figures.costly(students))),
+            Chapter("methods", "Methods", tuple(methods.tables(students))),
+            Chapter("masking", "Gradient masking", tuple(masking.table(judged))),
+            Chapter("classes", "Accuracy by class", *by_class),
+            Chapter(
+                "ablation",
+                "Ablation",
+                tuple(robustness.ablation(students, view)),
+                tuple(comparisons.ablation(students)),
+            ),
+            Chapter("attribution", "Attribution maps", *attribution.contents(view)),
+            Chapter("checkpoints", "Other networks", tuple(robustness.checkpoints(others, view))),
+            Chapter("paper", "Against the paper", tuple(paper.comparison(students, networks, view))),
+            Chapter("costs", "Costs", tuple(costs.tables(students, view)), tuple(comparisons.costly(students))),
         ]
-        listed = tables.cells(view, used)
-        sections.append(Section("training", "Training", (), tuple(figures.curves(students, _whole(read_logs(), view)))))
+        listed = robustness.cells(view, used)
+        sections.append(
+            Chapter("training", "Training", (), tuple(training.curves(students, _whole(read_logs(), view))))
+        )
     return [s for s in sections if s.tables or s.plots], listed
 
 
-def _whole(read: Sequence[tuple[logs.Log, list[str]]], view: View) -> list[logs.Log]:
-    """The logs, once the damaged ones are told. Raises UserError for one where nobody hears of it."""
-    for said in (sentence for _, damaged in read for sentence in damaged):
+def _whole(read: Sequence[tuple[training.Log, list[str]]], view: View) -> list[training.Log]:
+    """The logs that are whole; of damaged ones `view.left_out` hears. Raises UserError where it is None."""
+    for message in (sentence for _, damaged in read for sentence in damaged):
         if view.left_out is None:
-            raise UserError(said)
-        view.left_out(said)
+            raise UserError(message)
+        view.left_out(message)
     return [log for log, _ in read]
 
 

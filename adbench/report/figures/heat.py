@@ -26,10 +26,10 @@ def fitted(text: str, inches: float) -> str:
     if width(text) <= inches:
         return text
     digest = f"\N{HORIZONTAL ELLIPSIS} #{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    kept = max(1, int(len(text) * inches / width(text)))
-    while kept > 1 and width(text[:kept] + digest) > inches:
-        kept -= 1
-    return text[:kept] + digest
+    length = max(1, int(len(text) * inches / width(text)))
+    while length > 1 and width(text[:length] + digest) > inches:
+        length -= 1
+    return text[:length] + digest
 
 
 def cells(panel: Axes, numbers: NDArray[np.float64], scale: Normalize, *, bold: bool = False) -> None:

@@ -72,6 +72,20 @@ class Plot:
     data: Chart | None = None
     about: About = ()
 
+    @classmethod
+    def of_chart(
+        cls,
+        label: str,
+        title: str,
+        caption: str,
+        alt: str,
+        chart: Chart,
+        about: About,
+        inches: tuple[float, float] = (6.6, 4.0),
+        legend: Literal["right", "below"] = "right",
+    ) -> Plot:
+        return cls(label, title, caption, alt, drawn(chart, legend), inches, chart, about)
+
     def render(self, form: str, dark: bool = False) -> bytes:
         """The figure as png, pdf or svg; the same bytes every time."""
         return self.forms((form,), dark)[form]

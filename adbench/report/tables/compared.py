@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from adbench.report import captions
-from adbench.report.model import MISSING, Cell, Column, Row, Table, about
+from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.report.parts import by_setting
 from adbench.report.tables.paper import signed
 from adbench.report.view import View
@@ -80,21 +80,21 @@ def _teacher(run: Run, other: Run) -> str | None:
 
 
 def _row(run: Run, other: Run, metrics: Sequence[str], tests: list[Standing], view: View) -> Row | None:
-    cells = [Cell(run.label)]
+    cells = [TableCell(run.label)]
     for metric in metrics:
         test = standing(run, other, metric, exact=True, spread=view.spread)
         if test is None:
             cells += [MISSING, MISSING]
             continue
         tests.append(test)
-        difference = Cell(
+        difference = TableCell(
             signed(test.difference),
             test.spread.text,
             test.spread.name,
             tied=not test.apart,
             details=(("Test", test.says),),
         )
-        cells += [replace(difference, records=view.where([run, other])), Cell(_p(test.p_value))]
+        cells += [replace(difference, records=view.where([run, other])), TableCell(_p(test.p_value))]
     teacher = _teacher(run, other)
     block = f"Student {captions.taught(run.student, teacher)}"
     facets = about(student=run.student, teacher=teacher, method=run.label)

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from adbench.report import captions
-from adbench.report.model import MISSING, Cell, Column, Row, Table, about
+from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.report.tables.robustness import mean
 from adbench.report.view import View
 from adbench.results.record import Record
@@ -39,16 +39,13 @@ def passes(record: Record) -> float | None:
 
 def tables(runs: Sequence[Run], view: View) -> list[Table]:
     """One table a data set: time, speed, passes, memory; means over seeds."""
-    found = []
-    for dataset, members in groupby(runs, key=lambda run: run.dataset):
-        of_dataset = list(members)
-        done = [record for run in of_dataset for record in run.done if record["training"]]
-        if done:
-            found.append(_table(dataset, of_dataset, done, view))
-    return found
+    by_dataset = [list(members) for _, members in groupby(runs, key=lambda run: run.dataset)]
+    trained = [[record for run in members for record in run.done if record["training"]] for members in by_dataset]
+    return [_table(members, done, view) for members, done in zip(by_dataset, trained, strict=True) if done]
 
 
-def _table(dataset: str, runs: Sequence[Run], done: Sequence[Record], view: View) -> Table:
+def _table(runs: Sequence[Run], done: Sequence[Record], view: View) -> Table:
+    dataset = runs[0].dataset
     long = max(record["training"]["seconds"] for record in done) >= HOUR
     unit, scale = ("h", HOUR) if long else ("s", 1)
     training = ("GPU-hours" if unit == "h" else "GPU seconds") if on_gpu(done) else f"Time ({unit})"
@@ -78,9 +75,9 @@ def _table(dataset: str, runs: Sequence[Run], done: Sequence[Record], view: View
             mean(run, passes, ".0f"),
             mean(run, lambda r: r["timing"].get("evaluate"), ".1f"),
         )
-        teacher = Cell(run.teacher) if run.teacher else MISSING
+        teacher = TableCell(run.teacher) if run.teacher else MISSING
         facets = about(student=run.student, teacher=run.teacher, method=run.label)
-        cells = (Cell(run.label, records=view.where([run])), teacher, *measured)
+        cells = (TableCell(run.label, records=view.where([run])), teacher, *measured)
         rows.append(Row(cells, f"Student {run.student}", facets))
     devices = captions.listed(sorted({r["provenance"]["device"] for r in done}), "or")
     caption = (
@@ -95,10 +92,10 @@ def _table(dataset: str, runs: Sequence[Run], done: Sequence[Record], view: View
     )
 
 
-def _iteration(run: Run) -> Cell:
+def _iteration(run: Run) -> TableCell:
     """Passes of one iteration; which, on asking."""
-    told = next((r["training"]["passes"] for r in run.done if r["training"] and r["training"].get("passes")), None)
-    if told is None:
+    iteration = next((r["training"]["passes"] for r in run.done if r["training"] and r["training"].get("passes")), None)
+    if iteration is None:
         return mean(run, passes, "")
-    kinds = tuple((words, f"{told[kind]:g}") for kind, words in KINDS.items() if kind in told)
-    return Cell(f"{told['total']:g}", details=kinds)
+    kinds = tuple((words, f"{iteration[kind]:g}") for kind, words in KINDS.items() if kind in iteration)
+    return TableCell(f"{iteration['total']:g}", details=kinds)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from adbench.report.captions import listed, name, versions, whole
-from adbench.report.model import MISSING, Cell, Column, Mark, Row, Table
+from adbench.report.model import MISSING, Column, Mark, Row, Table, TableCell
 from adbench.report.parts import titles
 from adbench.results.record import Record
 from adbench.results.runs import Run, natural
@@ -21,13 +21,13 @@ def table(runs: Sequence[Run]) -> list[Table]:
     examined = [run for run in runs if any("masking" in r.data for r in run.done)]
     if not examined:
         return []
-    found = [test for run in examined for _, test in _tests(run)]
-    names = sorted(dict.fromkeys(test["name"] for test in found), key=lambda title: title in LATER)
+    tests = [test for run in examined for _, test in _tests(run)]
+    names = sorted(dict.fromkeys(test["name"] for test in tests), key=lambda title: title in LATER)
     columns = (Column("Network", numeric=False), Column("Verdict", numeric=False), *map(Column, names))
     ordered = sorted(examined, key=lambda run: [r.dataset for r in examined].index(run.dataset))
     blocks = titles(ordered)
     rows = [
-        Row((Cell(name(run)), _marked("", verdict(run)), *(_figure(run, test) for test in names)), blocks[id(run)])
+        Row((TableCell(name(run)), _marked("", verdict(run)), *(_figure(run, test) for test in names)), blocks[id(run)])
         for run in sorted(ordered, key=lambda run: natural(blocks[id(run)]))
     ]
     records = [r for run in examined for r in run.done if "masking" in r.data]
@@ -39,14 +39,14 @@ def table(runs: Sequence[Run]) -> list[Table]:
         f"the tests, and of several seeds the worst is shown. First {images} test images, or all where the evaluation "
         f"has their outcomes. {versions(records)}"
     )
-    rules = dict.fromkeys(f"{test['name']}: {test['rule']}." for test in found)
-    said = (
+    rules = dict.fromkeys(f"{test['name']}: {test['rule']}." for test in tests)
+    doubts = (
         f"{name(run)}{_seed(run, record)}, {test['name']}, {test['verdict']}: {test['says']}"
         for run in examined
         for record, test in _tests(run)
         if test["verdict"] != "pass"
     )
-    return [Table("masking", "Gradient masking", caption, columns, tuple(rows), (*dict.fromkeys(said), *rules))]
+    return [Table("masking", "Gradient masking", caption, columns, tuple(rows), (*dict.fromkeys(doubts), *rules))]
 
 
 def verdict(run: Run) -> str:
@@ -56,14 +56,14 @@ def verdict(run: Run) -> str:
 
 def notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """Footnotes for a table of accuracies: whose are not to be trusted, and by which tests."""
-    found = []
+    footnotes = []
     for run in runs:
         if (worst := verdict(run)) in VERDICTS[1:]:
             doubted = dict.fromkeys(test["name"] for _, test in _tests(run) if test["verdict"] != "pass")
-            found.append(
+            footnotes.append(
                 f"{name(run)}: gradient masking, {worst} ({listed(doubted)}); its robust accuracy may be an illusion."
             )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(footnotes))
 
 
 def _tests(run: Run) -> Iterator[tuple[Record, dict[str, Any]]]:
@@ -72,12 +72,12 @@ def _tests(run: Run) -> Iterator[tuple[Record, dict[str, Any]]]:
             yield record, test
 
 
-def _figure(run: Run, title: str) -> Cell:
+def _figure(run: Run, title: str) -> TableCell:
     """The worst figure over seeds, with its verdict where that is no pass."""
-    found = [test for _, test in _tests(run) if test["name"] == title]
-    if not found:
+    tests = [test for _, test in _tests(run) if test["name"] == title]
+    if not tests:
         return MISSING
-    worst = max(found, key=lambda test: (VERDICTS.index(test["verdict"]), test["figure"]))
+    worst = max(tests, key=lambda test: (VERDICTS.index(test["verdict"]), test["figure"]))
     figure = worst["figure"]
     percent = f"{100 * figure + 0.0:.1f}"
     if figure and not float(percent):
@@ -86,11 +86,11 @@ def _figure(run: Run, title: str) -> Cell:
     return _marked(text.replace("-", "\N{MINUS SIGN}"), worst["verdict"])
 
 
-def _marked(figure: str, judged: str) -> Cell:
+def _marked(figure: str, judged: str) -> TableCell:
     """A figure with its verdict where that is no pass; the verdict alone where there is no figure."""
     if judged == "pass":
-        return Cell(figure or judged)
-    return Cell(f"{figure} ({judged})" if figure else judged, mark=Mark.FAILED)
+        return TableCell(figure or judged)
+    return TableCell(f"{figure} ({judged})" if figure else judged, mark=Mark.FAILED)
 
 
 def _seed(run: Run, record: Record) -> str:

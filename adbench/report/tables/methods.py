@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from adbench.registry import METHODS
 from adbench.report.captions import listed
-from adbench.report.model import MISSING, Cell, Column, Row, Table, about
+from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.results.diff import edited
 from adbench.results.runs import Run
 
@@ -23,8 +23,8 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     """One table of the methods among `runs`, in the paper's order; none where no plugin of theirs is installed."""
     methods = {run.method: run for run in sorted(runs, key=lambda run: run.order) if run.method}
     installed = set(METHODS.names())
-    found = {name: formulas(METHODS.docstring(name) or "") for name in methods if name in installed}
-    if not any(found.values()):
+    known = {name: formulas(METHODS.docstring(name) or "") for name in methods if name in installed}
+    if not any(known.values()):
         return []
     columns = (
         Column("Method", numeric=False),
@@ -34,8 +34,13 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     rows, unlike = [], []
     for name, run in methods.items():
         label = str((run.done or run.failed)[0]["label"])
-        told = (found[name].get("attack", ""), _objective(found[name])) if name in found else ("", "")
-        rows.append(Row((Cell(label), *(Cell(text) if text else MISSING for text in told)), about=about(method=label)))
+        objectives = (known[name].get("attack", ""), _objective(known[name])) if name in known else ("", "")
+        rows.append(
+            Row(
+                (TableCell(label), *(TableCell(text) if text else MISSING for text in objectives)),
+                about=about(method=label),
+            )
+        )
         if any(edited(r["config"]["training"], r["provenance"]["method_source_sha256"]) for r in run.done):
             unlike.append(label)
     caption = (
@@ -47,16 +52,16 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     return [Table("objectives", "Objectives of the methods", caption, columns, tuple(rows), (note,) if unlike else ())]
 
 
-def _objective(told: dict[str, str]) -> str:
+def _objective(formulas: dict[str, str]) -> str:
     """All but the attack, in one line: the loss, its variants, and what explains them."""
-    said = []
-    for key, text in told.items():
+    parts = []
+    for key, text in formulas.items():
         if key.startswith("loss"):
             variant = key.removeprefix("loss").strip()
-            said.append(f"{variant}: {text}" if variant else text)
+            parts.append(f"{variant}: {text}" if variant else text)
         elif key != "attack":
-            said.append(f"where {text}" if key == "with" else f"{key}: {text}")
-    return "; ".join(said)
+            parts.append(f"where {text}" if key == "with" else f"{key}: {text}")
+    return "; ".join(parts)
 
 
 def formulas(docstring: str) -> dict[str, str]:
@@ -64,17 +69,17 @@ def formulas(docstring: str) -> dict[str, str]:
 
     A line that is indented goes on with the one before; the first other line without a name ends them.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for line in docstring.splitlines():
         named = _NAMED.fullmatch(line)
-        if named and (found or named[1] == "attack"):
-            found[named[1] or named[3]] = named[2] or named[4]
-        elif found and line.startswith(" "):
-            key = list(found)[-1]
-            found[key] += f" {line.strip()}"
-        elif found:
+        if named and (texts or named[1] == "attack"):
+            texts[named[1] or named[3]] = named[2] or named[4]
+        elif texts and line.startswith(" "):
+            key = list(texts)[-1]
+            texts[key] += f" {line.strip()}"
+        elif texts:
             break
-    return {key: _printed(text) for key, text in found.items()}
+    return {key: _printed(text) for key, text in texts.items()}
 
 
 def _printed(formula: str) -> str:

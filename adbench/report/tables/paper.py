@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 from adbench.report.captions import taught
-from adbench.report.model import MISSING, Cell, Column, Row, Table, about
+from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.report.view import View
 from adbench.results.runs import ATTACKS, METHODS, STUDENTS, Run, heading, natural, proxy_and_attack, slug
 
@@ -165,13 +165,13 @@ def _rows(runs: Sequence[Run], metrics: Sequence[str], view: View) -> Iterator[R
         theirs = [value(run, metric, view) for metric in metrics]
         if not run.done or all(each is None for each in theirs):
             continue
-        cells = [Cell(run.label)]
+        cells = [TableCell(run.label)]
         for metric, printed in zip(metrics, theirs, strict=True):
             ours = run.estimate(metric)
             cells += [
-                Cell(f"{ours.mean:.2f}", records=view.where([run])) if ours else MISSING,
-                MISSING if printed is None else Cell(f"{printed:.2f}"),
-                MISSING if printed is None or ours is None else Cell(signed(ours.mean - printed)),
+                TableCell(f"{ours.mean:.2f}", records=view.where([run])) if ours else MISSING,
+                MISSING if printed is None else TableCell(f"{printed:.2f}"),
+                MISSING if printed is None or ours is None else TableCell(signed(ours.mean - printed)),
             ]
         block = f"Student {taught(run.student, run.teacher)}" if run.method else "Teachers"
         student = run.student if run.method else None

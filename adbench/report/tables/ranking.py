@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from adbench.report import captions
-from adbench.report.model import FAILED, MISSING, About, Cell, Column, Mark, Row, ranked
+from adbench.report.model import FAILED, MISSING, About, Column, Mark, Row, TableCell, ranked
 from adbench.report.tables import paper
 from adbench.report.view import View
 from adbench.results.paired import Standing, standing
@@ -46,11 +46,15 @@ def rank(lines: Sequence[Line], columns: Sequence[Column], view: View) -> Rankin
     columns: the first names the rows, each other belongs to one of a line's values.
     """
     plain = [
-        Row((Cell(line.name), *(accuracy(run, metric, view) for run, metric in line.values)), line.block, line.about)
+        Row(
+            (TableCell(line.name), *(accuracy(run, metric, view) for run, metric in line.values)),
+            line.block,
+            line.about,
+        )
         for line in lines
     ]
     rows = [list(row.cells) for row in ranked(plain, columns)]
-    found: list[Standing] = []
+    tests: list[Standing] = []
     left_out = False
     for _, members in groupby(range(len(lines)), key=lambda i: lines[i].block):
         block = list(members)
@@ -63,35 +67,39 @@ def rank(lines: Sequence[Line], columns: Sequence[Column], view: View) -> Rankin
             left_out |= len(nearest) > MOST_TESTED
             for i in nearest[:MOST_TESTED]:
                 rows[i][column], test = _against(rows[i][column], lines[i].values[column - 1], values[best])
-                found += [test] if test else []
+                tests += [test] if test else []
     marked = tuple(replace(row, cells=tuple(cells)) for row, cells in zip(plain, rows, strict=True))
-    return Ranking(marked, _rule(found, left_out))
+    return Ranking(marked, _rule(tests, left_out))
 
 
-def _other(cell: Cell) -> bool:
+def _other(cell: TableCell) -> bool:
     """Whether a cell holds a number that is not the best."""
     return cell.mark is not Mark.BEST and cell.text.replace(".", "", 1).isdigit()
 
 
-def _against(cell: Cell, value: tuple[Run | None, str], best: tuple[Run | None, str]) -> tuple[Cell, Standing | None]:
+def _against(
+    cell: TableCell, value: tuple[Run | None, str], best: tuple[Run | None, str]
+) -> tuple[TableCell, Standing | None]:
     (run, metric), (leader, _) = value, best
     assert run is not None
     assert leader is not None
     test = standing(run, leader, metric)
     if test is None:
-        said = f"not tested against {leader.label}: no seed and images in common, or no outcomes"
+        result = f"not tested against {leader.label}: no seed and images in common, or no outcomes"
     else:
         gap = f"{test.difference:+.2f}".replace("-", "\N{MINUS SIGN}")
-        said = f"{gap} to {leader.label}, {'' if test.apart else 'not '}told apart ({test.says})"
-    return replace(cell, tied=bool(test and not test.apart), details=(*cell.details, ("Against the best", said))), test
+        result = f"{gap} to {leader.label}, {'' if test.apart else 'not '}told apart ({test.says})"
+    return replace(
+        cell, tied=bool(test and not test.apart), details=(*cell.details, ("Against the best", result))
+    ), test
 
 
-def _rule(found: Sequence[Standing], left_out: bool) -> str:
+def _rule(tests: Sequence[Standing], left_out: bool) -> str:
     """How ties were found, in words; "" where nothing could be tested."""
     ways = []
-    if any(test.spread.name for test in found):
+    if any(test.spread.name for test in tests):
         ways.append("the 95% Student-t interval of the difference, paired over the seeds that both have, includes 0")
-    if any(not test.spread.name for test in found):
+    if any(not test.spread.name for test in tests):
         ways.append("McNemar's exact test on the same images has p ≥ 0.05" + (" (one seed in common)" if ways else ""))
     if not ways:
         return ""
@@ -99,7 +107,7 @@ def _rule(found: Sequence[Standing], left_out: bool) -> str:
     return f"†: not told apart from the best, {' or '.join(ways)}; not corrected for the number of methods.{nearest}"
 
 
-def accuracy(run: Run | None, metric: str, view: View) -> Cell:
+def accuracy(run: Run | None, metric: str, view: View) -> TableCell:
     """Accuracy in percent under `metric`, a dash or a mark of failure, with n, interval, attack, seeds and records."""
     if run is None:
         return MISSING
@@ -114,34 +122,34 @@ def accuracy(run: Run | None, metric: str, view: View) -> Cell:
     )
 
 
-def percent(estimate: Estimate, spread: str) -> Cell:
+def percent(estimate: Estimate, spread: str) -> TableCell:
     """An accuracy as printed: two decimals, and the spread where there are several seeds."""
     over_seeds = estimate.spread(spread)
-    return Cell(f"{estimate.mean:.2f}", over_seeds.text, over_seeds.name)
+    return TableCell(f"{estimate.mean:.2f}", over_seeds.text, over_seeds.name)
 
 
 def _details(run: Run, metric: str, estimate: Estimate, view: View) -> tuple[tuple[str, str], ...]:
-    found = run.metrics(metric)
+    metrics = run.metrics(metric)
     records = [record for record in run.done if metric in record["metrics"]]
     low, high = run.interval(metric)
-    n = captions.listed((captions.whole(size) for size in sorted({each["n"] for each in found})), "or")
-    told = [("n", f"{n} test images")]
-    if len(found) > 1:
-        kind = "95% interval over seeds" if len(found) > 2 else "Range of the two seeds"
-        told.append((kind, f"{low:.2f} to {high:.2f}"))
-        told.append(("Standard deviation over seeds", f"{estimate.std:.2f}"))
-        if len(found) <= MOST_SEEDS:
+    n = captions.listed((captions.whole(size) for size in sorted({each["n"] for each in metrics})), "or")
+    details = [("n", f"{n} test images")]
+    if len(metrics) > 1:
+        kind = "95% interval over seeds" if len(metrics) > 2 else "Range of the two seeds"
+        details.append((kind, f"{low:.2f} to {high:.2f}"))
+        details.append(("Standard deviation over seeds", f"{estimate.std:.2f}"))
+        if len(metrics) <= MOST_SEEDS:
             each = ", ".join(f"{100 * r['metrics'][metric]['value']:.2f} ({r['seed']})" for r in records)
-            told.append(("Each seed", each))
+            details.append(("Each seed", each))
         else:
-            told.append(("Seeds", str(len(found))))
+            details.append(("Seeds", str(len(metrics))))
     else:
-        told.append(("95% interval over test images", f"{low:.2f} to {high:.2f}"))
+        details.append(("95% interval over test images", f"{low:.2f} to {high:.2f}"))
         if records[0]["seed"] is not None:
-            told.append(("Seed", str(records[0]["seed"])))
-    if "eps" in found[0]["attack"]:
-        told.append(("Attack", captions.attack(found[0]["attack"])))
+            details.append(("Seed", str(records[0]["seed"])))
+    if "eps" in metrics[0]["attack"]:
+        details.append(("Attack", captions.attack(metrics[0]["attack"])))
     theirs = paper.value(run, metric, view)
     if theirs is not None:
-        told.append(("Paper", f"{theirs:.2f}, ours {paper.signed(estimate.mean - theirs)}"))
-    return tuple(told)
+        details.append(("Paper", f"{theirs:.2f}, ours {paper.signed(estimate.mean - theirs)}"))
+    return tuple(details)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from adbench.report import captions
-from adbench.report.model import FAILED, MISSING, Cell, Column, Row, Table, about
+from adbench.report.model import FAILED, MISSING, Column, Row, Table, TableCell, about
 from adbench.report.parts import by_setting, titles
 from adbench.report.tables import masking
 from adbench.report.tables.ranking import RANKING, Line, accuracy, rank
@@ -220,15 +220,19 @@ def cells(view: View, used: set[str]) -> Table:
     rows = []
     for r in view.records:
         path = view.names[id(r)]
-        state = Cell("done" if path in used else unused.get(r["kind"], "repeated")) if r.done else FAILED
-        told = (r["dataset"], r["label"], r["teacher"], r["student"], None if r["seed"] is None else str(r["seed"]))
+        state = TableCell("done" if path in used else unused.get(r["kind"], "repeated")) if r.done else FAILED
+        texts = (r["dataset"], r["label"], r["teacher"], r["student"], None if r["seed"] is None else str(r["seed"]))
         facets = about(
             dataset=r["dataset"],
             teacher=r["teacher"],
             student=r["student"],
             method=r["label"] if r["kind"] == "student" else None,
         )
-        cells = (*(MISSING if text is None else Cell(text) for text in told), state, Cell(path, records=(path,)))
+        cells = (
+            *(MISSING if text is None else TableCell(text) for text in texts),
+            state,
+            TableCell(path, records=(path,)),
+        )
         rows.append(Row(cells, about=facets))
     caption = (
         "Every record behind this report. Paths are relative to the results folder; a repeated cell gave way "
@@ -251,8 +255,8 @@ def _networks(runs: Sequence[Run], view: View, label: str, name: str, title: str
     rows = [
         Row(
             (
-                Cell(run.label),
-                Cell(run.student),
+                TableCell(run.label),
+                TableCell(run.student),
                 mean(run, lambda r: r["model"] and r["model"]["parameters"] / 1e6, ".3g"),
                 *(accuracy(run, metric, view) for metric in metrics),
             ),
@@ -278,11 +282,11 @@ def _evidence(runs: Sequence[Run], metrics: Sequence[str], spread: str) -> tuple
     )
 
 
-def mean(run: Run, read: Callable[[Record], float | None], form: str) -> Cell:
+def mean(run: Run, read: Callable[[Record], float | None], form: str) -> TableCell:
     """What `read` finds in the records of a run, averaged; 0 counts as not measured."""
     values = [value for record in run.done if (value := read(record))]
     if values:
-        return Cell(format(math.fsum(values) / len(values), form))
+        return TableCell(format(math.fsum(values) / len(values), form))
     return FAILED if run.failed and not run.done else MISSING
 
 

@@ -1,4 +1,4 @@
-"""Figure 1 (does a stronger teacher make a stronger student?), Figure 4 (ablation), training curves, cost and radius.
+"""Figure 1 (does a stronger teacher make a stronger student?), Figure 4 (ablation), cost and radius.
 
 Each is built as a `Chart`, which matplotlib draws for print and the page for a screen.
 """
@@ -13,17 +13,14 @@ from itertools import groupby
 
 from adbench.report.captions import whole
 from adbench.report.figures.chart import Axis, Chart, Panel, Point, Series
-from adbench.report.figures.plot import FRONT, Plot, drawn, labels_of
-from adbench.report.figures.training import Log
+from adbench.report.figures.plot import FRONT, Plot, labels_of
 from adbench.report.model import about
-from adbench.report.parts import by_setting
+from adbench.report.parts import Place, by_place, by_setting
 from adbench.report.tables import costs
 from adbench.report.tables.robustness import variants
 from adbench.report.view import View
-from adbench.results.runs import Run, attacks_of, heading, natural, slug
+from adbench.results.runs import Run, attacks_of, heading, slug
 from adbench.results.teachers import teacher_accuracy
-
-_WIDE = (6.6, 4.0)
 
 
 @by_setting
@@ -47,20 +44,19 @@ def teacher_student(runs: Sequence[Run], view: View) -> list[Plot]:
             f"{bars_are(group)}; points are nudged sideways so that bars stay apart."
             + (" Dashed: methods without a teacher." if alone else "")
         )
-        said = [
+        accuracies = [
             f"{label}: " + ", ".join(f"{_mean(run, 'aa'):.1f} at teacher {x:.1f}" for x, run in points)
             for label, points in lines.items()
         ]
-        said += [f"{run.label} without a teacher: {_mean(run, 'aa'):.1f}" for run in alone]
+        accuracies += [f"{run.label} without a teacher: {_mean(run, 'aa'):.1f}" for run in alone]
         plots.append(
-            _plot(
+            Plot.of_chart(
                 slug("teacher-student", dataset, student),
                 f"Teacher against student, {dataset}, {student}",
                 caption,
-                "Student against teacher AutoAttack accuracy in percent. " + "; ".join(said) + ".",
-                Panel(*_teacher_axes(taught), _teacher_series(lines, alone, labels)),
-                dataset=dataset,
-                student=student,
+                "Student against teacher AutoAttack accuracy in percent. " + "; ".join(accuracies) + ".",
+                Chart((Panel(*_teacher_axes(taught), _teacher_series(lines, alone, labels)),)),
+                about(dataset=dataset, student=student),
             )
         )
     return plots
@@ -80,10 +76,10 @@ def _teacher_series(
     span = max(xs) - min(xs)
     # Wide enough that a method's neighbours at the same teacher do not hide its bar.
     nudge = 0.012 * span * 8 / max(8, len(lines)) if span else 0.08
-    found = []
+    series = []
     for number, (label, points) in enumerate(lines.items()):
         shift = nudge * (number - (len(lines) - 1) / 2)
-        found.append(
+        series.append(
             Series(
                 label,
                 labels.index(label),
@@ -94,7 +90,7 @@ def _teacher_series(
         Series(run.label, labels.index(run.label), (_point(min(xs), run, "aa", "no teacher"),), "level")
         for run in alone
     ]
-    return (*found, *levels)
+    return (*series, *levels)
 
 
 @by_setting
@@ -106,32 +102,32 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
         attacks = [a for a in attacks_of(group) if all(run.estimate(a) for run in group)]
         if not attacks:
             continue
-        dataset, student, teacher, where = where_of(group[0])
-        said = [f"{run.label}: " + ", ".join(f"{heading(a)} {_mean(run, a):.1f}" for a in attacks) for run in group]
+        place = Place.of(group)
+        accuracies = [
+            f"{run.label}: " + ", ".join(f"{heading(a)} {_mean(run, a):.1f}" for a in attacks) for run in group
+        ]
         series = [
             Series(
                 run.label,
                 labels.index(run.label),
                 tuple(
-                    _point(number + 0.6 * ((place + 0.5) / len(group) - 0.5), run, attack, heading(attack))
-                    for number, attack in enumerate(attacks)
+                    _point(at + 0.6 * ((number + 0.5) / len(group) - 0.5), run, attack, heading(attack))
+                    for at, attack in enumerate(attacks)
                 ),
                 "points",
             )
-            for place, run in enumerate(group)
+            for number, run in enumerate(group)
         ]
         ticks = tuple((float(number), heading(attack)) for number, attack in enumerate(attacks))
         plots.append(
-            _plot(
-                slug("ablation", dataset, student, *([teacher] if teacher else [])),
-                f"Ablation of SmaraAD, {where}",
-                f"Accuracy of SmaraAD and of its variants on {where}. {bars_are(group)}.",
-                "Accuracy in percent. " + "; ".join(said) + ".",
-                Panel(Axis("", ticks=ticks, nudged=True), Axis("Accuracy (%)"), tuple(series)),
+            Plot.of_chart(
+                place.label("ablation"),
+                f"Ablation of SmaraAD, {place}",
+                f"Accuracy of SmaraAD and of its variants on {place}. {bars_are(group)}.",
+                "Accuracy in percent. " + "; ".join(accuracies) + ".",
+                Chart((Panel(Axis("", ticks=ticks, nudged=True), Axis("Accuracy (%)"), tuple(series)),)),
+                place.about,
                 inches=(6.6, 3.4),
-                dataset=dataset,
-                student=student,
-                teacher=teacher,
             )
         )
     return plots
@@ -142,12 +138,12 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
     """Robustness against training cost with the Pareto front, one figure a data set, student and teacher."""
     labels = labels_of(runs)
     plots = []
-    for members in places(runs):
+    for members in by_place(runs):
         attack = next((a for a in ("aa", "pgd20") if sum(bool(run.estimate(a)) for run in members) > 1), None)
         priced = [(cost, run) for run in members if attack and run.estimate(attack) and (cost := _cost(run))]
         if attack is None or len(priced) < 2:
             continue
-        dataset, student, teacher, where = where_of(next((r for _, r in priced if r.teacher), priced[0][1]))
+        place = Place.of([run for _, run in priced])
         front = _front([(cost, _mean(run, attack), run) for cost, run in priced])
         unit, scale = _unit([cost for cost, _ in priced], [run for _, run in priced])
         series = [
@@ -166,18 +162,17 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
         ends.append(Point(max(cost for cost, _ in priced) / scale, ends[-1].y))
         series.append(Series(FRONT, len(labels), tuple(ends), "step"))
         named = ", ".join(run.label for run in front)
+        accuracy = Axis(f"{heading(attack)} accuracy (%)")
         plots.append(
-            _plot(
-                slug("cost", dataset, student, *([teacher] if teacher else [])),
-                f"Robustness against training cost, {where}",
-                f"{heading(attack)} accuracy on {where} against what training cost (log scale; means over seeds). "
+            Plot.of_chart(
+                place.label("cost"),
+                f"Robustness against training cost, {place}",
+                f"{heading(attack)} accuracy on {place} against what training cost (log scale; means over seeds). "
                 f"{bars_are([run for _, run in priced])}. Dotted: the Pareto front, methods that none is both cheaper "
                 "and more robust than. Times compare only where nothing else ran on the machine.",
                 f"Accuracy in percent against training in {unit}. On the Pareto front: {named}.",
-                Panel(Axis(f"Training ({unit})", log=True), Axis(f"{heading(attack)} accuracy (%)"), tuple(series)),
-                dataset=dataset,
-                student=student,
-                teacher=teacher,
+                Chart((Panel(Axis(f"Training ({unit})", log=True), accuracy, tuple(series)),)),
+                place.about,
             )
         )
     return plots
@@ -210,26 +205,26 @@ def radii(runs: Sequence[Run]) -> list[Plot]:
     """Accuracy against eps, one figure an attack, data set, student and teacher, where it was run at several radii."""
     labels = labels_of(runs)
     plots = []
-    for members in places(runs):
+    for members in by_place(runs):
         attacks = sorted({m.partition("@")[0] for m in attacks_of(members, everywhere=True) if "@" in m})
         for attack in attacks:
             lines = [(run, points) for run in members if len(points := _by_radius(run, attack)) > 1]
             if not lines:
                 continue
-            dataset, student, teacher, where = where_of(next((r for r, _ in lines if r.teacher), lines[0][0]))
+            place = Place.of([run for run, _ in lines])
             series = [Series(run.label, labels.index(run.label), tuple(points)) for run, points in lines]
-            said = [f"{run.label}: " + ", ".join(f"{p.y:.1f} at {p.x:g}/255" for p in points) for run, points in lines]
+            accuracies = [
+                f"{run.label}: " + ", ".join(f"{p.y:.1f} at {p.x:g}/255" for p in points) for run, points in lines
+            ]
             plots.append(
-                _plot(
-                    slug("radius", attack, dataset, student, *([teacher] if teacher else [])),
-                    f"Accuracy against ε, {heading(attack)}, {where}",
-                    f"Accuracy on {where} under {heading(attack)} within ε in L∞ (0: clean images); the step grows "
+                Plot.of_chart(
+                    place.label("radius", attack),
+                    f"Accuracy against ε, {heading(attack)}, {place}",
+                    f"Accuracy on {place} under {heading(attack)} within ε in L∞ (0: clean images); the step grows "
                     f"with ε. {bars_are([run for run, _ in lines])}.",
-                    "Accuracy in percent. " + "; ".join(said) + ".",
-                    Panel(Axis("ε (in 1/255)"), Axis("Accuracy (%)"), tuple(series)),
-                    dataset=dataset,
-                    student=student,
-                    teacher=teacher,
+                    "Accuracy in percent. " + "; ".join(accuracies) + ".",
+                    Chart((Panel(Axis("ε (in 1/255)"), Axis("Accuracy (%)"), tuple(series)),)),
+                    place.about,
                 )
             )
     return plots
@@ -237,89 +232,16 @@ def radii(runs: Sequence[Run]) -> list[Plot]:
 
 def _by_radius(run: Run, attack: str) -> list[Point]:
     """Accuracy on clean images, at the threat model's radius and at radii of the attack's own, from small to large."""
-    found = {}
+    points: dict[Fraction, Point] = {}
     for metric in attacks_of([run], everywhere=True):
         if metric != "clean" and metric.partition("@")[0] != attack:
             continue
-        told = run.metrics(metric)
-        if told:
-            eps = Fraction(0) if metric == "clean" else Fraction(str(told[0]["attack"]["eps"]))
+        if metrics := run.metrics(metric):
+            eps = Fraction(0) if metric == "clean" else Fraction(str(metrics[0]["attack"]["eps"]))
             # The threat model's own radius wins over the same one named by itself.
-            if eps not in found or "@" not in metric:
-                found[eps] = _point(float(255 * eps), run, metric, "")
-    return [found[eps] for eps in sorted(found)]
-
-
-def curves(runs: Sequence[Run], found: Sequence[Log]) -> list[Plot]:
-    """Loss and held-out accuracy by epoch, one figure a data set, student and teacher; found: each run's log."""
-    labels = labels_of(runs)
-    of_run = {id(run): log for run, log in zip(runs, found, strict=True)}
-    plots = []
-    for members in places(runs):
-        logs = {run.label: log for run in members if (log := of_run[id(run)])}
-        if not logs:
-            continue
-        dataset, student, teacher, where = where_of(next((run for run in members if run.teacher), members[0]))
-        panels = []
-        for key, title in _QUANTITIES.items():
-            scale = 1 if key == "loss" else 100
-            series = [
-                Series(label, labels.index(label), tuple(Point(epoch, scale * value) for epoch, value in log[key]))
-                for label, log in logs.items()
-                if log[key]
-            ]
-            log_scale = key == "loss" and bool(series) and all(p.y > 0 for each in series for p in each.points)
-            panels.append(Panel(Axis("Epoch"), Axis("", log=log_scale), tuple(series), title))
-        caption = (
-            f"Training on {where}: loss (log scale; each method's is a quantity of its own), and "
-            "accuracy on the held-out split, natural and under attack. Means over seeds."
-        )
-        last = "; ".join(f"{label} ends at loss {log['loss'][-1][1]:.3g}" for label, log in logs.items() if log["loss"])
-        plots.append(
-            Plot(
-                slug("curves", dataset, student, *([teacher] if teacher else [])),
-                f"Training, {where}",
-                caption,
-                f"Panels by epoch: loss, held-out natural accuracy, held-out robust accuracy. {last}.",
-                drawn(chart := Chart(tuple(panels)), "below"),
-                (7.2, 3.3 + 0.18 * math.ceil(len(logs) / 5)),
-                chart,
-                about(dataset=dataset, student=student, teacher=teacher),
-            )
-        )
-    return plots
-
-
-_QUANTITIES = {"loss": "Training loss", "val_clean": "Held-out natural (%)", "val_robust": "Held-out robust (%)"}
-
-
-def places(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs by data set, student and teacher; those without a teacher stand with every teacher's."""
-    found = []
-    for _, of_student in groupby(runs, key=lambda run: (run.dataset, run.student)):
-        members = list(of_student)
-        taught = sorted({run.teacher for run in members if run.teacher}, key=natural)
-        found += [[run for run in members if (run.teacher or teacher) == teacher] for teacher in taught or [""]]
-    return found
-
-
-def where_of(run: Run) -> tuple[str, str, str | None, str]:
-    """Data set, student and teacher, and all three in words."""
-    taught = f" taught by {run.teacher}" if run.teacher else ""
-    return run.dataset, run.student, run.teacher, f"{run.dataset}, {run.student}{taught}"
-
-
-def _plot(
-    label: str,
-    title: str,
-    caption: str,
-    alt: str,
-    panel: Panel,
-    inches: tuple[float, float] = _WIDE,
-    **facets: str | None,
-) -> Plot:
-    chart = Chart((panel,))
-    return Plot(label, title, caption, alt, drawn(chart), inches, chart, about(**facets))
+            if eps not in points or "@" not in metric:
+                points[eps] = _point(float(255 * eps), run, metric, "")
+    return [points[eps] for eps in sorted(points)]
 
 
 def _point(x: float, run: Run, metric: str, note: str) -> Point:
