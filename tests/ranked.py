@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from adbench.methods.las_at import LASAT
+from adbench.methods.pgd_at import PGDAT
 from torch import Tensor
 
 from adbench.attacks import linf
@@ -25,7 +27,7 @@ from adbench.models import build
 from adbench.models.precision import Precision
 from adbench.training import distributed, trainer
 from adbench.training.configured import configured
-from adbench.training.step import Ball, Need
+from adbench.training.step import Ball, Need, Step
 
 HYPER: dict[str, dict[str, Any]] = {
     "las-at": {"policy": "cnn-4", "interval": 1, "policy_lr": 0.1},
@@ -96,6 +98,43 @@ def main(out: Path, wanted: list[str]) -> None:
             torch.save(found, out / f"{method}-{way}-{mine.rank}.pt")
         if not mine.first:
             mine.follow(print)  # ends when the first rank leaves
+
+
+class OneSided(PGDAT):
+    """Fails on one device alone, while the other waits for its gradients."""
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        if step.ranks.rank == 1:
+            raise ValueError("no such luck")
+        return super().loss(step, x_adv)
+
+
+def one_sided(folder: Path) -> None:
+    """A training that fails on one rank; then the first begins another, and the second asks for it."""
+    distributed.PATIENCE = timedelta(seconds=2)
+    device = torch.device("cpu")
+    with distributed.joined(device) as mine:
+        it = trainer.Trainer(
+            method=OneSided(),
+            student=build("cnn-4", classes=10, channels=1),
+            teachers={},
+            dataset=load("digits", folder, train_images=64, val_images=16, test_images=16),
+            attack=Ball(0.1, 0.03, 1),
+            validation=Ball(0.1, 0.03, 1),
+            config=Train(epochs=1, batch_size=32),
+            seed=0,
+            folder=folder,
+            device=device,
+            ranks=mine,
+        )
+        try:
+            it.run(lambda _: None, lambda *_: None)
+        except Exception as error:
+            print(f"[{mine.rank}] {type(error).__name__}: {error}", flush=True)
+        if mine.first:
+            mine.lead("another training")
+        else:
+            mine.follow(lambda work: print(f"begun: {work}"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,10 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+import ranked
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -47,86 +49,32 @@ NAN = PLUGIN.replace(
     "        return cross_entropy(step.student(x_adv), step.y) * (float('nan') if wrong else 1)",
 )
 """Not a number on one of two devices, from the fourth iteration on."""
-ONE_SIDED = '''
-import sys
-from datetime import timedelta
-from pathlib import Path
-
-import torch
-
-from adbench import ranks
-from adbench.experiment.config import Train
-from adbench.data import load
-from adbench.training.configured import configured
-from adbench.training.step import Ball
-from adbench.models import build
-from adbench.training.trainer import Trainer
-from adbench.methods.pgd_at import PGDAT
-
-ranks.PATIENCE = timedelta(seconds=2)
 
 
-class Broken(PGDAT):
-    """Fails on one device alone, while the other waits for its gradients."""
-
-    def loss(self, step, x_adv):
-        if step.ranks.rank == 1:
-            raise ValueError("no such luck")
-        return super().loss(step, x_adv)
-
-
-folder, device = Path(sys.argv[1]), torch.device("cpu")
-with ranks.joined(device) as mine:
-    it = Trainer(
-        method=Broken(), student=build("cnn-4", classes=10, channels=1), teachers={}, seed=0, folder=folder,
-        dataset=load("digits", folder, train_images=64, val_images=16, test_images=16), attack=Ball(0.1, 0.03, 1),
-        validation=Ball(0.1, 0.03, 1), config=Train(epochs=1, batch_size=32), device=device, ranks=mine,
+def torchrun(*words: str | Path) -> tuple[int, str]:
+    """The exit code of a command in two processes, and what they said."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, *map(str, words)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE
     )
-    try:
-        it.run(lambda _: None, lambda *_: None)
-    except Exception as error:
-        print(f"[{mine.rank}] {type(error).__name__}: {error}", flush=True)
-    if mine.first:
-        mine.lead("another training")
-    else:
-        mine.follow(lambda work: print(f"begun: {work}"))
-'''
+    return done.returncode, done.stdout
 
 
-def torchrun(size: int, *words: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """A command in `size` processes, in a session of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    return subprocess.Popen(
-        [*command, *map(str, words)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        text=True,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def adbench(*words: str | Path, **settings: str) -> subprocess.Popen[str]:
-    """A tiny `adbench run` in two processes."""
-    return torchrun(2, "-m", "adbench", "run", "--device", "cpu", *options(**settings), *words)
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit code and what it said. One that takes too long is ended, with those that it started."""
-    try:
-        said, _ = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        raise
-    return process.returncode, said
+def ended(processes: list[BaseProcess]) -> list[int | None]:
+    """Their exit codes. Those that take too long are killed."""
+    until = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def trainings(size: int, out: Path, *wanted: str) -> dict[str, dict[str, Any]]:
     """What the trainings of tests/ranked.py leave, by the name of their file."""
     out.mkdir()
-    code, said = ended(torchrun(size, Path(__file__).with_name("ranked.py"), out, *wanted))
-    assert code == 0, said
+    said = out.with_suffix(".txt")
+    assert ended(forked.ranks(size, ranked.main, out, wanted, said=said)) == [0] * size, said.read_text()
     return {path.stem: torch.load(path, weights_only=True) for path in out.iterdir()}
 
 
@@ -261,10 +209,9 @@ def test_a_method_that_needs_its_batches_whole_has_to_say_that_it_can_share_them
 
 @pytest.mark.slow
 def test_what_fails_on_one_rank_alone_is_told_by_all_and_ends_the_run(tmp_path: Path) -> None:
-    script = tmp_path / "one_sided.py"
-    script.write_text(ONE_SIDED, encoding="utf-8")
-    code, said = ended(torchrun(2, script, tmp_path))
-    assert code != 0, said
+    codes = ended(forked.ranks(2, ranked.one_sided, tmp_path, said=tmp_path / "said.txt"))
+    said = (tmp_path / "said.txt").read_text(encoding="utf-8")
+    assert any(codes), said
     assert "[1] ValueError: no such luck" in said
     assert "[0] UserError: rank 1: no such luck" in said
     assert "begun:" not in said
@@ -276,7 +223,7 @@ def test_a_run_by_torchrun_records_its_cells_and_outlives_one_that_fails(tmp_pat
     broken = tmp_path / "broken.py"
     broken.write_text(NAN, encoding="utf-8")
     words = ("--plugin", broken, "--methods", "broken,mtard", "--results", tmp_path)
-    code, said = ended(adbench(*words, train__epochs="3"))
+    code, said = torchrun("-m", "adbench", "run", "--device", "cpu", *options(train__epochs="3"), *words)
     assert code == 1, said
     assert "1 of" in said
     failed, done = record_of(tmp_path, "broken"), record_of(tmp_path, "mtard")
@@ -292,10 +239,11 @@ def test_a_run_by_torchrun_records_its_cells_and_outlives_one_that_fails(tmp_pat
     assert len(list(tmp_path.rglob("failure*.pt"))) == 2, "a batch has two parts"
 
 
-def shared(results: Path) -> subprocess.Popen[str]:
+def shared(results: Path) -> list[BaseProcess]:
     """Twenty epochs of a method with state, in two processes."""
     words = ("--methods", "las-at", "--set", "hyper.las-at.policy=cnn-4", "--set", "hyper.las-at.interval=2")
-    return adbench(*words, "--results", results, train__epochs="20")
+    command = ["run", "--device", "cpu", *options(train__epochs="20"), *words, "--results", str(results)]
+    return forked.ranks(2, forked.adbench, *command, said=results.with_suffix(".txt"))
 
 
 def lines(results: Path) -> list[str]:
@@ -303,23 +251,11 @@ def lines(results: Path) -> list[str]:
     return [line for log in results.rglob(LOG) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
-def _ranks(process: subprocess.Popen[str]) -> dict[str, int]:
-    """The processes that torchrun started, by rank."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-    found = {}
-    for child in children:
-        names = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
-        found |= {name.removeprefix("RANK="): int(child) for name in names if name.startswith("RANK=")}
-    return found
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_shared_training_goes_on_from_its_last_whole_epoch(tmp_path: Path) -> None:
     """After SIGTERM to all of it, and SIGKILL to one process; it ends in the bits of one that nobody disturbed."""
     undisturbed = tmp_path / "undisturbed"
-    code, said = ended(shared(undisturbed))
-    assert code == 0, said
+    assert ended(shared(undisturbed)) == [0, 0]
     results = tmp_path / "disturbed"
     epochs: list[str] = []
     for how in (signal.SIGTERM, signal.SIGKILL):
@@ -329,16 +265,15 @@ def test_a_shared_training_goes_on_from_its_last_whole_epoch(tmp_path: Path) -> 
             assert time.monotonic() < until, "no epoch was finished"
             time.sleep(0.02)
         if how is signal.SIGTERM:
-            running.terminate()
+            for process in running:
+                process.terminate()
         else:
-            os.kill(_ranks(running)["1"], how)
-        code, said = ended(running)
-        assert code != 0, said
+            running[1].kill()
+        assert 0 not in ended(running)
         assert not records(results), "that a process is gone is no failure of the cell"
         done, epochs = epochs, lines(results)
         assert epochs[: len(done)] == done, "what was done, with the time that it took, was done again"
-    code, said = ended(shared(results))
-    assert code == 0, said
+    assert ended(shared(results)) == [0, 0]
     ends = [load_file(next(folder.rglob(LAST))) for folder in (undisturbed, results)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
     assert lines(results)[: len(epochs)] == epochs
