@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import http.server
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -29,6 +28,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pandas as pd
 import torch
@@ -83,22 +83,7 @@ def _command(words: list[str], work: Path) -> None:
 
 
 def _start(words: list[str], work: Path) -> BaseProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "kills",
-            "adbench.execution.runner",
-            "adbench.execution.cost",
-            "adbench.report.render",
-            "torch._dynamo",
-            "sklearn.datasets",
-            "matplotlib.pyplot",
-            "adbench.methods.pgd_at",
-            "adbench.methods.trades",
-            "adbench.methods.rslad",
-        ]
-    )
-    process = context.Process(target=_command, args=(words, work))
+    process: BaseProcess = forked.context().Process(target=_command, args=(words, work))
     process.start()
     return process
 

@@ -205,9 +205,10 @@ def test_every_attack_states_its_exact_definition() -> None:
 
 
 @pytest.mark.usefixtures("traced_on")
-def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(trained) -> None:
+def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(trained, monkeypatch) -> None:
     import pyautoattack
 
+    shorten_autoattack(monkeypatch, 30)
     net, split = trained
     x, y = split.images[:12].float() / 255, split.labels[:12]
     right = net(x).argmax(1) == y
@@ -223,6 +224,23 @@ def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(traine
     assert not found.doubtful.any()
     assert 0 < expected.sum() < len(expected)
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random stream moved"
+
+
+def test_autoattack_is_not_shortened(trained, monkeypatch) -> None:
+    """The iterations and queries of the paper, and of each attack."""
+    import pyautoattack
+
+    ran = []
+
+    def seen(self: Any, x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Any]:
+        counts = (self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter, self.square.n_queries)
+        ran.append((counts, self.attacks_to_run, (self.apgd.n_restarts, self.square.n_restarts)))
+        return x, None
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", seen)
+    net, split = trained
+    autoattack.attack(net, split.images[:2].float() / 255, split.labels[:2], EPS, seed=0)
+    assert ran == [((100, 100, 100, 5000), ["apgd-ce", "apgd-t", "fab-t", "square"], (1, 1))]
 
 
 def test_autoattack_copes_with_no_image_and_with_one(trained, monkeypatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import sys
@@ -15,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forked
 import pandas as pd
 import pyautoattack
 import pytest
@@ -534,13 +534,12 @@ def test_sigkills_change_no_verdict(tmp_path: Path) -> None:
     small = {"train.epochs": "6", "threat.eps": "16/255", "eval.images": "40", "eval.attacks": '["aa"]'}
     small |= {"data.train_images": "300", "eval.aa_shard": "1", "data.val_images": "20"}
     # Forked from a process that has loaded torch: six starts would take longer than all that is killed.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_autoattack", "adbench.execution.runner", "torch._dynamo", "sklearn.datasets"])
+    context = forked.context()
 
     def started(name: str) -> BaseProcess:
         settings = [word for key, value in (SETTINGS | small).items() for word in ("--set", f"{key}={value}")]
         words = ("run", "--methods", "natural", "--student", "cnn-4", *settings, "--device", "cpu")
-        process = context.Process(target=shorter, args=(*words, "--results", str(tmp_path / name)))
+        process: BaseProcess = context.Process(target=shorter, args=(*words, "--results", str(tmp_path / name)))
         process.start()
         return process
 

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from tiny import TEACHER, record_of, records, run
 
@@ -190,8 +191,7 @@ def _run_counted(words: list[str], folder: Path, barrier: Any, trainings: Path) 
 @pytest.mark.slow
 def test_eight_runs_at_once_do_every_cell_exactly_once(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TEACHER, encoding="utf-8")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_writers", "torch._dynamo", "sklearn.datasets"])
+    context = forked.context()
     barrier, trainings = context.Barrier(8), tmp_path / "trainings"
     words = ["--methods", "pgd-at,trades,rslad,ard", "--teacher", "tiny.toml", "--seeds", "2"]
     processes = [context.Process(target=_run_counted, args=(words, tmp_path, barrier, trainings)) for _ in range(8)]
