@@ -17,7 +17,7 @@ PRELOADED = [
     "adbench.cli",
     "adbench.execution.runner",
     "adbench.execution.cost",
-    "adbench.report.render",
+    "adbench.report.writer",
     "torch._dynamo",
     "torch.distributed",
     "sklearn.datasets",
