@@ -468,7 +468,7 @@ def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> tu
     noise = generator(seed, "validation", device=val.images.device)
     with net.still():
         for images, labels in _parts(val, batch_size):
-            x = to_float(images)
+            x = to_float(images, net.module.classifier.weight.dtype)
             x_adv = ascend(
                 x,
                 lambda z, labels=labels: cross_entropy(net(z), labels),  # type: ignore[misc]
