@@ -14,6 +14,7 @@ import click
 
 from adbench.cli.options import (
     FilePath,
+    ValueOrNone,
     data_dir_option,
     device_option,
     finished_options,
@@ -87,7 +88,7 @@ def cam(**options: Any) -> Iterator[str]:
     return attribution.lines(**options)
 
 
-@click.command()
+@click.command(cls=ValueOrNone)
 @click.argument("path", metavar="RECORD|FOLDER", type=FilePath())
 @click.option(
     "--checkpoint",

@@ -109,6 +109,31 @@ def _plugins(_: click.Context, __: click.Parameter, paths: Sequence[Path]) -> tu
     return tuple(METHODS.add_file(path) for path in paths)
 
 
+class ValueOrNone(click.Command):
+    """A command with options whose value may be left out: a word behind one that is no number is not its value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        left_out = {
+            word: option.flag_value
+            for option in self.params
+            if isinstance(option, click.Option) and not option.is_flag and isinstance(option.flag_value, int)
+            for word in option.opts
+        }
+        words = args[: args.index("--")] if "--" in args else args
+        for place, word in enumerate(words):
+            if word in left_out and not (words[place + 1 : place + 2] and _is_number(words[place + 1])):
+                args[place] = f"{word}={left_out[word]}"
+        return super().parse_args(ctx, args)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 class FilePath(click.Path):
     """A file or folder as a `Path`; `~` at its beginning is the home folder."""
 
