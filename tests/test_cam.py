@@ -29,9 +29,10 @@ from adbench.errors import UserError
 from adbench.models import Network, build
 from adbench.report import writer as report
 from adbench.report.view import View
-from adbench.results import document
+from adbench.results import analyses, document
 from adbench.results.networks import groups
 from adbench.results.record import read_all
+from adbench.system.files import sha256
 from adbench.weights.networks import dataset_of, network_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -329,6 +330,41 @@ def test_changed_examples_are_refused_by_name(results: Path, tmp_path: Path) -> 
     arrays.write_bytes(arrays.read_bytes() + b"\0")
     with pytest.raises(UserError, match=r"examples\.npz' is not there or was changed"):
         report.write(results, tmp_path / "report")
+
+
+@pytest.mark.parametrize("change", ["no map", "flat", "more images", "text", "no zip"])
+def test_examples_that_are_none_are_named_and_left_out(change: str, results: Path, tmp_path: Path) -> None:
+    path = written(results)
+    arrays = dict(np.load(path.with_name("examples.npz")))
+    match change:
+        case "no map":
+            del arrays["map0"]
+        case "flat":
+            arrays["map1"] = arrays["map1"].reshape(-1)
+        case "more images":
+            arrays["x_adv"] = np.concatenate([arrays["x_adv"]] * 2)
+        case "text":
+            arrays["x_adv"] = np.array("x")
+    np.savez(path.with_name("examples.npz"), **arrays)
+    if change == "no zip":
+        path.with_name("examples.npz").write_bytes(b"PK\3\4")
+    found = content(results)
+    found["examples"]["sha256"] = sha256(path.with_name("examples.npz"))
+    document.write(path, found)
+    result = cli("report", "--results", results, "--out", tmp_path / "report", "--format", "figures")
+    assert result.exit_code == 1
+    assert "examples.npz' cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("agreement", []), ("attack", {"name": "pgd20"}), ("provenance", {}), ("setting", {"eps": 8})]
+)
+def test_an_odd_comparison_is_named_with_its_field(field: str, value: Any, results: Path) -> None:
+    path = written(results)
+    found = content(results)
+    document.write(path, {**found, field: {**found[field], **value} if value and field == "setting" else value})
+    with pytest.raises(UserError, match=field):
+        analyses.read(path)
 
 
 def test_the_report_of_maps_needs_no_torch_and_has_the_same_bytes_twice(

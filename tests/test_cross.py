@@ -19,6 +19,7 @@ from synthetic import add
 from tiny import cli, family, records
 from torch import Tensor
 
+from adbench.analysis import cross as crossing
 from adbench.analysis.common import Testbed
 from adbench.attacks.named import gradient_attack
 from adbench.data.batches import to_float
@@ -167,6 +168,21 @@ def test_a_damaged_part_is_made_again(results: Path) -> None:
     (path.parent / f"source-{whole['networks'][1]['weights_sha256'][:16]}.json").write_text('{"id": "0123')
     assert cli("cross", "--results", results, "--images", "10").exit_code == 0
     assert matrix(results)["matrix"] == whole["matrix"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"id": 7}, {"correct": None}, {"correct": {}}, {"seconds": "1"}, "text", [1], {"correct": "all 11"}]
+)
+def test_an_odd_part_is_made_again(change: Any, tmp_path: Path) -> None:
+    path, weights = tmp_path / "source.json", ["a", "b"]
+    part = {"id": "0123", "correct": {"a": 10, "b": 0}, "seconds": 1.0}
+    document.write(path, part)
+    assert crossing._part(path, "0123", weights, 10) == part
+    if change == {"correct": "all 11"}:
+        change = {"correct": {"a": 11, "b": 0}}
+    odd = {**part, **change} if isinstance(change, dict) else change
+    path.write_text(json.dumps({**odd, "digest": content_id(odd)} if isinstance(odd, dict) else odd), encoding="utf-8")
+    assert crossing._part(path, "0123", weights, 10) is None
 
 
 def test_a_finished_matrix_is_printed_and_not_made_again(
@@ -445,10 +461,20 @@ assert "torch" not in sys.modules
 def test_a_damaged_analysis_is_named(synthetic: Path, tmp_path: Path) -> None:
     path = written(synthetic, {"RSLAD": [0.5, 0.7], "ARD": [0.75, 0.4]})
     content = json.loads(path.read_text(encoding="utf-8"))
+
+    def changed(**fields: Any) -> str:
+        return json.dumps(document.sealed({**content, **fields}))
+
     for text, said in [
         ("{", "is not a readable cross"),
         (json.dumps(content | {"schema_version": 9}), "schema version 9"),
         (json.dumps({k: v for k, v in content.items() if k != "matrix"}), "lacks matrix"),
+        (changed(attack={**content["attack"], "steps": "x"}), "attack.steps"),
+        (changed(setting={**content["setting"], "eps": "x"}), "setting.eps"),
+        (changed(provenance={**content["provenance"], "finished": 7}), "provenance.finished"),
+        (changed(matrix=content["matrix"] * 2), "matrix has 4 entries"),
+        (changed(seconds=[]), "seconds has 0 entries"),
+        (changed(networks=content["networks"] * 2), "of 4 networks"),
     ]:
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=said):

@@ -14,7 +14,7 @@ from tiny import TEACHER, cli, record_of, run
 
 from adbench.errors import UserError
 from adbench.results import document, layout
-from adbench.results.summary import Summary
+from adbench.results.summary import Summary, finished
 from adbench.training import resume
 from adbench.weights import checkpoint
 from adbench.weights.networks import check_weights
@@ -99,6 +99,33 @@ def test_best_and_last_are_not_taken_for_each_other(tmp_path: Path) -> None:
         check_weights(tmp_path / f"{which}.safetensors", hashes[which])
         with pytest.raises(UserError, match="not those of the training"):
             check_weights(tmp_path / f"{which}.safetensors", hashes["last" if which == "best" else "best"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", "2"),
+        ("epochs", 2.5),
+        ("epochs", True),
+        ("best_epoch", 0),
+        ("best_val_robust", 7),
+        ("seconds", None),
+        ("weights", {}),
+        ("weights", {"best": "x", "last": "y"}),
+        ("weights", ["best"]),
+        ("notes", "none"),
+        ("odd", 1),
+        ("precision", "half"),
+        ("devices", 0),
+    ],
+)
+def test_a_summary_of_odd_content_is_named_with_its_field(field: str, value: Any, tmp_path: Path) -> None:
+    summary = Summary(2, 2, 0.5, 1.0, 1.0, 1, weights={"best": "a" * 64, "last": "b" * 64})
+    document.write(tmp_path / "training.json", summary.__dict__)
+    assert finished(tmp_path) == summary
+    document.write(tmp_path / "training.json", {**summary.__dict__, field: value})
+    with pytest.raises(UserError, match=rf"training\.json' is damaged \({field}"):
+        finished(tmp_path)
 
 
 def test_older_trainings_without_hashes_are_judged_as_before(copy: Path) -> None:

@@ -103,6 +103,53 @@ def test_each_state_has_its_name_and_its_reason(results: Path) -> None:
     assert "train: the loss is nan" in cli("status", "--results", results).output
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["record.json", "outcomes.parquet"])
+def test_a_result_that_is_not_what_was_written_is_damaged(name: str, results: Path) -> None:
+    (path,) = folder(results, "pgd-at").glob(f"eval-*/{name}")
+    flip(path)
+    shown = cli("status", "--results", results)
+    assert states(results)["pgd-at cnn-4 seed 0"] == "damaged"
+    assert f"'{path}'" in shown.output
+    assert "about " in shown.output, "it is to be judged again"
+
+
+def test_a_damaged_plan_is_named_and_the_others_are_shown(results: Path) -> None:
+    assert run("--methods", "pgd-at", "--dry-run").exit_code == 0
+    (plan,) = (results / "plans").iterdir()
+    other = plan.with_name("0123456789abcdef.json")
+    document.write(other, {**plans.read(plan).data, "written": "2100", "jobs": "two"})
+    for form in ("table", "json"):
+        shown = cli("status", "--results", results, "--format", form)
+        assert shown.exit_code == 1
+        assert f"'{other}'" in shown.stderr
+        assert "jobs" in shown.stderr
+        assert shown.stderr.endswith("1 left out\n")
+        assert "rslad cnn-4 from tiny seed 0" in shown.stdout or "rslad" in shown.stdout
+    assert json.loads(shown.stdout)
+    flip(plan)
+    alone = cli("status", "--results", results)
+    assert (alone.exit_code, alone.stdout) == (1, ""), "none is left"
+    assert "2 left out" in alone.stderr
+
+
+def test_what_cannot_be_read_beside_a_cell_is_named_by_why(results: Path) -> None:
+    (path,) = folder(results, "pgd-at").glob("eval-*/record.json")
+    other = path.parent.with_name("eval-01234567") / path.name
+    shutil.copytree(path.parent, other.parent)
+    flip(other)
+    lose(path.parent)
+    shown = cli("status", "--results", results, "--why", "pgd-at cnn-4 seed 0")
+    assert shown.exit_code == 1
+    assert f"'{other}'" in shown.stderr
+    assert "trained" in shown.stdout
+
+
 def test_why_names_the_settings_in_which_the_nearest_cell_differs(results: Path, finished: Path) -> None:
     """Only the plan of the changed matrix is there, as if its run had been killed at once."""
     teacher = finished / "other.toml"

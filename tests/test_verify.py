@@ -123,6 +123,32 @@ def test_an_honest_record_passes_also_when_attacked_anew(copy: Path) -> None:
     assert cli("verify", copy.parent).exit_code == 0, "the record's folder will do"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--survivors", "RECORD"], ["RECORD", "--survivors"], ["--survivors", "2", "RECORD"], ["--survivors=2", "RECORD"]],
+)
+def test_what_stands_behind_survivors_is_a_number_or_the_record(words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    shown = cli("verify", *(path if word == "RECORD" else word for word in words))
+    assert shown.stderr.startswith(f"adbench: there is no record '{path}'")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--survivors", "1.5", "x"],
+        ["--survivors", "-1", "x"],
+        ["--survivors", "0", "x"],
+        ["--survivors"],
+        ["--survivors", "x", "y"],
+    ],
+)
+def test_what_is_no_number_of_survivors_is_one_sentence(words: list[str]) -> None:
+    shown = cli("verify", *words)
+    assert shown.exit_code == 2
+    assert len(shown.stderr.splitlines()) == 1
+
+
 def test_a_cell_is_tested_for_masking_and_the_report_says_how_it_went(copy: Path, tmp_path: Path) -> None:
     entry = load(copy)["masking"]
     assert entry["images"] == 3

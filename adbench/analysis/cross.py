@@ -90,7 +90,7 @@ def _compute(bed: Testbed, loaded: Loaded, path: Path, identity: str) -> Iterato
     rows, seconds = [], []
     for number, (source, network) in enumerate(loaded):
         part = path.parent / f"source-{source.weights[:16]}.json"
-        found = _part(part, identity)
+        found = _part(part, identity, [one.weights for one in networks], len(bed.y))
         if found is None:
             begun = time.perf_counter()
             right = against(bed, network, [target for _, target in loaded], clean)
@@ -127,13 +127,16 @@ def against(bed: Testbed, source: Network, targets: Sequence[Network], clean: Se
     return right
 
 
-def _part(path: Path, identity: str) -> dict[str, Any] | None:
-    """What an interrupted run found for one source; None where it did not come so far."""
+def _part(path: Path, identity: str, weights: Sequence[str], images: int) -> dict[str, Any] | None:
+    """What an interrupted run found for one source; None where it did not come so far, or left something else."""
     try:
         found: dict[str, Any] = document.opened(path)
-    except (OSError, ValueError):
+        counts = [found["correct"][one] for one in weights]
+        whole = found["id"] == identity and found["seconds"] >= 0
+        whole &= all(type(count) is int and 0 <= count <= images for count in counts)
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    return found if found["id"] == identity else None
+    return found if whole else None
 
 
 def _share(correct: int, n: int) -> dict[str, Any]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
 from adbench.cli.display import duration
 from adbench.cli.matrix import MatrixOptions, matrix_options
-from adbench.cli.options import results_option
-from adbench.errors import UserError
+from adbench.cli.options import leaving_out, results_option
+from adbench.errors import Nothing, UserError
 from adbench.results import plans
 from adbench.results import status as standing
 from adbench.results.plans import Planned
@@ -40,37 +40,40 @@ def status(options: MatrixOptions, plan_id: str | None, why: str | None, form: s
       adbench status --dataset cifar10 --methods all --student rn18
       adbench status --why 3f2a91c0
     """
-    plans, plan = _plan(options, plan_id, results)
-    matrix = standing.Matrix(plan)
-    if why:
-        for line in standing.why(matrix, matrix.find(why)):
-            click.echo(terminal.plain(line))
-    elif form == "json":
-        rows = [
-            {
-                "id": one.cell["id"],
-                "cell": one.cell["says"],
-                "state": one.state,
-                "why": one.why,
-                "record": str(matrix.results / one.cell["record"]),
-                "seconds_left": one.left,
-            }
-            for one in matrix.standings.values()
-        ]
-        click.echo(json.dumps(rows, indent=1))
-    else:
-        for line in _table(matrix):
-            click.echo(terminal.plain(line))
-        others = [other for other in plans if other["id"] != plan["id"]]
-        for other in others[:LISTED]:
-            line = f"another plan: {other['id'][:8]} of {other['written']}, {len(other.cells)} cells (--plan)"
-            click.echo(terminal.plain(line))
+    with leaving_out() as left_out:
+        plans, plan = _plan(options, plan_id, results, left_out)
+        matrix = standing.Matrix(plan)
+        if why:
+            for line in standing.why(matrix, matrix.find(why), left_out):
+                click.echo(terminal.plain(line))
+        elif form == "json":
+            rows = [
+                {
+                    "id": one.cell["id"],
+                    "cell": one.cell["says"],
+                    "state": one.state,
+                    "why": one.why,
+                    "record": str(matrix.results / one.cell["record"]),
+                    "seconds_left": one.left,
+                }
+                for one in matrix.standings.values()
+            ]
+            click.echo(json.dumps(rows, indent=1))
+        else:
+            for line in _table(matrix):
+                click.echo(terminal.plain(line))
+            others = [other for other in plans if other["id"] != plan["id"]]
+            for other in others[:LISTED]:
+                line = f"another plan: {other['id'][:8]} of {other['written']}, {len(other.cells)} cells (--plan)"
+                click.echo(terminal.plain(line))
 
 
-def _plan(options: MatrixOptions, plan_id: str | None, results: Path) -> tuple[list[Planned], Planned]:
-    known = plans.read_all(results)
+def _plan(
+    options: MatrixOptions, plan_id: str | None, results: Path, left_out: Callable[[str], object]
+) -> tuple[list[Planned], Planned]:
+    known = plans.read_all(results, left_out)
     if not known:
-        raise UserError(
+        raise Nothing(
             f"no run was planned in '{results}' yet; `adbench run` begins one, `adbench results` lists records"
         )
     chosen = [plan for plan in known if plan["id"].startswith(plan_id)] if plan_id else known

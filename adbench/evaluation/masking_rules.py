@@ -122,7 +122,7 @@ def contradicted(test: dict[str, Any]) -> list[str]:
     wrong = []
     if name in RATES:
         limits = tuple(most(images, rate) / images for rate in RATES[name])
-        count = round(figure * images)
+        count = round(min(figure, 1.0) * images)
         if abs(count - figure * images) > 1e-6 or not re.search(rf"\b{count}\b", test["says"]):
             wrong.append("figure")
     elif name == "determinism":

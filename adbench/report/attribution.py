@@ -119,12 +119,23 @@ def _cosine(value: float | None) -> str:
 
 
 def _examples(one: Analysis) -> dict[str, Array]:
-    """The images and maps beside the analysis. Raises UserError where they are not what it says."""
+    """The images and maps beside the analysis. Raises UserError where they are not what it says, or none."""
     path = beside(one.path, one["examples"]["file"])
     if not path.is_file() or sha256(path) != one["examples"]["sha256"]:
         raise UserError(f"'{path}' is not there or was changed; delete '{one.path}' and run `adbench cam` again")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    images, maps = len(one["examples"]["images"]), [f"map{place}" for place in range(len(one["networks"]))]
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: np.asarray(content[name], dtype=np.float64) for name in ("x_adv", *maps)}
+        if arrays["x_adv"].ndim != 4 or arrays["x_adv"].shape[1] not in (1, 3):
+            raise ValueError("x_adv holds no images")
+        if any(arrays[name].ndim != 3 for name in maps) or any(len(array) != images for array in arrays.values()):
+            raise ValueError(f"it has not a map (h, w) of each network on {images} images")
+    except Exception as error:  # a damaged zip can make numpy raise anything
+        raise UserError(
+            f"'{path}' cannot be read ({error}); delete '{one.path}' and run `adbench cam` again"
+        ) from error
+    return arrays
 
 
 def _draw(arrays: dict[str, Array], images: Sequence[dict[str, Any]], names: Sequence[str]) -> Callable[[Figure], None]:

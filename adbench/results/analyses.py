@@ -20,8 +20,35 @@ class Analysis(Document):
 
 
 def read(path: Path) -> Analysis:
-    """Read one analysis. Raises UserError when it is not a whole one of a version that is understood."""
-    return Analysis(path, content(path, path.stem, f"delete it and run `adbench {path.stem}` again"))
+    """Read one analysis.
+
+    Raises UserError when it is not a whole one of a version that is understood, and names the field that is not as its
+    schema has it, or that is not one for each network.
+    """
+    remedy = f"delete it and run `adbench {path.stem}` again"
+    found = Analysis(path, content(path, path.stem, remedy))
+    if said := _contradiction(found):
+        raise UserError(f"'{path}' contradicts itself: {said}; {remedy}")
+    return found
+
+
+def _contradiction(one: Analysis) -> str | None:
+    """What cannot be true of fields that are right by themselves."""
+    networks = len(one["networks"])
+    if one.path.stem == "cross":
+        counted = {"matrix": one["matrix"], "seconds": one["seconds"]}
+        counted |= {f"matrix.{place}": row for place, row in enumerate(one["matrix"])}
+        shares = [network["clean"] for network in one["networks"]] + [entry for row in one["matrix"] for entry in row]
+        if any(share["correct"] > share["n"] for share in shares):
+            return "it has more correct than there are"
+    else:
+        images, networks = one["examples"]["images"], networks - 1  # the teacher's maps are what others agree with
+        counted = {"agreement": one["agreement"]}
+        counted |= {f"examples.images.{place}.cosine": image["cosine"] for place, image in enumerate(images)}
+    for field, values in counted.items():
+        if len(values) != networks:
+            return f"{field} has {len(values)} entries, of {networks} networks"
+    return None
 
 
 def read_all(results: Path, kind: str, left_out: Callable[[str], object] | None = None) -> list[Analysis]:

@@ -35,6 +35,15 @@ class Document:
     def __getitem__(self, key: str) -> Any:
         return self.data[key]
 
+    def at(self, *keys: str) -> Any:
+        """The value behind keys that its schema does not ask for. Raises UserError that names those it lacks."""
+        value: Any = self.data
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                raise UserError(f"'{self.path}' lacks {'.'.join(keys)}, which is needed here; run its cell again")
+            value = value[key]
+        return value
+
 
 @cache
 def schema(kind: str) -> dict[str, Any]:
@@ -50,7 +59,10 @@ def beside(path: Path, name: str) -> Path:
     Documents come from anywhere: none of them can have a file read that is not its own.
     """
     folder = path.parent.resolve()
-    file = (folder / name).resolve()
+    try:
+        file = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # no name of a file, or a loop of links
+        raise UserError(f"'{path}' names a file that cannot be ({error})") from error
     if not file.is_relative_to(folder):
         raise UserError(f"'{path}' names '{name}', a file outside its folder; it was not read")
     return path.parent / name

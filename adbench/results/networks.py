@@ -93,24 +93,35 @@ class Wanted:
     seed: int | str | None = None
 
 
-def groups(records: Iterable[Record]) -> list[Group]:
-    """Finished networks by dataset and setting; in each group teachers first, then students as the tables list them."""
+def groups(records: Iterable[Record], left_out: Callable[[str], object] | None = None) -> list[Group]:
+    """Finished networks by dataset and setting; in each group teachers first, then students as the tables list them.
+
+    left_out: as of `record.read_all`, of records that do not say how they were judged.
+    """
     found: dict[tuple[str, str, Setting], list[Record]] = defaultdict(list)
     for record in records:
-        if record.done:
-            found[record["dataset"], record["data"]["fingerprint"], _setting(record)].append(record)
+        if not record.done:
+            continue
+        try:
+            setting = _setting(record)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
+        else:
+            found[record["dataset"], record["data"]["fingerprint"], setting].append(record)
     ordered = sorted(found.items(), key=lambda item: (natural(item[0][0]), item[0][1], str(item[0][2])))
     return [Group(*key, tuple(_networks(members))) for key, members in ordered]
 
 
 def _setting(record: Record) -> Setting:
-    threat, judged = record["config"]["training"]["threat"], record["config"]["evaluation"]
+    threat, judged = record.at("config", "training", "threat"), record["config"]["evaluation"]
     # Unset, or from before the setting was there.
     return Setting(
         eps=threat["eps"],
         step=judged.get("step") or threat["step"],
         start=judged.get("start") or "uniform",
-        seed=judged["seed"],
+        seed=record.at("config", "evaluation", "seed"),
     )
 
 
@@ -129,7 +140,7 @@ def select(results: Path, wanted: Wanted, left_out: Callable[[str], object] | No
 
     Raises UserError where there is no finished network, and for a name or seed that no network has.
     """
-    found = groups(named_apart(list(read_all(results, left_out))))
+    found = groups(named_apart(list(read_all(results, left_out))), left_out)
     if not found:
         raise Nothing(f"no finished network in '{results}'; `adbench run` makes them")
     if wanted.dataset is not None:

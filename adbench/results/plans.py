@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,8 +145,15 @@ def read(path: Path) -> Planned:
     return found
 
 
-def read_all(results: Path) -> list[Planned]:
-    """The plans of a results folder, the latest first."""
-    folder = results / layout.PLANS
-    found = [read(folder / entry.name) for entry in files.entries(folder) if entry.name.endswith(".json")]
+def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> list[Planned]:
+    """The plans of a results folder, the latest first. left_out: as of `record.read_all`."""
+    folder, found = results / layout.PLANS, []
+    for entry in files.entries(folder):
+        if entry.name.endswith(".json"):
+            try:
+                found.append(read(folder / entry.name))
+            except UserError as error:
+                if left_out is None:
+                    raise
+                left_out(str(error))
     return sorted(found, key=lambda plan: (plan["written"], plan["id"]), reverse=True)

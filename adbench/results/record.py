@@ -33,6 +33,23 @@ def schema() -> dict[str, Any]:
     return document.schema("record")
 
 
+CONFIGURED = (
+    ("training", "architecture"),
+    ("training", "data", "content"),
+    ("training", "data", "train_images"),
+    ("training", "data", "val_images"),
+    ("training", "threat"),
+    ("evaluation", "images"),
+)
+TRAINED_HERE = (("training", "normalisation"),)
+FROM_ELSEWHERE = (
+    ("training", "source", "mean"),
+    ("training", "source", "std"),
+    ("training", "source", "source", "kind"),
+)
+"""What a configuration needs for the data and the network to be had again, beyond what every record has."""
+
+
 class Contradiction(UserError):
     """A record whose accuracies are not those that its own outcomes give."""
 
@@ -64,6 +81,12 @@ class Record(document.Document):
         Contradiction where they give another accuracy than the record states.
         """
         return self._verdicts([attack])[attack]
+
+    def check_configuration(self) -> None:
+        """Raise UserError unless the configuration has what it takes to get the data and the network again."""
+        trained = self["method"] is not None
+        for keys in (*CONFIGURED, *(TRAINED_HERE if trained else FROM_ELSEWHERE)):
+            self.at("config", *keys)
 
     def check_outcomes(self) -> None:
         """Raise UserError, as `right` does, unless the outcomes are the record's and give all its accuracies."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -188,8 +189,11 @@ def _ends(folder: tuple[str, ...], asked: tuple[str, ...], path: tuple[str, ...]
     return folder[-len(asked) :] == asked or path[-len(asked) :] == asked or path[:-1][-len(asked) :] == asked
 
 
-def why(matrix: Matrix, one: Standing) -> Iterator[str]:
-    """Lines that explain where a cell stands: of a result, where it comes from; of a miss, what it lacks."""
+def why(matrix: Matrix, one: Standing, left_out: Callable[[str], object]) -> Iterator[str]:
+    """Lines that explain where a cell stands: of a result, where it comes from; of a miss, what it lacks.
+
+    left_out: hears of records and configurations of other cells that cannot be read.
+    """
     cell = one.cell
     path, folder = matrix.results / cell["record"], matrix.folder(cell)
     yield f"{cell['says']}: {one.state}" + (f", {one.why}" if one.why else "")
@@ -205,7 +209,7 @@ def why(matrix: Matrix, one: Standing) -> Iterator[str]:
             if (path.parent / layout.TRACEBACK).is_file():
                 yield f"  {path.parent / 'traceback.txt'}"
         return
-    judged = [other for other in _records(folder) if other != path]
+    judged = [other for other in _records(folder) if other != path and _readable(other, left_out)]
     if judged:
         nearest = min(judged, key=lambda other: len(_apart(matrix, cell, other)))
         yield f"  the same weights are judged otherwise in {nearest.parent}:"
@@ -213,7 +217,7 @@ def why(matrix: Matrix, one: Standing) -> Iterator[str]:
         return
     if one.state in ("interrupted", "running", "trained"):
         return
-    candidates = [(len(lines), str(other), lines) for other, lines in _candidates(matrix, cell)]
+    candidates = [(len(lines), str(other), lines) for other, lines in _candidates(matrix, cell, left_out)]
     if not candidates:
         yield f"  nothing of {cell['name']} on {cell['dataset']} is there to compare it with"
         return
@@ -222,7 +226,9 @@ def why(matrix: Matrix, one: Standing) -> Iterator[str]:
     yield from (f"    {line}" for line in lines)
 
 
-def _candidates(matrix: Matrix, cell: dict[str, Any]) -> Iterator[tuple[Path, list[str]]]:
+def _candidates(
+    matrix: Matrix, cell: dict[str, Any], left_out: Callable[[str], object]
+) -> Iterator[tuple[Path, list[str]]]:
     """Other folders of the method (or of teachers) on this dataset, with what sets each apart."""
     parts = Path(cell["record"]).parts
     own, folders = matrix.folder(cell), [matrix.results / parts[0] / parts[1]]
@@ -232,8 +238,18 @@ def _candidates(matrix: Matrix, cell: dict[str, Any]) -> Iterator[tuple[Path, li
         if folder == own:
             continue
         for path in [*_records(folder)][:1] or [folder / layout.CONFIGURATION]:
-            if path.is_file():
+            if path.is_file() and _readable(path, left_out):
                 yield folder, _apart(matrix, cell, path)
+
+
+def _readable(path: Path, left_out: Callable[[str], object]) -> bool:
+    """Whether a record, or the configuration of a training, can be read; `left_out` hears why not."""
+    try:
+        record.read(path) if path.name == record.FILE else _configuration(path)
+    except UserError as error:
+        left_out(str(error))
+        return False
+    return True
 
 
 def _apart(matrix: Matrix, cell: dict[str, Any], path: Path) -> list[str]:
@@ -271,8 +287,9 @@ def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
         for folder in files.entries(teachers):
             if folder.name.endswith(f"-{train_id[:8]}"):
                 for path in _records(teachers / folder.name):
-                    found: dict[str, Any] = record.read(path)["config"]["training"]
-                    return found
+                    with suppress(UserError):
+                        found: dict[str, Any] = record.read(path)["config"]["training"]
+                        return found
     return None
 
 

@@ -90,7 +90,7 @@ def verify(
         yield from _Verification(found, data_dir, device, weights, asked).findings()
     except UserError as error:  # settings that no run takes
         yield Finding("form", CONTRADICTS, str(error))
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         yield Finding("form", CONTRADICTS, f"its configuration lacks something ({type(error).__name__}: {error})")
 
 

@@ -57,6 +57,7 @@ def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> D
     whole_test: with all test images, not only those that the network was judged on. Raises UserError where the
     dataset of that name has other images or labels today.
     """
+    record.check_configuration()
     training, judged = record["config"]["training"], record["config"]["evaluation"]
     data = training["data"]
     dataset = load(
@@ -104,9 +105,12 @@ def initial(cell: Cell, dataset: Dataset) -> Network:
 
 def built(training: Mapping[str, Any], dataset: Dataset) -> Network:
     """The network of a training's configuration, with weights that nobody trained."""
-    source = training["source"]
-    mean, std = training["normalisation"] if "normalisation" in training else (source["mean"], source["std"])
-    return build(training["architecture"], classes=dataset.classes, channels=dataset.image_shape[0], mean=mean, std=std)
+    own = training.get("normalisation") or [training["source"][key] for key in ("mean", "std")]
+    channels = dataset.image_shape[0]
+    try:
+        return build(training["architecture"], classes=dataset.classes, channels=channels, mean=own[0], std=own[1])
+    except (TypeError, ValueError, RuntimeError) as error:  # a record's may be anything
+        raise UserError(f"'{training['architecture']}' cannot be built with mean and std {own} ({error})") from error
 
 
 def cell_network(cell: Cell, dataset: Dataset, results: Path, data_dir: Path, which: str = "best") -> Network:
@@ -144,10 +148,11 @@ def network_of(
     model = record["model"]
     if not record.done or model is None:
         raise UserError(f"'{record.path}' is the record of a failed cell; there is no network")
+    record.check_configuration()
     training = record["config"]["training"]
     source = training["source"]["source"] if record["method"] is None else {}
     if file is None and source.get("kind") == "robustbench":
-        network = _robustbench(source["id"], record["dataset"], data_dir)
+        network = _robustbench(str(source.get("id")), record["dataset"], data_dir)
     else:
         network = built(training, dataset)
         path, key = split_key(file) if file else (_weights(record, source, data_dir, remedy), source.get("key"))
@@ -173,7 +178,7 @@ def _weights(record: Record, source: Mapping[str, Any], data_dir: Path, remedy: 
     model = record["model"]
     if not source:
         path = record.path.parent.parent / layout.WEIGHTS["best" if model["checkpoint"] == "best" else "last"]
-    elif source["kind"] == "download" and source["id"]:
+    elif source["kind"] == "download" and source.get("id"):
         path = robustbench_file(data_dir, record["dataset"], source["id"])
     elif "file" in model:
         path = Path(model["file"])
