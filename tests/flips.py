@@ -68,6 +68,7 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     (cross,), (cam,) = results.rglob("cross.json"), results.rglob("cam.json")
     (plan,) = (results / "plans").iterdir()
     (tensors,) = (folder / "shared").glob("*.safetensors")
+    plain, card = tensors.with_suffix(".pt"), tensors.with_suffix(".json")
     state = trained / layout.STATES[0]
     return {
         "record.json": (judged / layout.RECORD, lambda: record.read(judged / layout.RECORD).data),
@@ -77,6 +78,8 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
         "best.safetensors": (trained / layout.BEST, lambda: _weights(trained / layout.BEST)),
         "last.safetensors": (trained / layout.LAST, lambda: _weights(trained / layout.LAST)),
         "exported safetensors": (tensors, lambda: _weights(tensors)),
+        "exported .pt": (plain, lambda: _weights(plain)),
+        "exported card": (card, lambda: _weights(plain)),
         "resume state": (state, lambda: _state(state)),
         "training.json": (trained / layout.SUMMARY, lambda: summary.finished(trained)),
         "log.jsonl": (trained / layout.LOG, lambda: record.read(judged / layout.RECORD).log()),

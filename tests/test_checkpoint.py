@@ -33,6 +33,28 @@ from adbench.weights.checkpoint import load, load_into, save_weights, weights_sh
 State = dict[str, Tensor]
 
 
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_bit_of_a_torch_file_that_changed_is_told_where_it_states_checksums(
+    checksums: bool, network: Network, tmp_path: Path
+) -> None:
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        path = torch_file(tmp_path / "x.pt", network.state_dict())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load(network, path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    content[largest.header_offset + 300 + largest.file_size // 2] ^= 1  # the lowest bit of some weight
+    path.write_bytes(content)
+    if checksums:
+        with pytest.raises(UserError, match=r"x\.pt'.* damaged.*CRC"):
+            load(network, path)
+    else:
+        load(network, path)
+
+
 @pytest.fixture
 def network() -> Network:
     return build("cnn-4", classes=10)

@@ -177,6 +177,11 @@ def test_a_broken_plugin_is_caught_by_the_check_that_is_meant_for_it(tmp_path: P
     assert found[0] == check
 
 
+def test_a_plugin_that_logs_over_a_column_is_told_its_name(tmp_path: Path) -> None:
+    found = list(validate.validate(METHODS.add_file(plugin(tmp_path, loss=f"return step.term('loss', {VALUE})"))))
+    assert any(verdict.error and "'loss'" in verdict.error for verdict in found)
+
+
 def test_every_check_has_a_plugin_that_breaks_it() -> None:
     assert {check for check, _ in BROKEN.values()} == {check.__name__ for check in validate.CHECKS}
 

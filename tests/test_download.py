@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import json
+import os
 import threading
 import time
 import urllib.request
@@ -17,11 +19,11 @@ import pytest
 import torch
 from tiny import cli
 
-from adbench.errors import UserError
+from adbench.errors import Caution, UserError
 from adbench.experiment import teacher
 from adbench.experiment.teacher import TeacherSpec
 from adbench.models import build
-from adbench.system import download
+from adbench.system import download, files
 from adbench.system.download import Wanted, fetch, google_drive
 from adbench.system.files import content_id
 from adbench.weights.teacher_file import teacher_file
@@ -337,6 +339,28 @@ def test_a_machine_without_network_is_served_from_a_folder(
     assert f"strong: copied from '{tmp_path / 'stick'}'; " in result.output
     assert cli("prepare", *words).exit_code == 0
     assert cli("prepare", *words, "--from", tmp_path / "nowhere").exit_code == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_others_are_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir, stick = os.scandir, tmp_path / "stick"
+
+    def refuse(folder: Any) -> Any:
+        if Path(folder) == stick / "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for name in ("a/x.pt", "b/x.pt", "b/Linf/y.pt", "c/y.pt"):
+        (stick / name).parent.mkdir(parents=True, exist_ok=True)
+        (stick / name).touch()
+    with pytest.warns(Caution, match=rf"'{stick / 'a'}' cannot be listed"):
+        assert files.search(stick, ["Linf/y.pt", "y.pt"]) == stick / "b" / "Linf" / "y.pt"
+    with pytest.warns(Caution):
+        assert files.search(stick, ["x.pt"]) == stick / "b" / "x.pt"
+    with pytest.warns(Caution):
+        assert files.search(stick, ["z.pt", "inf/y.pt"]) is None
 
 
 def test_a_teacher_that_does_not_fit_its_architecture_is_not_ready(

@@ -16,7 +16,7 @@ from adbench.models import build
 from adbench.plugins.validate import counted
 from adbench.training.configured import PAPER_METHODS, configured
 from adbench.training.method import Method
-from adbench.training.step import Ball, Need, Net, Step, Teacher
+from adbench.training.step import COLUMNS, Ball, Need, Net, Step, Teacher
 
 SMALL = {"las-at": {"policy": "cnn-2", "interval": 2, "eps_choices": [8], "steps_choices": [4], "step_choices": [2]}}
 ALTERNATIVES = [
@@ -60,6 +60,15 @@ def step_for(method: Method, seed: int = 0, **changes: Any) -> Step:
     )
     method.setup(step)
     return step
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_no_column_of_the_log_can_be_logged_over(name: str) -> None:
+    step = step_for(make("natural", {}))
+    for log in (step.log, step.term):
+        with pytest.raises(UserError, match=f"'{name}'"):
+            log(name, torch.ones(6))
+    assert not step.logged
 
 
 @pytest.mark.parametrize(("name", "hyper"), ALTERNATIVES, ids=IDS)

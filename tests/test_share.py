@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,26 @@ def test_the_safetensors_say_what_they_are(results: Path, tmp_path: Path) -> Non
     assert json.loads(said["threat"]) == {"eps": "28/255", "step": "7/255"}
     assert json.loads(said["accuracy"])["clean"][1] == 16
     assert said["record"] == record.read(record_path(results, "teacher"))["id"]
+
+
+def test_weights_beside_an_exported_card_are_held_to_it(results: Path, tmp_path: Path) -> None:
+    for kind in ("student", "teacher"):
+        assert cli("export", record_path(results, kind), "--out", tmp_path / kind, "--name", "x").exit_code == 0
+    judged = record.read(record_path(results, "student"))
+    assert judged["model"]["weights_sha256"] in (tmp_path / "student" / "x.json").read_text(encoding="utf-8")
+    eval_ = ("--arch", "cnn-4", "--attacks", "fgsm", "--images", "4", "--results", tmp_path / "results")
+    for suffix in ("pt", "safetensors"):
+        path = tmp_path / "student" / f"x.{suffix}"
+        assert cli("eval", path, *eval_).exit_code == 0
+        shutil.copy(tmp_path / "teacher" / path.name, path)
+        refused = cli("eval", path, *eval_)
+        assert refused.exit_code == 2
+        assert f"'{path.with_name('x.json')}'" in refused.stderr
+    for text in ("", "[]", '{"footnote": 7}', '{"architectures": ["x"]}'):
+        (tmp_path / "student" / "x.json").write_text(text, encoding="utf-8")
+        assert cli("eval", path, *eval_).exit_code == 0, "somebody else's file"
+    again = cli("export", record_path(results, "student"), "--out", tmp_path / "teacher", "--name", "x")
+    assert again.exit_code == 0, "written over"
 
 
 def test_the_card_is_robustbenchs_and_claims_autoattack_of_all_images_alone(results: Path) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import PLUGIN, TEACHER, cli, options, run
+import torch
+from tiny import PLUGIN, TEACHER, cli, options, records, run
 
+from adbench.models import build
 from adbench.results import document, plans, record
 from adbench.results.diff import differences
 from adbench.results.status import Matrix
@@ -101,6 +103,27 @@ def test_each_state_has_its_name_and_its_reason(results: Path) -> None:
     record.write(path, failed)
     assert states(results)["pgd-at cnn-4 seed 0"] == "failed"
     assert "train: the loss is nan" in cli("status", "--results", results).output
+
+
+def test_two_teachers_of_one_name_are_told_apart_from_the_plan_to_the_last_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("A", "B")):
+        torch.manual_seed(seed)
+        Path(name).mkdir()
+        torch.save(build("cnn-4", classes=10, channels=1).state_dict(), f"{name}/best.pt")
+    words = ("--teacher", "cnn-4@A/best.pt", "--teacher", "cnn-4@B/best.pt", "--results", "r")
+    said = run("--methods", "rslad,pgd-at", *words).output
+    found = {found["train_id"][:6] for found in records(Path("r")).values() if found["kind"] == "teacher"}
+    before, _, after = said.partition("expected\n")[2].partition("[1/")
+    status = cli("status", "--results", "r", "--format", "json").output
+    for digest in found:
+        for text, count in ((before, 2), (after, 4), (status, 2)):
+            assert text.count(f"best #{digest}") == count, text
+    assert len(found) == 2
+    assert {one["teacher"] for one in records(Path("r")).values() if one["kind"] == "student"} == {"best", None}
+    assert "best #" not in run("--methods", "rslad", *words[:2], "--results", "r", "--dry-run").output
 
 
 def flip(path: Path) -> None:

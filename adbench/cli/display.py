@@ -157,7 +157,7 @@ def _plan_table(plan: Plan, costs: Mapping[str, Cost], *, counted: bool) -> Tabl
             _escaped(cell.dataset),
             _role(cell),
             cell.architecture,
-            cell.teacher_name or "-",
+            _teacher(cell),
             str(cell.seed),
             state,
             *(_counts(cost) if counted else ()),
@@ -188,7 +188,7 @@ def cost_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
             _escaped(cell.dataset),
             _role(cell),
             cell.architecture,
-            cell.teacher_name or "-",
+            _teacher(cell),
             str(count),
             str(cell.train.epochs) if cell.method else "-",
             *_counts(cost),
@@ -210,7 +210,7 @@ def cost_csv(plan: Plan, costs: Mapping[str, Cost]) -> str:
     for cell, count in _over_seeds(plan):
         cost = costs[cell.id]
         passes = [getattr(cost.passes, kind) for kind in kinds] if cost.passes else [0] * len(kinds)
-        names = [cell.dataset, cell.kind, cell.name, cell.architecture, cell.teacher_name or ""]
+        names = [cell.dataset, cell.kind, cell.shown, cell.architecture, cell.teacher.shown if cell.teacher else ""]
         epochs = cell.train.epochs if cell.method else 0
         writer.writerow([*names, count, epochs, *passes, cost.multiply_adds, cost.floor, cost.seconds])
     return out.getvalue()
@@ -225,7 +225,11 @@ def _over_seeds(plan: Plan) -> list[tuple[Cell, int]]:
 
 
 def _role(cell: Cell) -> str:
-    return f"(teacher) {cell.name}" if cell.kind == "teacher" else cell.name
+    return f"(teacher) {cell.shown}" if cell.kind == "teacher" else cell.name
+
+
+def _teacher(cell: Cell) -> str:
+    return cell.teacher.shown if cell.teacher else "-"
 
 
 def _counts(cost: Cost) -> tuple[str, str, str]:

@@ -204,7 +204,8 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
 
 
 def _summarise(console: Console, plan: Plan, results: Path) -> int:
-    records = [record.read(layout.record_path(cell, results)).data for cell in plan.matrix.cells]
+    found = [record.read(layout.record_path(cell, results)) for cell in plan.matrix.cells]
+    records = [one.data for one in named_apart(found)]
     failed = [r["status"] for r in records].count("failed")
     console.print()
     console.print(summary_table(records))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -54,7 +56,7 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
                 proxies=proxies,
             )
             students.setdefault(cell.id, cell)
-    return Matrix(tuple(teacher_cells.values()), tuple(students.values()))
+    return _told_apart(Matrix(tuple(teacher_cells.values()), tuple(students.values())))
 
 
 def _check_names(experiment: Experiment) -> None:
@@ -69,6 +71,18 @@ def _check_names(experiment: Experiment) -> None:
         for dataset in rule.datasets:
             if not is_path(dataset) and dataset not in DATASETS:
                 raise unknown("dataset", dataset, DATASETS.names(), "in an [[override]]")
+
+
+def _told_apart(matrix: Matrix) -> Matrix:
+    """The matrix whose teachers of one name know that they are not alone."""
+    names = Counter((cell.dataset, cell.name) for cell in matrix.teachers)
+    if max(names.values(), default=1) == 1:
+        return matrix
+    teachers = {cell.id: replace(cell, namesake=names[cell.dataset, cell.name] > 1) for cell in matrix.teachers}
+    students = (
+        replace(cell, teacher=teachers.get(cell.teacher.id) if cell.teacher else None) for cell in matrix.students
+    )
+    return Matrix(tuple(teachers.values()), tuple(students))
 
 
 def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Train]:

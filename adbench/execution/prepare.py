@@ -71,7 +71,7 @@ def _dataset(name: str, data_dir: Path, source: Path | None, progress: Progress)
     if published is None or (data_dir / f"{name}.npz").is_file():
         return "there"
     if source:
-        for file in sorted(source.rglob(f"{name}.npz")):
+        if file := files.search(source, [f"{name}.npz"]):
             read_npz(file)  # raises for a file that is not what its name says
             files.write_bytes(data_dir / f"{name}.npz", file.read_bytes())
             return f"copied from '{file}'"

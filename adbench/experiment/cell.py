@@ -47,6 +47,8 @@ class Cell:
     teacher: Cell | None = None
     natural: Cell | None = None
     proxies: tuple[Cell, ...] = ()
+    namesake: bool = False
+    """Whether another teacher of the experiment has the same name: a digest then stands beside it."""
 
     @cached_property
     def training(self) -> dict[str, Any]:
@@ -119,13 +121,18 @@ class Cell:
         return self.spec.name if self.spec else str(self.method)
 
     @property
+    def shown(self) -> str:
+        """The name to print where teachers are told apart, as reports do it: "best #5e0775"."""
+        return f"{self.name} #{self.train_id[:6]}" if self.namesake else self.name
+
+    @property
     def teacher_name(self) -> str | None:
         return self.teacher.name if self.teacher else None
 
     def __str__(self) -> str:
         if self.kind != "student":
-            return f"{self.kind} {self.name}"
-        guided = f" from {self.teacher_name}" if self.teacher else ""
+            return f"{self.kind} {self.shown}"
+        guided = f" from {self.teacher.shown}" if self.teacher else ""
         return f"{self.method} {self.architecture}{guided} seed {self.seed}"
 
     def folder(self, results: Path) -> Path:

@@ -102,7 +102,7 @@ def copy_from(folder: Path, wanted: Wanted, path: Path, names: Sequence[str]) ->
 
     Checked as `fetch` does. Raises UserError for a file of that name that is another, and for a full disk.
     """
-    found = next((f for name in names for f in sorted(folder.rglob(name)) if f.is_file()), None)
+    found = files.search(folder, names)
     if found is None:
         return False
     if path.is_file() and path.samefile(found):

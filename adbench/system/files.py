@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from adbench.errors import UserError
+from adbench.errors import UserError, warn
 
 _UMASK = os.umask(0o77)
 os.umask(_UMASK)
@@ -244,6 +244,17 @@ def walk(results: Path, *, linked: bool = True, left_out: LeftOut | None = None)
             else:
                 names.append(entry.name)
         yield folder, names
+
+
+def search(folder: Path, names: Iterable[str]) -> Path | None:
+    """The file somewhere below `folder` that ends in the first of `names` ("x.pt", "Linf/x.pt") that is there.
+
+    Warns of folders that cannot be listed, in which it may be.
+    """
+    walked = walk(folder, left_out=lambda _, why: warn(f"{why}; files are looked for in the others"))
+    paths = sorted(inside / name for inside, found in walked for name in found)
+    wanted = (Path(name).parts for name in names)
+    return next((path for end in wanted for path in paths if path.parts[-len(end) :] == end), None)
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -17,6 +17,9 @@ from adbench.models.network import Network
 from adbench.models.precision import AS_WRITTEN, Lean, Precision, single
 from adbench.training.distributed import ALONE, Ranks
 
+COLUMNS = ("epoch", "lr", "loss", "seconds", "images_per_second", "val_clean", "val_robust", "micro_batch")
+"""What the trainer writes into every line of a log, beside the numbers that a method logs."""
+
 
 class Need(Enum):
     """A kind of teacher that a method may declare in `needs`."""
@@ -262,5 +265,10 @@ class Step:
         return values
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Log a number, or the mean of a tensor; its mean over the epoch goes into log.jsonl under `name`."""
+        """Log a number, or the mean of a tensor; its mean over the epoch goes into log.jsonl under `name`.
+
+        Raises UserError for a name that is a column of every log.
+        """
+        if name in COLUMNS:
+            raise UserError(f"the method logs '{name}', which is a column of every log; give it another name")
         self.logged.setdefault(name, []).append(wide(value, self.x.device).detach().mean())

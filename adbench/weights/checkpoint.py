@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from adbench.errors import UserError, printable, warn
+from adbench.results import document
 from adbench.system import files
 from adbench.weights import file_reader
 from adbench.weights.file_reader import DIGEST, WRITER, Content, Held, state_sha256
@@ -22,6 +23,9 @@ from adbench.weights.file_reader import DIGEST, WRITER, Content, Held, state_sha
 NORMALISATION = dict.fromkeys(("mean", "mu", "new_mean", "_mean", "image_mean", "pixel_mean", "norm_mean"), "mean")
 NORMALISATION |= dict.fromkeys(("std", "sigma", "new_std", "_std", "image_std", "pixel_std", "norm_std"), "std")
 """What published files call the two parts of a normalisation."""
+
+CARD_SAYS = re.compile("SHA-256 of the weights in adbench: ([^. ]+)")
+"""In the footnote of an exported card, whose other fields are RobustBench's."""
 
 # What torch puts around a module and so into its keys: by compile, by FSDP, by activation checkpointing.
 _AROUND = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -77,6 +81,7 @@ def load(
     content = file_reader.read(path, sha256)
     if content.ours:
         load_into(network, {name: held.tensor for name, held in content.tensors.items()}, str(path))
+        _check_card(path, network)
         return
     expected = network.state_dict()
     found = _Found(content, {name: expected[name] for name in _required(expected, optional)})
@@ -84,9 +89,27 @@ def load(
     state, unused = found.state(prefix)
     holds = "" if prefix in found.whole else f" (it holds {content.summary})"
     load_into(network, state, f"{path}{holds}", optional)
+    _check_card(path, network)
     if unused:
         names = ", ".join(printable(name) for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
         warn(f"weights '{path}': {len(unused)} tensors are not the network's and are left out: {names}")
+
+
+def _check_card(path: Path, network: nn.Module) -> None:
+    """Raise UserError where the card that `adbench export` wrote beside the file is another network's.
+
+    Somebody else's file of that name, or one that cannot be read, says nothing.
+    """
+    card = path.with_suffix(".json")
+    try:
+        stated = CARD_SAYS.search(document.parsed(files.content(card))["footnote"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if stated and stated[1] != (found := weights_sha256(network)):
+        raise UserError(
+            f"weights '{path}': their SHA-256 is {found[:12]}..., the card '{card}' states {stated[1][:12]}...; "
+            f"export the network again, or remove the card"
+        )
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -42,13 +42,13 @@ def export(
     stem = out / safe(name or f"{record['label']}_{record['student']}")
     plain, tensors = stem.with_name(f"{stem.name}.pt"), stem.with_name(f"{stem.name}.safetensors")
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+    written, lacking = card(record, dataset, network)
+    files.write_json(stem.with_name(f"{stem.name}.json"), written)  # which the weights are held to when they are read
     files.write_bytes(plain, checkpoint.serialised(weights))
     checkpoint.save_state(tensors, weights, metadata(record, dataset, network))
     for path in (plain, tensors):
         _same(path, network, record, dataset)
         yield f"{path}: {len(weights)} tensors; gives the logits of the network that was judged"
-    written, lacking = card(record, dataset, network)
-    files.write_json(stem.with_name(f"{stem.name}.json"), written)
     yield f"{stem}.json: RobustBench's card; {lacking}"
     yield f"read again with: adbench eval {tensors} {' '.join(_options(record, network))}"
 
@@ -68,7 +68,7 @@ def metadata(record: Record, dataset: Dataset, network: Network) -> dict[str, st
         "teacher": record["teacher"],
         "seed": record["seed"],
         "checkpoint": record["model"]["checkpoint"],
-        "threat": record["config"]["training"]["threat"],
+        "threat": record.at("config", "training", "threat"),
         "accuracy": {name: [metric["correct"], metric["n"]] for name, metric in record["metrics"].items()},
         "record": record["id"],
     }
@@ -80,7 +80,7 @@ def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, 
 
     Accuracies are percentages, as there, and claimed only of all test images.
     """
-    metrics, eps = record["metrics"], record["config"]["training"]["threat"]["eps"]
+    metrics, eps = record["metrics"], record.at("config", "training", "threat", "eps")
     whole = len(dataset.test)
     written: dict[str, Any] = {
         "link": "",
@@ -104,14 +104,13 @@ def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, 
         left.append(f"autoattack_acc is left out, since {seen}")
     else:
         written |= {"reported": _percent(judged), "autoattack_acc": _percent(judged)}
-    notes = []
+    notes = [f"SHA-256 of the weights in adbench: {checkpoint.weights_sha256(network)}."]
     if normalisation := _normalisation(network):
         mean, std = normalisation["mean"], normalisation["std"]
         notes.append(f"The network normalises its inputs: mean {mean}, std {std}.")
     if record["dataset"] not in DATASETS:
         notes.append(f"Classes, in the order of the logits: {', '.join(dataset.class_names)}.")
-    if notes:
-        written["footnote"] = " ".join(notes)
+    written["footnote"] = " ".join(notes)
     return written, "; ".join(left)
 
 
