@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ import jsonschema
 import pandas as pd
 import pytest
 import torch
+from rich.cells import cell_len
 from rich.console import Console
 from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, records, run, shorten_autoattack
 
@@ -499,6 +501,32 @@ def test_a_terminal_sees_bars(cells: tuple[Cell, ...]) -> None:
     assert "\x1b[" in shown
     assert "loss 2.303" in shown
     assert "robust 25.0" in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("architecture", ["cnn-4", "wrn-34-10-of-a-very-long-name-[red]-数据"])
+def test_a_progress_line_fits_the_terminal_with_its_bar_and_the_time_left(
+    width: int, architecture: str, cells: tuple[Cell, ...]
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    cell = replace(cells[0], architecture=architecture)
+    epoch = {"what": "epoch", "epoch": 1, "loss": 0.795, "val_clean": 0.91, "val_robust": 0.41}
+    with Display(console, 1) as display:
+        display(cell, {"what": "start"})
+        display(cell, {**epoch, "seconds": 2000.0, "images_per_second": 334.0})
+        display._progress.update(display._tasks[cell.id], total=10)
+        with console.capture() as captured:
+            console.print(display._progress.get_renderable())
+        display(cell, {"what": "attack", "name": "transfer:digits-robust:pgd20", "value": 0.25})
+        with console.capture() as attacked:
+            console.print(display._progress.get_renderable())
+    (line,) = [line for line in captured.get().splitlines() if "left" in line]
+    assert cell_len(line.rstrip()) <= width
+    assert line.startswith("pgd-at ")
+    assert " seed 0 ━" in line
+    assert line.rstrip().endswith(("left", "robust 41.0", "natural 91.0", "loss 0.795", "334 images/s")), line
+    assert ("334 images/s" in line) == (width == 120 and architecture == "cnn-4")
+    assert "25.0 transfer" in attacked.get()
 
 
 def test_off_a_terminal_every_cell_is_one_line(cells: tuple[Cell, ...]) -> None:

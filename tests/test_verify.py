@@ -26,6 +26,7 @@ from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.evaluation.masking_rules import RATES
 from adbench.evaluation.outcome_files import write_table
 from adbench.experiment.cell import safe
+from adbench.models import build
 from adbench.registry import METHODS
 from adbench.results import document, layout, record
 from adbench.results.stats import wilson
@@ -433,6 +434,7 @@ TAMPERED: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "another attack's column": (columns_swapped, "pgd20@24/255"),
     "steps": (put("metrics", "pgd20", "attack", "steps", to=100), "attacks: does not follow: pgd20: steps"),
     "step in the configuration": (put("config", "evaluation", "step", to="1/255"), "attacks: does not follow"),
+    "no step in the configuration": (put("config", "evaluation", "step", to="0"), "form"),
     "radius of one attack": (
         put("metrics", "pgd20", "attack", "eps", to="16/255"),
         "attacks: does not follow: pgd20: eps",
@@ -607,6 +609,35 @@ def test_one_huge_bias_opens_no_margin_of_the_other_classes() -> None:
     assert 0.05 < right.float().mean() < 0.2
     _, unclear = adversarial.verdicts(logits[:, :9] + 1e8, y)
     assert unclear.float().mean() > 0.9, "these logits have lost their digits"
+
+
+@pytest.mark.parametrize("bias", ["one huge", "all but two hugely negative", "all huge"])
+def test_random_weights_with_huge_biases_do_not_pass_at_ninety_percent(bias: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build("cnn-4", classes=10, channels=1)
+    biases = network.linear.bias.data
+    match bias:
+        case "one huge":
+            biases[3] = 1e30
+        case "all but two hugely negative":
+            biases[2:] = -1e30
+        case _:
+            biases += 1e8
+    torch.save(network.state_dict(), tmp_path / "random.pt")
+    words = ("--arch", "cnn-4", "--attacks", "aa", "--images", "40", "--keep-adversarial")
+    assert cli("eval", tmp_path / "random.pt", *words, "--results", tmp_path / "results").exit_code == 0
+    (path,) = tmp_path.rglob(record.FILE)
+    assert cli("verify", path, "--survivors").exit_code == 0, "an honest record of it"
+    data, table = load(path), pd.read_parquet(path.parent / record.OUTCOMES)
+    table["prediction"] = [label if row % 10 else (label + 1) % 10 for row, label in enumerate(table["label"])]
+    table["clean"] = table["aa"] = table["prediction"] == table["label"]
+    for name in ("clean", "aa"):
+        recount(path, data, table, name)
+    repack(path, data, "aa", as_they_are)
+    save(path, data)
+    result = cli("verify", path, "--survivors", "--seed", "0")
+    assert result.exit_code == 1, result.output
+    assert "outcomes: does not follow: predictions" in contradicting(result.output)
 
 
 def test_open_margins_are_counted_and_too_many_are_not_believed() -> None:

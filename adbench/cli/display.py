@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from adbench.execution.cost import Cost
     from adbench.execution.runner import Plan
     from adbench.experiment.cell import Cell
+
+
+FIGURES = 0.35
+"""The share of a progress line that its figures have at least."""
 
 
 def percent(value: float | None) -> str:
@@ -55,11 +60,12 @@ class Display:
         self.done = 0
         self._began: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._accuracy: dict[str, str] = {}
+        self._accuracy: dict[str, list[str]] = {}
+        self._bar = 20 if console.width >= 100 else 10
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=self._bar),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
             transient=True,
         )
@@ -80,24 +86,35 @@ class Display:
 
     def _on_start(self, cell: Cell, _: dict[str, Any]) -> None:
         self._began.setdefault(cell.id, time.monotonic())
-        self._tasks[cell.id] = self._progress.add_task(str(cell), total=cell.train.epochs, figures="preparing")
+        name = _cut(terminal.plain(str(cell)), round((1 - FIGURES) * self.console.width) - self._bar - 2)
+        self._tasks[cell.id] = self._progress.add_task(name, total=cell.train.epochs, figures="preparing")
 
     def _on_batch(self, cell: Cell, event: dict[str, Any]) -> None:
         self._progress.update(self._tasks[cell.id], completed=event["epoch"] + event["batch"] / event["of"])
 
     def _on_epoch(self, cell: Cell, event: dict[str, Any]) -> None:
         if event["val_robust"] is not None:
-            shown = f"natural {percent(event['val_clean'])}  robust {percent(event['val_robust'])}  "
+            shown = [f"robust {percent(event['val_robust'])}", f"natural {percent(event['val_clean'])}"]
             self._accuracy[cell.id] = shown
-        left = event["seconds"] * (cell.train.epochs - event["epoch"])
-        figures = f"loss {event['loss']:.3f}  {self._accuracy.get(cell.id, '')}"
-        figures += f"{event['images_per_second']:.0f} images/s  {duration(left)} left"
+        left = duration(event["seconds"] * (cell.train.epochs - event["epoch"]))
+        rest = [f"loss {event['loss']:.3f}", f"{event['images_per_second']:.0f} images/s"]
+        figures = self._fitting([f"{left} left", *self._accuracy.get(cell.id, []), *rest])
         self._progress.update(self._tasks[cell.id], completed=event["epoch"], figures=figures)
 
     def _on_attack(self, cell: Cell, event: dict[str, Any]) -> None:
-        self._progress.update(
-            self._tasks[cell.id], completed=cell.train.epochs, figures=f"{event['name']} {percent(event['value'])}"
-        )
+        figures = self._fitting([f"{percent(event['value'])} {event['name']}"])
+        self._progress.update(self._tasks[cell.id], completed=cell.train.epochs, figures=figures)
+
+    def _fitting(self, figures: list[str]) -> str:
+        """As many figures, the most telling first, as the line holds beside name and bar; the first in any case."""
+        longest = max((cell_len(task.description) for task in self._progress.tasks), default=0)
+        room = self.console.width - self._bar - longest - 2
+        shown = _cut(figures[0], room)
+        for figure in figures[1:]:
+            if cell_len(f"{shown}  {figure}") > room:
+                break
+            shown += f"  {figure}"
+        return shown
 
     def _on_again(self, cell: Cell, event: dict[str, Any]) -> None:
         if cell.id in self._tasks:
@@ -126,6 +143,18 @@ class Display:
             )
         line = f"[{self.done}/{self.total}] {_escaped(str(cell))}: {result}  ({took})"
         self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _cut(text: str, width: int) -> str:
+    """A text of at most so many columns, in the middle of which the rest is left out."""
+    if cell_len(text) <= width:
+        return text
+    head, tail = text, text
+    while cell_len(head) > (width - 1) // 2:
+        head = head[:-1]
+    while cell_len(tail) > width - 1 - cell_len(head):
+        tail = tail[1:]
+    return f"{head}…{tail}"
 
 
 def _escaped(text: str) -> str:
