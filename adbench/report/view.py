@@ -61,7 +61,9 @@ class View:
         """
         written = analyses.latest(analyses.read_all(self.results, kind, self.left_out))
         # Records need not be grouped where there is nothing to find in them.
-        groups = {(g.fingerprint, g.setting): g for g in (networks.groups(self.records) if written else ())}
+        groups = {
+            (g.fingerprint, g.setting): g for g in (networks.groups(self.records, self.left_out) if written else ())
+        }
         named = []
         for one in written:
             group = groups.get((one["data"]["fingerprint"], networks.Setting(**one["setting"])))
