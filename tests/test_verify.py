@@ -626,9 +626,9 @@ def test_random_weights_with_huge_biases_do_not_pass_at_ninety_percent(bias: str
     torch.save(network.state_dict(), tmp_path / "random.pt")
     words = ("--arch", "cnn-4", "--attacks", "aa", "--images", "40", "--keep-adversarial")
     assert cli("eval", tmp_path / "random.pt", *words, "--results", tmp_path / "results").exit_code == 0
-    (path,) = tmp_path.rglob(record.FILE)
+    (path,) = tmp_path.rglob(layout.RECORD)
     assert cli("verify", path, "--survivors").exit_code == 0, "an honest record of it"
-    data, table = load(path), pd.read_parquet(path.parent / record.OUTCOMES)
+    data, table = load(path), pd.read_parquet(path.parent / layout.OUTCOMES)
     table["prediction"] = [label if row % 10 else (label + 1) % 10 for row, label in enumerate(table["label"])]
     table["clean"] = table["aa"] = table["prediction"] == table["label"]
     for name in ("clean", "aa"):

@@ -245,7 +245,7 @@ def _candidates(
 def _readable(path: Path, left_out: Callable[[str], object]) -> bool:
     """Whether a record, or the configuration of a training, can be read; `left_out` hears why not."""
     try:
-        record.read(path) if path.name == record.FILE else _configuration(path)
+        record.read(path) if path.name == layout.RECORD else _configuration(path)
     except UserError as error:
         left_out(str(error))
         return False
