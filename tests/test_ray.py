@@ -141,7 +141,7 @@ def _context(home: Path) -> engine.RunContext:
     return engine.RunContext(Place(results, home, "cpu"), 1, {}, home, [], results / engine.PROBE / "1")
 
 
-def test_a_node_that_does_not_share_the_folders_is_node_problem(tmp_path: Path) -> None:
+def test_a_node_that_does_not_share_the_folders_is_unfit(tmp_path: Path) -> None:
     context, same = _context(tmp_path), engine.versions()
     context.probe.parent.mkdir(parents=True)
     said = engine._node_problem(replace(context, home=tmp_path / "missing"), same)

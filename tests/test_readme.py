@@ -1,4 +1,4 @@
-"""The README's tutorial is run as it stands."""
+"""The README's tutorial is run as it stands, and what the documents name is there."""
 
 from __future__ import annotations
 
@@ -44,3 +44,18 @@ def test_the_tutorial_of_adding_a_method_works_as_written(tmp_path: Path, monkey
     assert set(found) == {"mine", "RSLAD"}
     assert all(r["status"] == "done" and r["metrics"]["clean"]["value"] > 0.2 for r in found.values())
     assert "mine" in (tmp_path / "reports" / "report.md").read_text(encoding="utf-8")
+
+
+def test_every_test_that_the_documents_name_is_there() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    names = re.findall(r"def (test_\w+)", tests)
+    said = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    named = set(re.findall(r"`(test_\w+(?:\.\.\.|\.py)?)`", said))
+    assert len(named) > 150
+    for name in named:
+        if name.endswith(".py"):
+            assert (ROOT / "tests" / name).is_file(), name
+        elif name.endswith("..."):
+            assert any(one.startswith(name.removesuffix("...")) for one in names), name
+        else:
+            assert name in names, name
