@@ -26,6 +26,7 @@ from adbench.cli.options import (
 from adbench.errors import UserError
 from adbench.experiment.config import Experiment
 from adbench.results import layout, plans, record
+from adbench.results.teachers import named_apart
 
 if TYPE_CHECKING:
     from adbench.execution.cost import Cost
