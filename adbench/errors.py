@@ -1,4 +1,4 @@
-"""What a user did, or met, that adbench cannot go on from."""
+"""Errors of users, and how they are worded."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class UserError(Exception):
 
 
 class Nothing(UserError):
-    """There is no record to show; where some were left out, that has been said."""
+    """There is no record to show; those left out have been named."""
 
 
 class LeftOut:
-    """What a command on many files cannot use: each is named once, when it is met, and counted; the rest is used.
+    """The damaged files that a command on many files passes over: each is reported once, and counted.
 
-    say: hears the sentences. Such a command ends with exit code 1.
+    say: called with the sentences. Such a command ends with exit code 1.
     """
 
     def __init__(self, say: Callable[[str], object]) -> None:

@@ -124,7 +124,7 @@ class Campaign:
             for number, entry in enumerate(self.entries if self.context else ()):
                 self._carry_out(entry, self.entries[number + 1 :])
         finally:
-            with signals.held():
+            with signals.deferred():
                 self.results["took"] = round(time.monotonic() - self.began, 1)
                 self._write()
                 files.write_text(self.out / "summary.md", summary(self.results))
@@ -154,7 +154,7 @@ class Campaign:
                 found["status"] = "interrupted"
                 raise
             finally:
-                with signals.held():
+                with signals.deferred():
                     found["seconds"] = round(time.monotonic() - begun, 1)
                     self._gather(entry, found)
         self._write()
@@ -189,7 +189,7 @@ class Campaign:
                 if process.exitcode:
                     found["why"] = f"its process ended with {process.exitcode}"
         finally:
-            with signals.held():
+            with signals.deferred():
                 _end(process)
 
     def _gather(self, entry: Entry, found: dict[str, Any]) -> None:
@@ -412,7 +412,7 @@ def main() -> int:
     options = {"device": asked.device, "small": asked.small}
     options |= {name: path and path.resolve() for name, path in (("data", asked.data), ("teacher", asked.teacher))}
     set_environment()
-    with signals.heeded():
+    with signals.handled():
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
         entries = [entry for entry in ENTRIES if entry.name in names]
         campaign = Campaign(entries, seconds=asked.seconds, out=asked.out.resolve(), options=options)

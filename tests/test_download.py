@@ -24,7 +24,7 @@ from adbench.experiment import teacher
 from adbench.experiment.teacher import TeacherSpec
 from adbench.models import build
 from adbench.system import download, files
-from adbench.system.download import Wanted, fetch, google_drive
+from adbench.system.download import RemoteFile, fetch, google_drive
 from adbench.system.files import content_id
 from adbench.weights.teacher_file import teacher_file
 
@@ -127,7 +127,9 @@ def busy(handler: Any, n: int) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(download, "PAUSE", 0.001)
+    monkeypatch.setattr(download, "STALLED", 0.5)
     found = Server()
     yield found
     found.stop()
@@ -135,8 +137,8 @@ def server() -> Iterator[Server]:
 
 def get(server: Server, path: Path, manner: Manner, *mirrors: str, **known: Any) -> bool:
     server.manner = manner
-    wanted = Wanted("w", (*mirrors, server.url), **known)
-    return fetch(wanted, path, pause=0.001, stalled=0.5)
+    wanted = RemoteFile("w", (*mirrors, server.url), **known)
+    return fetch(wanted, path)
 
 
 def refusal(server: Server, path: Path, manner: Manner, *mirrors: str, **known: Any) -> str:
@@ -186,7 +188,7 @@ def test_a_transfer_goes_on_where_it_broke_off_also_in_another_process(server: S
 
 def test_progress_is_told_in_bytes(server: Server, tmp_path: Path) -> None:
     heard: list[tuple[int, int | None]] = []
-    fetch(Wanted("w", (server.url,)), tmp_path / "w.pt", progress=lambda have, total: heard.append((have, total)))
+    fetch(RemoteFile("w", (server.url,)), tmp_path / "w.pt", progress=lambda have, total: heard.append((have, total)))
     assert heard[-1] == (len(CONTENT), len(CONTENT))
 
 
@@ -263,7 +265,7 @@ def test_a_full_disk_is_named(server: Server, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(download.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device; free the disk"):
-        fetch(Wanted("w", (server.url,)), tmp_path / "w.pt")
+        fetch(RemoteFile("w", (server.url,)), tmp_path / "w.pt")
 
 
 # Teachers

@@ -87,7 +87,7 @@ def test_training_that_is_terminated_saves_its_batch_and_ends_in_the_same_bits(m
     train_on(method, tmp_path / "undisturbed", dropout=dropout)
     stopped = tmp_path / "stopped"
     for moment in ((0, 1), (0, 3), (1, BATCHES), (2, 2), (2, 3)):
-        with signals.heeded(), pytest.raises(signals.Stopped):
+        with signals.handled(), pytest.raises(signals.Stopped):
             trainer_of(method, stopped, dropout=dropout).run(on_epoch=lambda _: None, on_batch=terminate_at(moment))
         kept, _ = resume.Store(stopped).load(torch.device("cpu"))
         assert kept is not None
@@ -102,7 +102,7 @@ def test_sigterm_outside_training_ends_the_process_at_once() -> None:
         time.sleep(60)
 
     begun = time.monotonic()
-    with signals.heeded(), pytest.raises(signals.Stopped):
+    with signals.handled(), pytest.raises(signals.Stopped):
         asked()
     assert time.monotonic() - begun < 30
 
@@ -119,7 +119,7 @@ def test_sigterm_during_evaluation_keeps_what_is_finished(tmp_path: Path) -> Non
                 os.kill(os.getpid(), signal.SIGTERM)
 
     place = Place(tmp_path, tmp_path, "cpu")
-    with signals.heeded(), pytest.raises(signals.Stopped):
+    with signals.handled(), pytest.raises(signals.Stopped):
         execute(cell, place, terminate)
     assert not layout.record_path(cell, tmp_path).exists(), "it is neither finished nor failed"
     found = execute(cell, place, terminate)
@@ -152,7 +152,7 @@ def test_sigterm_ends_the_run_also_where_the_cell_fails_meanwhile(
 
 def test_sigterm_that_leads_to_another_refusal_is_still_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> Any:
-        with signals.held():
+        with signals.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             raise UserError("a sentence")
 

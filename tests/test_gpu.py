@@ -84,7 +84,7 @@ def test_a_training_that_is_terminated_in_mid_epoch_goes_on_on_the_gpu_though_it
     entries = []
     with pretend.gpu():
         it = trainer(tmp_path, Watching(), device="cuda", epochs=1)
-        with signals.heeded(), pytest.raises(signals.Stopped):
+        with signals.handled(), pytest.raises(signals.Stopped):
             it.run(lambda _: None, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         trainer(tmp_path, Watching(), device="cuda", epochs=1).run(entries.append, lambda *_: None)
     assert [entry["half"] for entry in entries] == [0.5]

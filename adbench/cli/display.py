@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from adbench.system import terminal
+from adbench.system.terminal import duration, percent
 
 if TYPE_CHECKING:
     from adbench.execution.cost import Cost
@@ -27,23 +28,6 @@ if TYPE_CHECKING:
 
 FIGURES = 0.35
 """The share of a progress line that its figures have at least."""
-
-
-def percent(value: float | None) -> str:
-    """A share as a percentage with one decimal; a dash for none."""
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60:02d} s"
-    if s < 86400:
-        return f"{s // 3600} h {s % 3600 // 60:02d} min"
-    return f"{s // 86400} d {s % 86400 // 3600} h"
 
 
 def console() -> Console:

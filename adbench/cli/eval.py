@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from adbench.cli.display import Display, console, percent
+from adbench.cli.display import Display, console
 from adbench.cli.options import (
     FilePath,
     data_dir_option,
@@ -26,6 +26,7 @@ from adbench.cli.options import (
 from adbench.experiment import config, teacher
 from adbench.experiment.cell import Matrix
 from adbench.results import layout, record
+from adbench.system import terminal
 
 
 @click.command("eval")
@@ -96,7 +97,7 @@ def eval_(
         low, high = metric["ci_test"]
         click.echo(
             f"{name:8} {100 * metric['value']:6.2f}%   n = {metric['n']}   "
-            f"95% interval over test images {percent(low)}-{percent(high)}%"
+            f"95% interval over test images {terminal.percent(low)}-{terminal.percent(high)}%"
         )
     if "masking" in result.data:
         click.echo(f"gradient masking: {result['masking']['verdict']}")

@@ -53,7 +53,7 @@ class Group(click.Group):
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         _print_anything()
         try:
-            with signals.heeded(), warnings.catch_warnings():
+            with signals.handled(), warnings.catch_warnings():
                 warnings.showwarning = _show
                 args = _as_text(sys.argv[1:] if args is None else args)
                 code = super().main(args, *more, **{**extra, "standalone_mode": False})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from adbench.cli.display import Display, cost_csv, cost_table, duration, plan_table, summary_table
+from adbench.cli.display import Display, cost_csv, cost_table, plan_table, summary_table
 from adbench.cli.display import console as make_console
 from adbench.cli.matrix import MatrixOptions, matrix_options
 from adbench.cli.options import (
@@ -27,6 +27,7 @@ from adbench.errors import UserError
 from adbench.experiment.config import Experiment
 from adbench.results import layout, plans, record
 from adbench.results.teachers import named_apart
+from adbench.system import terminal
 
 if TYPE_CHECKING:
     from adbench.execution.cost import Cost
@@ -169,10 +170,10 @@ def _carry_out(
     # Jobs share a GPU; each has cores of its own.
     at_a_time = where.jobs or 1
     shares = 1 if place.torch_device.type == "cuda" else min(at_a_time, max(1, len(plan.open)))
-    total = sum(seconds.values()) / shares
+    hours = terminal.duration(sum(seconds.values()) / shares)
     shared = f", less as {place.ranks.size} share each training" if place.ranks.size > 1 else ""
     console.print(
-        f"\n{len(plan.open)} of {len(plan.matrix.cells)} cells to do, about {duration(total)} on {place.describe()}"
+        f"\n{len(plan.open)} of {len(plan.matrix.cells)} cells to do, about {hours} on {place.describe()}"
         f" with {where.jobs or 'as many as fit'} at a time{shared}\n",
         highlight=False,
     )
@@ -249,4 +250,4 @@ def cost(
         return
     make_console().print(cost_table(plan, costs))
     total = sum(cost.seconds for cost in costs.values())
-    click.echo(f"\n{len(plan.matrix.cells)} networks, about {duration(total)} on {place.describe()}")
+    click.echo(f"\n{len(plan.matrix.cells)} networks, about {terminal.duration(total)} on {place.describe()}")

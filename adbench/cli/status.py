@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from adbench.cli.display import duration
 from adbench.cli.matrix import MatrixOptions, matrix_options
 from adbench.cli.options import leaving_out, results_option
 from adbench.errors import Nothing, UserError
@@ -119,4 +118,4 @@ def _table(matrix: standing.Matrix) -> Iterator[str]:
     seconds, at_a_time, correction = matrix.time_left()
     if seconds:
         measured = f", as cells took {correction:.2g} times what was expected" if correction != 1 else ""
-        yield f"about {duration(seconds)} left with {at_a_time} at a time{measured}"
+        yield f"about {terminal.duration(seconds)} left with {at_a_time} at a time{measured}"

@@ -16,7 +16,7 @@ import numpy as np
 from adbench.data.arrays import Parts, checked
 from adbench.errors import UserError
 from adbench.system import files
-from adbench.system.download import Progress, Wanted, fetch
+from adbench.system.download import Progress, RemoteFile, fetch
 
 # All that the pickles need: a dictionary of lists and one array of bytes.
 _KNOWN = {
@@ -36,9 +36,9 @@ class _Arrays(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
-def archive(published: Any) -> Wanted:
+def archive(published: Any) -> RemoteFile:
     """The archive to download. published: torchvision's class, which knows addresses and MD5 sums."""
-    return Wanted(published.filename, (published.url,), md5=published.tgz_md5)
+    return RemoteFile(published.filename, (published.url,), md5=published.tgz_md5)
 
 
 def read(name: str, data_dir: Path, published: Any, progress: Progress | None = None) -> Parts:

@@ -156,7 +156,7 @@ def _execute(cell: Cell, place: Place, report: Report, path: Path) -> dict[str, 
     except Parted:
         raise
     except (Exception, SystemExit) as error:  # a plugin may call sys.exit()
-        signals.follow()  # whoever is asked to end records no failure, which the interruption may have caused
+        signals.stop_if_requested()  # no failure is recorded that the interruption may have caused
         message = str(error) if isinstance(error, UserError) else located(error)
         failure = {"phase": run.phase, "type": type(error).__name__, "message": message}
         files.write_text(path.parent / layout.TRACEBACK, traceback.format_exc())

@@ -139,7 +139,7 @@ class _Schedule:
     def run_all(self, engine: Engine) -> dict[str, dict[str, Any]]:
         """Run every cell to its end; returns their records."""
         while self.waiting or self.running:
-            signals.follow()  # where the cell that was under way has ended before it could
+            signals.stop_if_requested()  # where the cell that was under way has ended before it could
             for cell in list(self.waiting.values()):
                 if not engine.room():
                     break

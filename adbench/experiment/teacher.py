@@ -25,7 +25,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from adbench.errors import UserError, unknown
 from adbench.experiment.config import Section, Train, read_toml, validated
 from adbench.models.names import canonical
-from adbench.system.download import Wanted, google_drive
+from adbench.system.download import RemoteFile, google_drive
 from adbench.system.files import content_id, expanded, no_file, sha256
 
 
@@ -188,12 +188,12 @@ def file_of(spec: TeacherSpec, dataset: str, data_dir: Path) -> Path:
     return expanded(data_dir) / "teachers" / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', spec.name).lstrip('.')}-{address}.pt"
 
 
-def wanted(spec: TeacherSpec) -> Wanted:
+def wanted(spec: TeacherSpec) -> RemoteFile:
     """What is to be downloaded, and what it has to be."""
     source = spec.source
     assert isinstance(source, Download)
     urls = source.urls + ((google_drive(source.gdrive),) if source.gdrive else ())
-    return Wanted(spec.name, urls, sha256=source.sha256, size=source.size)
+    return RemoteFile(spec.name, urls, sha256=source.sha256, size=source.size)
 
 
 def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSpec:

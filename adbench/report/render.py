@@ -261,7 +261,7 @@ def csv(table: Table) -> str:
     header += ["attacked with"] if table.setting else []
     out = io.StringIO()
     writer = csv_format.writer(out, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow([plain(one_line(title)) for title in header])
     for row in table.rows:
         line = [one_line(row.block)] if blocks else []
         for cell, spread in zip(row.cells, spreads, strict=True):

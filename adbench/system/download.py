@@ -1,8 +1,8 @@
-"""Files from the network, or from a folder that somebody carried here: whole and the right ones, or not there at all.
+"""Downloads: files from mirrors or from a folder, either whole and verified or not there at all.
 
-A broken transfer goes on where it broke off, if the server lets it; a server that fails is asked again, then the next
-mirror is. A web page in place of the file, a file of another size or hash, and a transfer that ended early are refused.
-Nothing but http and https is fetched, and no redirection leads from https to http. Nothing here imports torch.
+A broken transfer is resumed, if the server allows it. A server that fails is retried, then the next mirror is tried. A
+web page in place of the file, a file of another size or hash, and a transfer that ended early are refused. Only http
+and https are fetched, and no redirection leads from https to http.
 """
 
 from __future__ import annotations
@@ -27,24 +27,21 @@ from adbench.errors import UserError
 from adbench.system import files, locks
 
 ATTEMPTS = 5
-"""How often one mirror is asked before the next is."""
+"""Attempts at one mirror."""
 PAUSE = 1.0
-"""Seconds before it is asked again; twice as many each time."""
+"""Seconds before the first retry; each further one waits twice as long."""
 STALLED = 60.0
-"""Seconds without a byte after which a transfer counts as broken."""
+"""Timeout in seconds: a transfer without a byte for so long is broken."""
 _CHUNK = 1 << 20
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 Progress = Callable[[int, int | None], None]
-"""Hears of bytes so far and in all, where the server says how many."""
+"""Called with the bytes so far and in all (None where the server does not say)."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One file: where it is to be had, and what is known of it.
-
-    urls: mirrors, in the order in which they are asked. sha256, md5: in hex, what the file has to have. size: bytes.
-    """
+class RemoteFile:
+    """A file to download. urls: mirrors, in the order of trial. sha256, md5: in hex. size: in bytes."""
 
     name: str
     urls: tuple[str, ...]
@@ -54,27 +51,24 @@ class Wanted:
 
 
 class _Broken(Exception):
-    """It may work next time."""
+    """The transfer failed; a retry may succeed."""
 
 
 class _Refused(Exception):
-    """It will not work here."""
+    """The mirror does not have the file; a retry is of no use."""
 
 
 def google_drive(identity: str) -> str:
-    """The address under which Google Drive gives out a public file of any size without asking whether one is sure."""
-    asked = urllib.parse.urlencode({"id": identity, "export": "download", "confirm": "t"})
-    return f"https://drive.usercontent.google.com/download?{asked}"
+    """The address of a public file of any size on Google Drive, without its page of confirmation."""
+    query = urllib.parse.urlencode({"id": identity, "export": "download", "confirm": "t"})
+    return f"https://drive.usercontent.google.com/download?{query}"
 
 
-def fetch(
-    wanted: Wanted, path: Path, *, progress: Progress | None = None, pause: float = PAUSE, stalled: float = STALLED
-) -> bool:
-    """See to it that `path` holds the wanted file; returns whether it had to be fetched.
+def fetch(wanted: RemoteFile, path: Path, progress: Progress | None = None) -> bool:
+    """Download `wanted` to `path`, unless it is there; returns whether it was downloaded.
 
-    A file that is there already is checked like one that is fetched, and never replaced. A second process that wants
-    the same file waits for the first. Raises UserError that says of each mirror why it did not give the file, or what
-    is wrong with the file that is there.
+    A file that is there is verified, and never replaced. Of two processes, the second waits for the first. Raises
+    UserError with each mirror's reason, or with what is wrong with the file that is there.
     """
     if path.is_file():
         check(wanted, path)
@@ -82,49 +76,49 @@ def fetch(
     with locks.locked(path.parent):
         if path.is_file():
             return False
-        said = []
+        refusals = []
         for url in wanted.urls:
             try:
-                _from_mirror(url, wanted, path, progress, pause, stalled)
+                _from_mirror(url, wanted, path, progress)
             except _Refused as error:
-                said.append(f"{url}: {error}")
+                refusals.append(f"{url}: {error}")
             else:
                 return True
-    tried = "; ".join(said) or "no address is known for it"
+    tried = "; ".join(refusals) or "no address is known for it"
     raise UserError(
         f"'{wanted.name}' could not be downloaded ({tried}); fetch it elsewhere, put it at '{path}', or give its "
         f"folder to `adbench prepare --from`"
     )
 
 
-def copy_from(folder: Path, wanted: Wanted, path: Path, names: Sequence[str]) -> bool:
-    """Take the wanted file from somewhere below `folder`, under one of `names`; whether it was there.
+def copy_from(folder: Path, wanted: RemoteFile, path: Path, names: Sequence[str]) -> bool:
+    """Copy `wanted` to `path` from a file below `folder` with one of `names`; returns whether there is one.
 
-    Checked as `fetch` does. Raises UserError for a file of that name that is another, and for a full disk.
+    Raises UserError for a file of that name with other content, and for a full disk.
     """
-    found = files.search(folder, names)
-    if found is None:
+    source = files.search(folder, names)
+    if source is None:
         return False
-    if path.is_file() and path.samefile(found):
+    if path.is_file() and path.samefile(source):
         check(wanted, path)
         return True
-    check(wanted, found)
+    check(wanted, source)
     with locks.locked(path.parent):
-        files.write_atomic(path, lambda temporary: _copied(found, temporary))
+        files.write_atomic(path, lambda temporary: _copy(source, temporary))
     return True
 
 
-def check(wanted: Wanted, path: Path) -> None:
-    """Raise UserError where the file at `path` is not the wanted one, as far as anything is known of it."""
+def check(wanted: RemoteFile, path: Path) -> None:
+    """Verify the file at `path` by its size and hashes, as far as they are known. Raises UserError."""
     if reason := _wrong(wanted, path):
         raise UserError(f"'{path}' is not '{wanted.name}': {reason}; remove it to have it fetched again")
 
 
-def _copied(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _wrong(wanted: Wanted, path: Path) -> str | None:
+def _wrong(wanted: RemoteFile, path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(512)
     if _is_page(head):
@@ -135,14 +129,14 @@ def _wrong(wanted: Wanted, path: Path) -> str | None:
     if wanted.size not in (None, size):
         return f"it has {size:,} bytes, expected {wanted.size:,}"
     for kind, stated in (("sha256", wanted.sha256), ("md5", wanted.md5)):
-        if stated is not None and (found := _hash(path, kind)) != stated.lower():
-            return f"its {kind.upper()} is {found[:12]}..., expected {stated[:12].lower()}..."
+        if stated is not None and (actual := _hash(path, kind)) != stated.lower():
+            return f"its {kind.upper()} is {actual[:12]}..., expected {stated[:12].lower()}..."
     return None
 
 
 def _hash(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        # MD5 is all that some publish; a file that nobody forged is told from a damaged one by it.
+        # Some publish MD5 alone: it tells a damaged file, not a forged one.
         return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
@@ -150,17 +144,17 @@ def _is_page(head: bytes) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES)
 
 
-def _from_mirror(url: str, wanted: Wanted, path: Path, progress: Progress | None, pause: float, stalled: float) -> None:
-    """Put the file at `path`. Raises _Refused with the reason where this mirror does not give it."""
+def _from_mirror(url: str, wanted: RemoteFile, path: Path, progress: Progress | None) -> None:
+    """Download `wanted` from one mirror to `path`. Raises _Refused with the reason."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise _Refused("only http and https are fetched")
     part = _Part(path)
     reason = ""
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(pause * 2 ** (attempt - 1))
+            time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
-            _transfer(url, part, wanted, progress, stalled)
+            _transfer(url, part, wanted, progress)
             break
         except _Broken as error:
             reason = str(error)
@@ -168,7 +162,7 @@ def _from_mirror(url: str, wanted: Wanted, path: Path, progress: Progress | None
             part.remove()
             raise
         except OSError as error:
-            # The network's errors are _Broken by now: this is the disk.
+            # The network's errors are _Broken: this is the disk.
             raise UserError(
                 f"cannot write '{part.path}': {error.strerror or error}; free the disk or choose another folder"
             ) from error
@@ -181,7 +175,7 @@ def _from_mirror(url: str, wanted: Wanted, path: Path, progress: Progress | None
 
 
 class _Part:
-    """What has come of a file so far, and beside it which version of the file the server said that it is."""
+    """A partial download, and beside it the version of the file that the server sent."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +183,7 @@ class _Part:
         self._origin = path.with_name(f".{path.name}.part.json")
 
     def version(self, url: str) -> str | None:
-        """What the server called the version of which this is a part, "" where it said nothing; None for no part."""
+        """The version (ETag or date) that this is a part of; "" where the server sent none, None without a part."""
         try:
             origin: dict[str, Any] = json.loads(self._origin.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -198,7 +192,7 @@ class _Part:
         return origin.get("version") if same else None
 
     def begin(self, url: str, version: str) -> None:
-        """Forget what there is; a part of `version` is to come."""
+        """Start anew, with a part of `version`."""
         self.path.unlink(missing_ok=True)
         files.write_json(self._origin, {"url": url, "version": version})
 
@@ -212,16 +206,16 @@ class _Part:
         self._origin.unlink(missing_ok=True)
 
 
-def _transfer(url: str, part: _Part, wanted: Wanted, progress: Progress | None, stalled: float) -> None:
-    """One request. Afterwards the part is all of the file; else _Broken or _Refused."""
+def _transfer(url: str, part: _Part, wanted: RemoteFile, progress: Progress | None) -> None:
+    """One request, which completes the part. Raises _Broken or _Refused."""
     version = part.version(url)
-    proven = wanted.sha256 or wanted.md5  # then a file put together of two versions is found out in the end
+    proven = wanted.sha256 or wanted.md5  # then a mixture of two versions is noticed in the end
     have = part.path.stat().st_size if version or (version == "" and proven) else 0
     headers = {"User-Agent": f"adbench/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": version} if version else {})
     try:
-        answer = _opener().open(urllib.request.Request(url, headers=headers), timeout=stalled)
+        answer = _opener().open(urllib.request.Request(url, headers=headers), timeout=STALLED)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # there is nothing after what we have, so that is not part of this file
@@ -232,16 +226,16 @@ def _transfer(url: str, part: _Part, wanted: Wanted, progress: Progress | None, 
         raise _Refused(f"the server answered {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
-        said = f"{reason}" or type(error).__name__
-        # Nobody there, and nothing begun: no use in asking again. In the middle of a file a server may come back.
-        nobody = isinstance(reason, ConnectionRefusedError | socket.gaierror) and not have
-        raise (_Refused if nobody else _Broken)(said) from error
+        message = f"{reason}" or type(error).__name__
+        # No server, and no part: a retry is of no use. In the middle of a file a server may come back.
+        no_server = isinstance(reason, ConnectionRefusedError | socket.gaierror) and not have
+        raise (_Refused if no_server else _Broken)(message) from error
     with answer:
         _receive(answer, url, part, have, wanted, progress)
 
 
 def _receive(
-    answer: http.client.HTTPResponse, url: str, part: _Part, have: int, wanted: Wanted, progress: Progress | None
+    answer: http.client.HTTPResponse, url: str, part: _Part, have: int, wanted: RemoteFile, progress: Progress | None
 ) -> None:
     if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         raise _Refused("it answered with a web page (a log-in, a warning or a quota), not the file")
@@ -293,7 +287,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """One that knows http and https and nothing else: no file://, no ftp://."""
+    """An opener for http and https alone: no file://, no ftp://."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

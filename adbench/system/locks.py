@@ -1,14 +1,13 @@
-"""Folders held by one process at a time, among all processes of all machines that share them.
+"""Locks on folders, among all processes of all machines that share them.
 
-A lock is `flock` on the folder's file `.lock`. The operating system ends it with the process, however that ends, so
-there is nothing stale to clean up; on NFS, Linux passes it to the server as a byte-range lock, which ends with the
-process or, when a machine dies, with its lease. Of a lock file, nothing but its `flock` decides. It is a file of the
-folder's own: a link, a folder or a pipe of that name is refused. Where there is no `flock` (Windows), `filelock` locks
-a second file instead.
+A lock is `flock` on the folder's file `.lock`. The operating system releases it when the process ends, however it ends,
+so no stale lock is left. On NFS, Linux passes it to the server as a byte-range lock, which is released with the process
+or, when a machine dies, with its lease. A link, a folder or a pipe in place of the lock file is refused. Where there is
+no `flock` (Windows), `filelock` locks a second file instead.
 
-Some file systems keep `flock` to one machine (`docs/cluster.md` names them). The holder therefore leaves a note in
-the file (who it is) and touches it every few seconds: whoever gets a lock whose note is from another machine and
-still being touched knows that the locks cannot be trusted, and says so. Clocks are never compared.
+Some file systems keep `flock` to one machine (`docs/cluster.md` names them). The holder therefore writes a note into
+the file (who it is) and touches the file every few seconds. A process that gets a lock whose note is from another
+machine, and that is still being touched, raises UserError: the locks cannot be trusted. Clocks are never compared.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ except ImportError:
 
 FILE, SECOND = ".lock", ".lock.held"
 BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 _NOTE_BYTES = 512
 _AS_IT_IS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-"""How a lock file is opened: not what a link leads to, without waiting for a pipe's other end, byte for byte."""
+"""Open flags of a lock file: no link is followed, no pipe is waited for, bytes stay as they are."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. machine: a name of the running kernel, which containers on one machine share."""
+    """The process that has a lock. machine: an id of the running kernel, which containers on one machine share."""
 
     host: str
     pid: int
@@ -66,33 +65,33 @@ def _machine() -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` (made if it is not there) for this process; another one that asks for it waits."""
-    with _made(folder) as file, _taken(file, folder, wait=True), _held(file, folder):
+    """Lock `folder`, which is made if it is not there; waits for the process that has the lock."""
+    with _lock_file(folder) as file, _flock(file, folder, wait=True), _noted(file, folder):
         yield
 
 
 @contextmanager
 def attempt(folder: Path) -> Iterator[bool]:
-    """Hold `folder` (made if it is not there) where nobody else does; whether it is held now."""
-    with _made(folder) as file, _taken(file, folder) as taken:
-        if not taken:
+    """Lock `folder`, which is made if it is not there, unless another process has; yields whether it is locked now."""
+    with _lock_file(folder) as file, _flock(file, folder) as locked:
+        if not locked:
             yield False
             return
-        with _held(file, folder):
+        with _noted(file, folder):
             yield True
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who holds `folder`, or None; somebody without a name where the note cannot be read."""
+    """The holder of `folder`'s lock, or None; a `Holder` of question marks where its note cannot be read."""
     try:
-        with _opened(folder / FILE, os.O_RDONLY) as file, _taken(file, folder, shared=True) as taken:
-            return None if taken else _read(file) or Holder("?", 0, "?")
+        with _opened(folder / FILE, os.O_RDONLY) as file, _flock(file, folder, shared=True) as free:
+            return None if free else _read(file) or Holder("?", 0, "?")
     except FileNotFoundError:
         return None
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[int]:
+def _lock_file(folder: Path) -> Iterator[int]:
     """The folder's lock file, open for writing; both are made if they are not there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,30 +118,30 @@ def _open(path: Path, flags: int) -> int:
     """
     try:
         file = -1 if path.is_symlink() else os.open(path, flags | _AS_IT_IS, 0o666)
-        found = path.lstat() if file < 0 else os.fstat(file)
+        status = path.lstat() if file < 0 else os.fstat(file)
     except FileNotFoundError:
         raise
     except OSError as error:
         if not isinstance(error, IsADirectoryError):
             verb = "write" if flags & os.O_CREAT else "read"
-            said = f"cannot {verb} '{path.parent}': {error.strerror or error}; choose another folder"
-            raise UserError(said) from error
-        file, found = -1, path.lstat()
-    if file >= 0 and stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            message = f"cannot {verb} '{path.parent}': {error.strerror or error}; choose another folder"
+            raise UserError(message) from error
+        file, status = -1, path.lstat()
+    if file >= 0 and stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
         return file
     if file >= 0:
         os.close(file)
     kinds = {stat.S_IFLNK: "a link", stat.S_IFREG: "also a file elsewhere (a hard link)", stat.S_IFDIR: "a folder"}
-    what = kinds.get(stat.S_IFMT(found.st_mode), "no file")
+    what = kinds.get(stat.S_IFMT(status.st_mode), "no file")
     raise UserError(f"the lock '{path}' is {what}, which adbench leaves as it is; remove it")
 
 
 @contextmanager
-def _taken(file: int, folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
-    """Whether the lock of an open lock file could be had; it ends with the file at the latest."""
+def _flock(file: int, folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+    """Lock an open lock file; yields whether that succeeded. It is released when the file is closed."""
     if fcntl is None:
-        with _taken_by_filelock(folder, wait=wait) as taken:
-            yield taken
+        with _filelock(folder, wait=wait) as locked:
+            yield locked
         return
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
@@ -159,8 +158,8 @@ def _taken(file: int, folder: Path, *, wait: bool = False, shared: bool = False)
 
 
 @contextmanager
-def _taken_by_filelock(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """The same where there is no flock (Windows): of a second file, since locks there keep readers from a file."""
+def _filelock(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """The same without flock (Windows): on a second file, since a lock there keeps readers from its file."""
     lock = filelock.FileLock(folder / SECOND, timeout=-1 if wait else 0)
     try:
         lock.acquire()
@@ -176,8 +175,8 @@ def _taken_by_filelock(folder: Path, *, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def _held(file: int, folder: Path) -> Iterator[None]:
-    """Leave a note in the lock file that is held, and signs of life, until the end."""
+def _noted(file: int, folder: Path) -> Iterator[None]:
+    """Keep the holder's note in a locked lock file, and a heartbeat. Raises UserError for a second living holder."""
     before = _read(file)
     if before and before.machine != _machine() and _alive(folder / FILE):
         raise UserError(
@@ -186,7 +185,7 @@ def _held(file: int, folder: Path) -> Iterator[None]:
         )
     _write(file, json.dumps(asdict(Holder(platform.node(), os.getpid(), _machine()))))
     ended = threading.Event()
-    threading.Thread(target=_beat, args=(folder / FILE, ended), daemon=True).start()
+    threading.Thread(target=_heartbeat, args=(folder / FILE, ended), daemon=True).start()
     try:
         yield
     finally:
@@ -194,17 +193,17 @@ def _held(file: int, folder: Path) -> Iterator[None]:
         _write(file, "")
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
+def _heartbeat(path: Path, ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with suppress(OSError):
             os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
 
 def _alive(path: Path) -> bool:
-    """Whether somebody touches the file, as far as three beats can tell."""
+    """Whether the file's heartbeat goes on: it is watched for three beats."""
     first = _touched(path)
-    patience = time.monotonic() + 3 * BEAT
-    while time.monotonic() < patience:
+    deadline = time.monotonic() + 3 * BEAT
+    while time.monotonic() < deadline:
         time.sleep(BEAT / 10)
         if _touched(path) != first:
             return True
@@ -221,7 +220,7 @@ def _read(file: int) -> Holder | None:
     try:
         os.lseek(file, 0, os.SEEK_SET)
         return Holder(**json.loads(os.read(file, _NOTE_BYTES)))
-    except (ValueError, TypeError):  # nobody's, or one that a full disk left half written
+    except (ValueError, TypeError):  # none, or one that a full disk left half written
         return None
 
 

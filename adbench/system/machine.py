@@ -26,12 +26,12 @@ def threads() -> int | None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return None
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if not asked:
+    setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if not setting:
         return None
-    if not asked.isdecimal() or not 1 <= (number := int(asked)) <= MOST_THREADS:
+    if not setting.isdecimal() or not 1 <= (number := int(setting)) <= MOST_THREADS:
         raise UserError(
-            f"OMP_NUM_THREADS is '{asked}', which is no number from 1 to {MOST_THREADS}; correct or unset it"
+            f"OMP_NUM_THREADS is '{setting}', which is no number from 1 to {MOST_THREADS}; correct or unset it"
         )
     return number
 

@@ -1,7 +1,7 @@
-"""Ending in order when the system asks for it: SIGTERM, the warning before a cluster takes its machine away.
+"""SIGTERM, the warning before a cluster takes its machine away, as an exception.
 
-At most moments there is nothing to put in order, since what is finished is on disk: the process ends at once. Training
-holds the request back until the batch under way is done, and saves its state first.
+Whatever is finished is on disk, so a process may end at any moment. Training alone defers the end until the batch under
+way is done, and saves its state first.
 """
 
 from __future__ import annotations
@@ -13,66 +13,67 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""What a process that SIGTERM ends tells its parent: 143."""
+"""The exit code of a process that SIGTERM ended: 143."""
 
 
 class Stopped(BaseException):
-    """The process was asked to end. No failure: nothing but the command line catches it."""
+    """SIGTERM came. No failure: the command line alone catches it."""
 
 
-_asked = False
-_held = 0
+_requested = False
+_deferring = 0
+"""How many blocks that defer the end are entered."""
 
 
-def requested() -> bool:
-    """Whether a request waits to be followed."""
-    return _asked
+def stop_requested() -> bool:
+    """Whether SIGTERM came and the process has not ended yet."""
+    return _requested
 
 
-def follow() -> None:
-    """Raise Stopped where a request waits."""
-    if _asked:
+def stop_if_requested() -> None:
+    """Raise Stopped where SIGTERM came."""
+    if _requested:
         raise Stopped
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Within, a request waits until it is followed, at the latest at the end."""
-    global _held
-    _held += 1
+def deferred() -> Iterator[None]:
+    """Within, SIGTERM waits for `stop_if_requested`, at the latest at the end of the block."""
+    global _deferring
+    _deferring += 1
     try:
         yield
     finally:
-        _held -= 1
-        if not _held:  # also where what it interrupts has failed
-            follow()
+        _deferring -= 1
+        if not _deferring:  # also where the block failed
+            stop_if_requested()
 
 
 def _on_signal(_number: int, _frame: FrameType | None) -> None:
-    global _asked
-    _asked = True
-    if not _held:
+    global _requested
+    _requested = True
+    if not _deferring:
         raise Stopped
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Within, SIGTERM becomes Stopped, also where it makes something fail with another error.
+def handled() -> Iterator[None]:
+    """Within, SIGTERM raises Stopped, also where it makes something fail with another error.
 
-    Outside a process's main thread, which alone hears signals, it does nothing.
+    Outside a process's main thread, which alone receives signals, it does nothing.
     """
-    global _asked
+    global _requested
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked = False
+    _requested = False
     before = signal.signal(signal.SIGTERM, _on_signal)
     try:
         yield
     except Exception:
-        follow()
+        stop_if_requested()
         raise
     finally:
-        _asked = False
+        _requested = False
         # None: a handler that was not set from Python, and cannot be put back from it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -36,6 +36,23 @@ def wrapped(text: str, indent: str = "") -> Iterator[str]:
     yield from textwrap.wrap(plain(text), width(), initial_indent=indent, subsequent_indent=f"{indent}  ")
 
 
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal; a dash for none."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{s // 86400} d {s % 86400 // 3600} h"
+
+
 def table(
     rows: Sequence[Sequence[str]], left: int = 1, indent: int = 2, limit: int | None = None, groups: Sequence[int] = ()
 ) -> Iterator[str]:
@@ -69,10 +86,10 @@ def _words(heading: str) -> list[str]:
 
 def _narrowed(widths: Sequence[int], space: int, least: int) -> list[int]:
     """Widths that take no more than `space`, if that can be had with none below `least`."""
-    found = list(widths)
-    while found and _total(found) > space and max(found) > least:
-        found[found.index(max(found))] -= 1
-    return found
+    narrowed = list(widths)
+    while narrowed and _total(narrowed) > space and max(narrowed) > least:
+        narrowed[narrowed.index(max(narrowed))] -= 1
+    return narrowed
 
 
 def _blocks(widths: Sequence[int], left: int, space: int, groups: Sequence[int]) -> list[list[int]]:

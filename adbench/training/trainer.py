@@ -119,7 +119,7 @@ class Trainer:
         Returns the summary, which is on disk too. Raises UserError for a loss or gradient that is not finite, naming
         where, and saves the batch; Stopped where the process was asked to end, with the state on disk.
         """
-        with signals.held():
+        with signals.deferred():
             return self._run(on_epoch, on_batch, on_note)
 
     def _run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None) -> Summary:
@@ -140,7 +140,7 @@ class Trainer:
                 entry = self._epoch(on_batch)
                 self._save(entry)
                 on_epoch(entry)
-            signals.follow()
+            signals.stop_if_requested()
         with self.ranks.together():
             return self._finish()
 
@@ -211,12 +211,12 @@ class Trainer:
             now.losses.append(self.iterate(index, crops, now.noise, now.logged))
             now.batch += 1
             on_batch(self.epoch, now.batch, len(parts))
-            if signals.requested():
+            if signals.stop_requested():
                 if self.ranks.size == 1:  # of several, others may be at another batch
                     self._stop_if_failed(now=True)
                     now.seconds = time.perf_counter() - begun
                     self._keep(now)
-                signals.follow()
+                signals.stop_if_requested()
         self._stop_if_failed(now=True)
 
     def _means(self, logged: dict[str, list[Tensor]]) -> dict[str, float]:

@@ -147,7 +147,7 @@ def _cell(pipe: Connection, cell: Cell, place: Place, threads: int, plugins: Map
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
     try:
-        with signals.heeded():
+        with signals.handled():
             set_up_worker(place, threads, plugins)
             run_cell(cell, place, pipe.send)
     except signals.Stopped:

@@ -99,7 +99,7 @@ class RayEngine:
         probe = absolute.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
         self.context = RunContext(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
         share = cluster.gpu_share(place)
-        with signals.held(), _own_signals():
+        with signals.deferred(), _own_signals():
             _connect(self.ray, cluster.address)
         try:
             self._check_nodes(share)
@@ -125,7 +125,7 @@ class RayEngine:
             time.sleep(seconds)
             return
         # An exception that a signal handler raises within Ray's compiled code is replaced by another.
-        with signals.held():
+        with signals.deferred():
             self._deliver(seconds)
 
     def _deliver(self, seconds: float) -> None:
