@@ -78,8 +78,10 @@ def test_over_seeds_a_method_is_tied_unless_the_paired_interval_leaves_out_zero(
     due = stats.ttest_rel(shares["ard"], shares["smaraad"]).confidence_interval()
     interval = f"{100 * due.low:+.2f} to {100 * due.high:+.2f}".replace("-", "−")
     said = dict(cell(table, "ARD").details)["Against the best"]
-    assert said.endswith(f", told apart (95% interval {interval}, paired over 3 seeds)")
-    assert "Student-t interval of the difference, paired over the seeds" in table.caption
+    assert interval in said
+    assert "3 seeds" in said
+    assert "not told apart" not in said
+    assert "Student-t" in table.caption
     assert "McNemar" not in table.caption
 
 
@@ -94,7 +96,7 @@ def test_single_seeds_are_tied_by_mcnemar_on_the_same_images(tmp_path: Path) -> 
     assert stats.binomtest(0, 7).pvalue < 0.05 < stats.binomtest(46, 98).pvalue
     assert not cell(table, "ARD").tied
     assert cell(table, "RSLAD").tied
-    assert "McNemar's exact test on the same images has p ≥ 0.05" in table.caption
+    assert "McNemar" in table.caption
 
 
 def test_what_no_image_could_tie_is_told_apart_without_its_outcomes(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_only_values_near_the_best_are_tested(tmp_path: Path, monkeypatch: pytes
     (table,) = white_box(tmp_path)
     assert cell(table, "RSLAD").tied
     assert "Against the best" not in dict(cell(table, "ARD").details)
-    assert "Of each column the 1 values nearest the best were tested." in table.caption
+    assert re.search(r"\b1\b[^.]* nearest the best [^.]*tested", table.caption)
 
 
 def test_ties_are_daggers_in_latex_and_markdown_and_a_column_for_machines(tmp_path: Path) -> None:
@@ -450,7 +452,7 @@ def test_of_too_many_figures_samples_are_printed_and_the_page_has_all(
     printed = (tmp_path / "out/report.md").read_text(encoding="utf-8")
     assert [path.name for path in (tmp_path / "out/figures").glob("curves_*")] == ["curves_digits_cnn-8_t.png"]
     assert printed.count("curves_digits_") == 1
-    assert "2 further figures are in the page (index.html) alone." in printed
+    assert re.search(r"\b2 [^.]*\(index\.html\)", printed), "how many more there are, and where"
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
     curves = re.findall(r'<figure id="curves_.*?</figure>', page, re.DOTALL)
     assert len(curves) == 3
