@@ -1,4 +1,4 @@
-"""What `adbench cam` found, as Figure 2 of SmaraAD (CVPR 2024) and as a table."""
+"""The attribution maps of `adbench cam`, as Figure 2 of SmaraAD (CVPR 2024) and as a table."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def _table(one: Analysis, names: Sequence[str], label: str) -> Table:
         *(Column(title, group) for group in _KINDS.values() for title in ("Cosine", "MSE")),
     )
     rows = [
-        Row((TableCell(name), *(_mean(found[kind][what]) for kind in _KINDS for what in ("cosine", "mse"))))
-        for name, found in zip(names[1:], one["agreement"], strict=True)
+        Row((TableCell(name), *(_mean(agreement[kind][what]) for kind in _KINDS for what in ("cosine", "mse"))))
+        for name, agreement in zip(names[1:], one["agreement"], strict=True)
     ]
     caption = (
         f"How closely students look where {names[0]} looks on {one['dataset']}: cosine similarity (1: the same map) "
@@ -78,18 +78,18 @@ def _table(one: Analysis, names: Sequence[str], label: str) -> Table:
     return Table(label, _title(one, names), caption, columns, tuple(rows), _notes(one, names))
 
 
-def _mean(found: dict[str, Any]) -> TableCell:
-    if found["mean"] is None:
+def _mean(agreement: dict[str, Any]) -> TableCell:
+    if agreement["mean"] is None:
         return MISSING
-    low, high = found["ci_test"] or (found["mean"],) * 2
-    return TableCell(f"{found['mean']:.4f}", f"{(high - low) / 2:.4f}" if found["ci_test"] else "")
+    low, high = agreement["ci_test"] or (agreement["mean"],) * 2
+    return TableCell(f"{agreement['mean']:.4f}", f"{(high - low) / 2:.4f}" if agreement["ci_test"] else "")
 
 
 def _notes(one: Analysis, names: Sequence[str]) -> tuple[str, ...]:
     notes = []
-    for name, found in zip(names[1:], one["agreement"], strict=True):
+    for name, agreement in zip(names[1:], one["agreement"], strict=True):
         for kind, title in _KINDS.items():
-            without = found[kind]["mse"]["n"] - found[kind]["cosine"]["n"]
+            without = agreement[kind]["mse"]["n"] - agreement[kind]["cosine"]["n"]
             if without:
                 notes.append(
                     f"{name}, {title.lower()}: on {captions.whole(without)} a map is constant, which has no cosine."

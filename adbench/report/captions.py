@@ -1,4 +1,4 @@
-"""What stands around the numbers: how many images and seeds, which attacks, which checkpoint, which versions.
+"""Captions and footnotes: how many images and seeds, which attacks, which checkpoint, which versions.
 
 Every phrase is read from the records that are in the table, never from defaults. Where the records of one
 table disagree (another step, fewer images), the phrase names all that occur and `warnings` says so.

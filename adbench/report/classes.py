@@ -175,12 +175,12 @@ def _strongest(runs: Sequence[Run]) -> str:
 
 
 def _has(run: Run, metric: str) -> bool:
-    return any("per_class" in found for found in run.metrics(metric))
+    return any("per_class" in judged for judged in run.metrics(metric))
 
 
 def _counts(run: Run, metric: str) -> list[NDArray[Any]]:
     """Of every seed that tells, correct and n by class: (classes, 2)."""
-    return [np.asarray(found["per_class"]) for found in run.metrics(metric) if "per_class" in found]
+    return [np.asarray(judged["per_class"]) for judged in run.metrics(metric) if "per_class" in judged]
 
 
 def _by_class(run: Run, metric: str) -> list[Estimate | None]:
@@ -209,14 +209,14 @@ def _worst(run: Run, metric: str, labels: Sequence[str], spread: str) -> tuple[T
     if not estimates:
         return MISSING, MISSING, MISSING
     label = min(estimates, key=lambda label: estimates[label].mean)
-    found = estimates[label]
-    if found.seeds == 1:
+    estimate = estimates[label]
+    if estimate.seeds == 1:
         correct, n = next(c[label] for c in _counts(run, metric) if label < len(c) and c[label][1])
         low, high = (100 * bound for bound in wilson(int(correct), int(n)))
     else:
-        low, high = found.reach()
+        low, high = estimate.reach()
         low, high = max(0.0, low), min(100.0, high)
-    return TableCell(labels[label]), _printed(found, spread), TableCell(f"{low:.1f} to {high:.1f}")
+    return TableCell(labels[label]), _printed(estimate, spread), TableCell(f"{low:.1f} to {high:.1f}")
 
 
 def _printed(estimate: Estimate | None, spread: str) -> TableCell:

@@ -30,10 +30,10 @@ _CELL, _GAP = 0.5, 0.08  # inches
 
 def contents(view: View) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
     """A table and a figure of every matrix whose networks are all in the report."""
-    found = view.analyses("cross")
+    analyses = view.analyses("cross")
     several: dict[str, int] = {}
     tables, plots = [], []
-    for one, names in found:
+    for one, names in analyses:
         number = several[one["dataset"]] = several.get(one["dataset"], 0) + 1
         label = slug("cross", one["dataset"], *([str(number)] if number > 1 else []))
         tables.append(_table(one, names, label))

@@ -1,4 +1,4 @@
-"""What a reader should know first: of every data set and student, the highest robust accuracy, off the tables."""
+"""The highest robust accuracy of every data set and student, read off the tables: what a reader should know first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adbench.results.runs import ATTACKS
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence with its number: the highest accuracy (%) under the strongest attack, and what it is worth."""
+    """The highest accuracy (%) under the strongest attack in a sentence, and how far it can be trusted."""
 
     where: str
     value: str
@@ -44,9 +44,9 @@ def findings(white_box: Iterable[Table], alone: frozenset[str]) -> list[Finding]
             for key, value in _values(table, attack, alone):
                 values.setdefault((*key, attack), []).append(value)
     return [
-        _finding(dataset, setting, student, attack, found)
-        for (dataset, setting, student, attack), found in values.items()
-        if len({value.method for value in found}) > 1
+        _finding(dataset, setting, student, attack, members)
+        for (dataset, setting, student, attack), members in values.items()
+        if len({value.method for value in members}) > 1
     ]
 
 

@@ -1,4 +1,4 @@
-"""Everything as two plain tables for machines: the records, and every value of the report's tables."""
+"""Data frames for machines: the records, and every value of the report's tables."""
 
 from __future__ import annotations
 

@@ -147,14 +147,14 @@ class _Evidence:
 
 def _choices(tables: Iterable[Table]) -> list[tuple[str, str, list[str]]]:
     """Facets to filter by, where there is something to choose: facet, its name, and its values in order."""
-    found: dict[str, dict[str, None]] = {facet: {} for facet in FACETS}
+    choices: dict[str, dict[str, None]] = {facet: {} for facet in FACETS}
     for table in tables:
         for facet, value in chain(table.about, *(c.about for c in table.columns), *(r.about for r in table.rows)):
-            found[facet][value] = None
+            choices[facet][value] = None
     names = dict(zip(FACETS, ("Data set", "Attacked with", "Student", "Teacher", "Method"), strict=True))
     return [
         (facet, names[facet], list(values) if facet == "method" else sorted(values, key=natural))
-        for facet, values in found.items()
+        for facet, values in choices.items()
         if len(values) > 1
     ]
 

@@ -1,4 +1,4 @@
-"""Runs split by data set and setting: what was not judged alike stands in no common table or figure."""
+"""Runs by data set and setting: networks that were not judged alike share no table or figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many records in little memory: what they have in common is kept once."""
+"""Many records in little memory: equal parts of them are one object."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from adbench.results.teachers import named_apart
 
 @contextmanager
 def held(results: Path, left_out: Callable[[str], object] | None = None) -> Iterator[list[Record]]:
-    """`records`, which the garbage collector leaves alone meanwhile: a million objects, and all of them stay."""
+    """`records`, frozen for the garbage collector: it would visit a million objects, none of which can go."""
     gc.disable()
     try:
-        found = records(results, left_out)
+        everything = records(results, left_out)
         gc.freeze()
     finally:
         gc.enable()
     try:
-        yield found
+        yield everything
     finally:
         gc.unfreeze()
 
@@ -40,7 +40,7 @@ def records(results: Path, left_out: Callable[[str], object] | None = None) -> l
     (classes, 2): not to be changed by anybody.
     """
     known: dict[str, Any] = {}
-    found = []
+    result = []
     for record in read_all(results, left_out):
         try:
             record.check_outcomes()
@@ -60,8 +60,8 @@ def records(results: Path, left_out: Callable[[str], object] | None = None) -> l
             if isinstance(training, dict):
                 for key, value in training.items():
                     training[key] = _once(value, known)
-        found.append(record)
-    return named_apart(found)
+        result.append(record)
+    return named_apart(result)
 
 
 def _once(value: Any, known: dict[str, Any]) -> Any:

@@ -101,9 +101,9 @@ _PLAIN = re.compile(r"(?:[!-~]+(?: [!-~]+)*)?")
 
 
 def tex(text: str) -> str:
-    """Plain text as LaTeX that pdflatex compiles: what it cannot print is named by code point."""
+    """Plain text as LaTeX that pdflatex compiles; characters that it cannot print are named by code point."""
     # T1 fonts would join these pairs: -- into a dash, << into a guillemet.
-    return _JOINED.sub(r"\1{}", _SPELT.sub(lambda found: _spelt(found[0]), one_line(text)))
+    return _JOINED.sub(r"\1{}", _SPELT.sub(lambda match: _spelt(match[0]), one_line(text)))
 
 
 def _spelt(c: str) -> str:

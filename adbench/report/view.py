@@ -1,4 +1,4 @@
-"""What a report is asked to show, and of which records."""
+"""Which records a report is of, and what it shows of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUPS = ("student", "teacher", "method")
 
 @dataclass(frozen=True)
 class View:
-    """Records below `results`, and the choices of who asks for a report.
+    """Records below `results`, and the options of `adbench report`.
 
     columns: attacks to show, in this order; () for all. group_by: one of GROUPS. against: the method (registry name or
     label) that the others are tested against. spread: what the number after a plus-minus sign is, one of SPREADS.
@@ -45,8 +45,8 @@ class View:
         """White-box metrics of `runs` to show, in order; those at radii of their own only where they are asked for."""
         if not self.columns:
             return attacks_of(runs)
-        found = set(attacks_of(runs, everywhere=True))
-        return [name for name in self.columns if name in found]
+        known = set(attacks_of(runs, everywhere=True))
+        return [name for name in self.columns if name in known]
 
     def transferred(self, runs: Sequence[Run]) -> list[tuple[str, str]]:
         """Proxies and attacks of black-box metrics of `runs` to show."""

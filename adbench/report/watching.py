@@ -1,4 +1,4 @@
-"""`adbench report --watch`: the report written again whenever there is something new to say."""
+"""`adbench report --watch`: the report is written again whenever records change."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def lines(results: Path, write: Callable[[], str], pause: Callable[[float], None
     yield f"watching {results}; Ctrl-C ends it"
     seen: State | None = None
     while True:
-        found = _state(results)
-        if found != seen:
-            seen = found
+        state = _state(results)
+        if state != seen:
+            seen = state
             try:
                 yield f"{time.strftime('%H:%M:%S')}  {write()}"
             except UserError as error:
@@ -36,13 +36,13 @@ def lines(results: Path, write: Callable[[], str], pause: Callable[[float], None
 
 
 def _state(results: Path) -> State:
-    """What the report is made of, and when it was last changed: changed content has another time or size."""
-    found = {}
+    """The files that the report is made of, with their times and sizes, which change with their content."""
+    state = {}
     for name in (layout.RECORD, *(f"{kind}.json" for kind in layout.ANALYSES)):
         for path in below(results, name):
             try:
                 stat = path.stat()
             except FileNotFoundError:  # replaced at this moment
                 continue
-            found[path] = stat.st_mtime_ns, stat.st_size
-    return found
+            state[path] = stat.st_mtime_ns, stat.st_size
+    return state

@@ -1,4 +1,4 @@
-"""The cores of one machine for work that is many independent small things."""
+"""A pool of forked processes for many small independent tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FEWEST = 6
-"""Fewer things are not worth further processes."""
+"""Fewer items are not worth further processes."""
 
 _job: tuple[Callable[[object], object], Sequence[object]] | None = None
 
@@ -24,11 +24,11 @@ _job: tuple[Callable[[object], object], Sequence[object]] | None = None
 def mapped(
     function: Callable[[Item], Result], items: Sequence[Item]
 ) -> Generator[Callable[[], list[Result]], None, None]:
-    """Begin with `function` of every item, in as many processes as there are cores; calling what it gives waits.
+    """Start `function` on every item, in a process a core; yields a function that waits for the results.
 
-    The processes are forked, so that items and closures reach them without being pickled; results are. Where there is
-    no fork (or one core, or little to do) this process does it, when it is asked for the results; so it does where it
-    has threads, which a fork would leave behind with the locks that they hold, or has begun with something else.
+    The processes are forked, so that items and closures need no pickling; results do. This process computes the results
+    itself, when they are asked for, where there is no fork, one core or little to do, where a pool is at work already,
+    and where it has threads: a fork would copy the locks that they hold.
     """
     global _job
     cores = machine.cores() if sys.platform == "linux" else 1  # elsewhere a fork is not safe, or there is none
@@ -42,11 +42,11 @@ def mapped(
             begun = pool.map_async(_one, range(len(items)), chunksize=max(1, len(items) // (8 * cores)))
 
             def results() -> list[Result]:
-                found: list[Result] = begun.get()  # type: ignore[assignment]
+                values: list[Result] = begun.get()  # type: ignore[assignment]
                 # They end by themselves: leaving the pool would kill them, with whatever they have at their exit.
                 pool.close()
                 pool.join()
-                return found
+                return values
 
             yield results
     finally:

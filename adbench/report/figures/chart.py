@@ -1,7 +1,4 @@
-"""What a figure shows, as data: the page draws it anew, so that a reader can ask every point for its value.
-
-matplotlib draws a figure for print and for readers without scripts; both are given the same numbers.
-"""
+"""Charts as data: matplotlib draws them for print, the page's script for readers who hover over points."""
 
 from __future__ import annotations
 
@@ -65,7 +62,7 @@ class Chart:
     panels: tuple[Panel, ...]
 
     def plain(self) -> list[dict[str, Any]]:
-        """The chart as JSON has it. Values keep five significant digits, more than a screen can show."""
+        """The chart as JSON-able values, with five significant digits, more than a screen can show."""
         return [
             {
                 "title": panel.title,

@@ -1,4 +1,4 @@
-"""What all figures share: one look a method, and bytes that depend on the records alone.
+"""Figures: one look a method, and bytes that depend on the records alone.
 
 Every method has one look throughout a report: a colour of the Okabe-Ito palette, a marker and a dash pattern, so that
 it can be told apart in black and white and by colour-blind readers. No dates, no random identifiers.
@@ -58,9 +58,9 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure and its words; `draw` builds it from data already at hand.
+    """A figure with its words. draw: builds it with matplotlib.
 
-    data: the same numbers, for whoever draws them otherwise; None for pictures and heat maps. about: as in `Table`.
+    data: the same numbers for the page's script; None for pictures and heat maps. about: as in `Table`.
     """
 
     label: str
@@ -95,7 +95,7 @@ class Plot:
         colours = _NIGHT if dark else _DAY
         rc: dict[Any, Any] = _RC | dict.fromkeys(_INKED, colours["ink"]) | {"grid.color": colours["grid"]}
         rc |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["paper"])
-        found = {}
+        pictures = {}
         with mpl.rc_context(rc):
             figure = Figure(figsize=self.inches, layout="constrained", dpi=_DPI)
             self.draw(figure)
@@ -106,8 +106,8 @@ class Plot:
                 out = io.BytesIO()
                 with mpl.rc_context(_TEXT if form == "svg" else {}):
                     figure.savefig(out, format=form, dpi=_DPI, metadata=_METADATA[form])
-                found[form] = _smaller(out.getvalue()) if form == "svg" else out.getvalue()
-        return found
+                pictures[form] = _smaller(out.getvalue()) if form == "svg" else out.getvalue()
+        return pictures
 
 
 _TEXT: dict[Any, Any] = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}

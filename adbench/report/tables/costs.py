@@ -1,4 +1,4 @@
-"""What each method cost: time on the machine that ran it, and passes, which are the same on every machine."""
+"""The cost of each method: time on the machine that ran it, and passes, which are the same on every machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether robust accuracies may be illusions: the records' tests for gradient masking, as a table and as footnotes."""
+"""Tests for gradient masking, as a table and as footnotes: where robust accuracies may be illusions."""
 
 from __future__ import annotations
 

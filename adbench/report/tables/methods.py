@@ -1,4 +1,4 @@
-"""Table 1: what each method that was run maximises and minimises, as its plugin says it.
+"""Table 1: the objectives of the methods, from the docstrings of their plugins.
 
 Formulas are read from the docstring of the method's class without importing it, so no torch is needed.
 """

@@ -56,9 +56,9 @@ def _networks() -> dict[tuple[str, str], dict[str, str]]:
 @cache
 def _students() -> dict[tuple[str, str, str, str], dict[str, str]]:
     lines = [*published("table3_cifar10_whitebox"), *published("table4_cifar100_whitebox")]
-    found = {(line["dataset"], line["student"], line["method"], line["teacher"]): line for line in lines}
+    students = {(line["dataset"], line["student"], line["method"], line["teacher"]): line for line in lines}
     # Methods without a teacher are printed under every teacher alike: any of those lines will do.
-    return found | {(dataset, student, method, ""): line for (dataset, student, method, _), line in found.items()}
+    return students | {(dataset, student, method, ""): line for (dataset, student, method, _), line in students.items()}
 
 
 @cache
@@ -98,8 +98,8 @@ def _architecture(run: Run) -> str:
 
 def _proxy(name: str, run: Run, view: View) -> str:
     """The architecture of a proxy, as the paper spells it; its own record tells, else its name."""
-    found = {r["student"] for r in view.teachers if (r["dataset"], r["label"]) == (run.dataset, name)} or {name}
-    architecture = found.pop()
+    architectures = {r["student"] for r in view.teachers if (r["dataset"], r["label"]) == (run.dataset, name)} or {name}
+    architecture = architectures.pop()
     return str(STUDENTS.get(architecture, architecture))
 
 
@@ -131,18 +131,18 @@ def comparison(runs: Sequence[Run], teacher_runs: Sequence[Run], view: View) -> 
 
 
 def _transfer(runs: Sequence[Run], view: View) -> list[Table]:
-    found = [run for run in runs if run.dataset == "cifar10"]
-    pairs = sorted(view.transferred(found), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1]))
+    members = [run for run in runs if run.dataset == "cifar10"]
+    pairs = sorted(view.transferred(members), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1]))
     metrics = [f"transfer:{proxy}:{attack}" for proxy, attack in pairs]
-    rows = list(_rows(found, metrics, view))
-    metrics = [m for m in metrics if any(value(run, m, view) is not None for run in found)]
+    rows = list(_rows(members, metrics, view))
+    metrics = [m for m in metrics if any(value(run, m, view) is not None for run in members)]
     if not rows:
         return []
     caption = (
         "Against the paper's black-box Table 5 on cifar10 (SmaraAD, CVPR 2024): accuracy (%) measured here, printed "
         "there, and the difference Δ, ours minus the paper's, in points."
     )
-    rows = list(_rows(found, metrics, view))
+    rows = list(_rows(members, metrics, view))
     title = "Against the paper, black-box transfer, cifar10"
     facets = about(dataset="cifar10")
     return [

@@ -1,4 +1,4 @@
-"""A measured accuracy as a cell: the number, what stands behind it, and how it fares against the best of its column."""
+"""Accuracies as cells: the number, its evidence, and its rank within its column."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_SEEDS = 10
 """Accuracies of more seeds than these are not listed one by one."""
 
 MOST_TESTED = 20
-"""So many values nearest the best of a column are tested against it; outcomes are not read for the others."""
+"""So many values nearest the best of a column are tested against it; the outcomes of others are not read."""
 
 RANKING = "The best number of a column is bold and the second best underlined"
 
