@@ -134,11 +134,11 @@ class _RanksInParts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # d r_i / d u_k = gamma s_ik - [i = k] gamma sum_j s_ij with s the sigmoid's slope, which is symmetric.
         (u,) = ctx.saved_tensors
-        found = torch.zeros_like(u)
+        gradient = torch.zeros_like(u)
         for some, above in _RanksInParts.pairs(u, ctx.gamma):
             slope = above.mul_(1 - above)
-            found[:, some] = ctx.gamma * (torch.einsum("bij,bj->bi", slope, grad) - slope.sum(dim=2) * grad[:, some])
-        return found, None
+            gradient[:, some] = ctx.gamma * (torch.einsum("bij,bj->bi", slope, grad) - slope.sum(dim=2) * grad[:, some])
+        return gradient, None
 
 
 def hard_rank(u: Tensor) -> Tensor:

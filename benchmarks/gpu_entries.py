@@ -492,7 +492,7 @@ def graphed(bench: step.Bench, method: str) -> Callable[[], None]:
     trainer.iteration = 1
 
     def whole() -> None:
-        trainer._update(trainer._gradients(index, crops, noise))
+        trainer.train_step(index, crops, noise)
         trainer.watch._since.clear()
 
     graph, beside = torch.cuda.CUDAGraph(), torch.cuda.Stream()

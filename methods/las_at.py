@@ -196,8 +196,8 @@ class LASAT(Method):
             right.copy_(logits.argmax(1) == step.y)
             return cross_entropy(logits, step.y)
 
-        moved = climb(step.x, objective, x_adv, eps=step.threat.eps, step=step.threat.step, steps=1)
-        return torch.where(right[:, None, None, None], moved, x_adv), right
+        x_next = climb(step.x, objective, x_adv, eps=step.threat.eps, step=step.threat.step, steps=1)
+        return torch.where(right[:, None, None, None], x_next, x_adv), right
 
     def passes(self, steps: int) -> Passes:
         counts = self.steps_choices or tuple(range(3, 15))

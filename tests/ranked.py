@@ -96,7 +96,7 @@ def main(out: Path, wanted: list[str]) -> None:
                 found = trained(method, way, mine, Path(folder))
             torch.save(found, out / f"{method}-{way}-{mine.rank}.pt")
         if not mine.first:
-            mine.follow(print)  # ends when the first rank leaves
+            mine.wait_for_lead(print)  # ends when the first rank leaves
 
 
 class OneSided(PGDAT):
@@ -133,7 +133,7 @@ def one_sided(folder: Path) -> None:
         if mine.first:
             mine.lead("another training")
         else:
-            mine.follow(lambda work: print(f"begun: {work}"))
+            mine.wait_for_lead(lambda work: print(f"begun: {work}"))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from adbench.data import Dataset, Split, Threat, as_text, load, parse_fraction
 from adbench.data.arrays import stratified_order
-from adbench.data.batches import augment, batches, epoch_order, to_float
+from adbench.data.batches import batches, cropped, draw_crops, epoch_order, to_float
 from adbench.errors import Caution, UserError
 from adbench.registry import DATASETS
 
@@ -810,6 +810,10 @@ def test_the_cifar100_sample_loads_with_a_hundred_classes(shared: Path) -> None:
 
 
 # --- batches ---
+
+
+def augment(images: torch.Tensor, generator: torch.Generator, pad: int, flip: bool) -> torch.Tensor:
+    return cropped(images, draw_crops(len(images), generator, pad, flip).to(images.device), pad)
 
 
 def naive_augment(images: np.ndarray, seed: int, pad: int, flip: bool) -> np.ndarray:

@@ -351,7 +351,7 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(it.student, "train", lambda *_: None)
         it.prepare()
         ((index, crops),) = it.batches()
-        parts = it._gradients(index, crops, torch.Generator())
+        _, parts = it.train_step(index, crops, torch.Generator())
         assert [len(p.loss) for p in parts] == {None: [8], 2: [2] * 4, 3: [3, 3, 2]}[size]
         gradients.append(torch.cat([p.grad.flatten() for p in it.student.parameters() if p.grad is not None]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)

@@ -25,17 +25,14 @@ from safetensors.torch import load_file
 from tiny import PLUGIN, options, record_of, records
 from torch import Tensor
 
-from adbench.data import load
 from adbench.errors import UserError
 from adbench.experiment.config import Train
-from adbench.models import build
 from adbench.results.layout import BEST, LAST, LOG, SUMMARY
 from adbench.training import distributed as ranks_module
 from adbench.training.configured import configured
 from adbench.training.distributed import ALONE, ENDED, Parted, Ranks
 from adbench.training.resume import Epoch
-from adbench.training.step import Ball
-from adbench.training.trainer import Trainer
+from adbench.training.trainer import Trainer, check_sharing
 
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 SHARED = [f"{name}/written" for name in METHODS] + ["smaraad/lean", "trades/parts", "rslad/moving"]
@@ -109,7 +106,7 @@ def test_a_student_is_the_same_however_many_devices_share_its_training(tmp_path:
 def test_each_rank_has_noise_of_its_own_and_the_first_that_of_one_alone() -> None:
     """Also in an epoch that one process began alone, and several go on with."""
     device, name = torch.device("cpu"), (7, 2)
-    begun = [Epoch.begun(*name, device, stream) for stream in ((), (1,), (2,))]
+    begun = [Epoch.started(*name, device, stream) for stream in ((), (1,), (2,))]
     begun[0].batch = 3
     kept = begun[0].state(device)
     gone_on = [Epoch.restored(kept, *name, device, stream) for stream in ((), (1,), (2,))]
@@ -149,10 +146,14 @@ def test_batch_norm_of_one_rank_is_torchs(shape: tuple[int, ...], affine: bool, 
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     weight, bias = (torch.rand(3, generator=draw, dtype=wide) if affine else None for _ in range(2))
     found = []
-    for function in (F.batch_norm, ranks_module._batch_norm):
+    own = F.batch_norm
+    for context in (nullcontext(), ranks_module.Torchrun.whole_batch(None)):  # type: ignore[arg-type]
         mean, variance = torch.zeros(3, dtype=wide), torch.ones(3, dtype=wide)
         z = x.clone().requires_grad_()
-        out = function(z, mean, variance, weight, bias, True, 0.1, 1e-5)
+        with context:
+            assert F.batch_norm is own, "torch stays as it is"
+            out = F.batch_norm(z, mean, variance, weight, bias, True, 0.1, 1e-5)
+        assert (type(out.grad_fn).__name__ == "NativeBatchNormBackward0") is isinstance(context, nullcontext)
         assert out.dtype is dtype
         (first,) = torch.autograd.grad(out.double().pow(3).sum(), z, create_graph=True)
         (second,) = torch.autograd.grad(first.double().square().sum(), z)
@@ -162,49 +163,22 @@ def test_batch_norm_of_one_rank_is_torchs(shape: tuple[int, ...], affine: bool, 
         assert (theirs - mine).norm() <= tolerance * theirs.norm()
 
 
-def test_what_ranks_cannot_do_is_said_at_once(tmp_path: Path) -> None:
-    ranks = Ranks()
-    ranks.size = 5
-    with pytest.raises(UserError, match="share 4 images"):
-        Trainer(
-            method=configured("pgd-at", {}),
-            student=build("cnn-4", classes=10, channels=1),
-            teachers={},
-            dataset=load("digits", tmp_path, train_images=16, val_images=4, test_images=4),
-            seed=0,
-            attack=Ball(0.1, 0.03, 1),
-            validation=Ball(0.1, 0.03, 1),
-            config=Train(batch_size=4),
-            folder=tmp_path,
-            device=torch.device("cpu"),
-            ranks=ranks,
-        )
+def test_what_ranks_cannot_do_is_said_at_once() -> None:
+    check_sharing(configured("pgd-at", {}), Train(batch_size=4), 4)
+    for changed, key in (({"batch_size": 4}, "train.batch_size"), ({"micro_batch": 4}, "train.micro_batch")):
+        with pytest.raises(UserError, match=f"5 devices cannot share 4 images.* {key}"):
+            check_sharing(configured("pgd-at", {}), Train(**changed), 5)
 
 
 @pytest.mark.parametrize(("shares", "works"), [(False, False), (True, True)])
-def test_a_method_that_needs_its_batches_whole_has_to_say_that_it_can_share_them(
-    tmp_path: Path, shares: bool, works: bool
-) -> None:
+def test_a_method_that_needs_its_batches_whole_has_to_say_that_it_can_share_them(shares: bool, works: bool) -> None:
     class Whole(PGDAT):
         divisible = False
 
     Whole.shares = shares
-    ranks = Ranks()
-    ranks.size = 2
+    check_sharing(Whole(), Train(), 1)
     with nullcontext() if works else pytest.raises(UserError, match="needs its batches whole"):
-        Trainer(
-            method=Whole(),
-            student=build("cnn-4", classes=10, channels=1),
-            teachers={},
-            dataset=load("digits", tmp_path, train_images=16, val_images=4, test_images=4),
-            seed=0,
-            attack=Ball(0.1, 0.03, 1),
-            validation=Ball(0.1, 0.03, 1),
-            config=Train(),
-            folder=tmp_path,
-            device=torch.device("cpu"),
-            ranks=ranks,
-        )
+        check_sharing(Whole(), Train(), 2)
 
 
 @pytest.mark.slow

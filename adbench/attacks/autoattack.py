@@ -20,7 +20,9 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
+import pyautoattack
 import torch
+from pyautoattack import checks, fab_base
 from torch import Tensor, nn
 
 from adbench import FAST_SEARCH
@@ -49,8 +51,8 @@ AGAIN = Precision("float32", lean=True)
 """How it runs the network where bfloat16 does not do."""
 
 TOGETHER = 128
-"""Pairs of an image and a target class that a fast search attacks at a time, at most, but for one target of each image;
-as many as it has images, where that is more."""
+"""Largest number of (image, target class) pairs that a fast search attacks at a time. It is never less than one pair an
+image."""
 
 SLACK = 1e-6
 """By which rounding may leave x' outside the ball."""
@@ -144,10 +146,10 @@ def searching(network: nn.Module, search: str) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one search of N images found.
+class Search:
+    """The result of one search on N images.
 
-    x_adv: (N, C, H, W), the x' that breaks an image where one was found, else the image. broken: (N,) booleans.
+    x_adv: (N, C, H, W), the x' that breaks an image, or the image itself where none does. broken: (N,) booleans.
     doubtful: (N,) booleans, images that a fast search did not break and float32 should search again. flags: the
     warnings that the attack raised.
     """
@@ -160,44 +162,44 @@ class Found:
 
 def attack(
     network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, *, seed: int, name: str = "aa", search: str = "exact"
-) -> Found:
+) -> Search:
     """AutoAttack on one shard of images.
 
     x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,); search: "exact" (the
     authors' package), "fast", or "again": its APGD attacks alone, in float32, for what a fast search left doubtful.
     These are the survivors that a float32 attack of PROBE_STEPS steps on the margin breaks, or brings within CLOSE of
-    the boundary; those within CLOSEST start STARTS times. APGD is targeted there at as many classes, from the likeliest
-    at x on, as include the one that each image came closest to, and one more. Images that bfloat16 misclassifies as
-    they are, which its attacks would pass over, a fast search leaves to float32.
+    the boundary; those within CLOSEST start STARTS times. There APGD's targets are the likeliest
+    classes at x, down to the one that each image came closest to, and one more. Images that bfloat16 misclassifies
+    without an attack are attacked in float32, since the attacks would pass over them.
     """
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
-        return Found(x, none, none, [])
+        return Search(x, none, none, [])
     run = {"exact": _exactly, "fast": _fast, "again": _once_more}[search]
     with LOCK, attacking(network), _captured() as flags:
-        found = run(network, x, y, eps, seed, name)
-        (broken, verdict), doubtful = _judged(network, x, found, y, eps), none
+        x_adv = run(network, x, y, eps, seed, name)
+        (broken, verdict), doubtful = _judged(network, x, x_adv, y, eps), none
         verdict = Verdict(~broken, verdict.unfinite & broken, verdict.tied & broken)
         if search == "fast":
             left = (~broken).nonzero().squeeze(1)
             close, _ = probe(searching(network, "again"), x[left], y[left], eps)
             doubtful = none.index_put((left,), close <= CLOSE)
     flags_of_all = [*flags.messages, *verdict.flags()]
-    return Found(torch.where(broken[:, None, None, None], found, x), broken, doubtful, flags_of_all)
+    return Search(torch.where(broken[:, None, None, None], x_adv, x), broken, doubtful, flags_of_all)
 
 
 def _exactly(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
-    """The x' that is found in float32."""
+    """The x' of the authors' package in float32."""
     return _run(network, searching(network, "exact"), x, y, eps, seed, name)
 
 
 def _fast(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
-    """The x' that is found in bfloat16, or in float32 where bfloat16 misclassifies the image as it is."""
-    found = x.clone()
+    """The x' of the search in bfloat16, or in float32 where bfloat16 misclassifies the image itself."""
+    x_adv = x.clone()
     with _projecting_without_sorting():
         for searched, part in _shared_out(network, x, y, "fast", "again"):
-            found[part] = _run(network, searched, x[part], y[part], eps, seed, name, together=True)
-    return found
+            x_adv[part] = _run(network, searched, x[part], y[part], eps, seed, name, together=True)
+    return x_adv
 
 
 def _once_more(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:
@@ -236,9 +238,7 @@ def _shared_out(network: nn.Module, x: Tensor, y: Tensor, *searches: str) -> Ite
 
 @contextmanager
 def _projecting_without_sorting() -> Iterator[None]:
-    """FAB with our projection: the same points but for rounding. Its own takes a quarter of FAB's time on a CPU."""
-    from pyautoattack import fab_base
-
+    """FAB with our projection: the same points except for rounding. Its own takes a quarter of FAB's time on a CPU."""
     own = fab_base.projection_linf
     fab_base.projection_linf = nearest_in_box
     try:
@@ -264,9 +264,6 @@ def _run(
     together: whether targeted attacks take several classes at a time (TOGETHER), or one as in the package.
     apgd_targets: APGD alone, aimed at so many classes.
     """
-    import pyautoattack
-    from pyautoattack import checks
-
     with torch.no_grad():
         classes = network(x[:1]).shape[1]
     # The counters behind the "dynamic defense" warning are never reset by the package itself.
@@ -342,7 +339,7 @@ def falls(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fraction
 
 @torch.no_grad()
 def _judged(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fraction) -> tuple[Tensor, Verdict]:
-    """What `falls` says, and the verdicts behind it."""
+    """`falls`, and the verdicts behind it."""
     verdict = Verdict.of(network(x_adv.contiguous()), y)
     inside = (x_adv - x).abs().flatten(1).amax(1) <= float(eps) + SLACK
     inside &= (x_adv.flatten(1).amin(1) >= 0) & (x_adv.flatten(1).amax(1) <= 1)
@@ -350,7 +347,7 @@ def _judged(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, eps: Fracti
 
 
 def probe(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction) -> tuple[Tensor, Tensor]:
-    """How far from the boundary a short float32 attack on the margin ends, and next to which class.
+    """The distance to the boundary at which a short float32 attack on the margin ends, and the class beside it.
 
     Returns (N,) distances, negative where it crosses, in units of the gap between the first and the third logit there,
     so that they do not depend on the logits' scale; and (N,) ranks of the likeliest other class there among the logits

@@ -57,8 +57,8 @@ def start_point(x: Tensor, start: Start, eps: float | Tensor, generator: torch.G
         return x
     if start is Start.GAUSS:
         return x + 0.001 * gauss_noise(x, generator)
-    begun = x + per_example(eps, x) * unit_noise(x, generator)
-    return begun.clamp(0, 1) if start is Start.UNIFORM else begun
+    x_start = x + per_example(eps, x) * unit_noise(x, generator)
+    return x_start.clamp(0, 1) if start is Start.UNIFORM else x_start
 
 
 def gauss_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -114,38 +114,38 @@ def ascend(
     """
     if x.numel() and (x.amin() < 0 or x.amax() > 1):
         raise ValueError("ascend needs images in [0, 1]; normalisation belongs inside the network")
-    begun = start if isinstance(start, Tensor) else start_point(x, start, eps, generator)
-    return climb(x, objective, begun, eps=eps, step=step, steps=steps, decay=decay)
+    x_start = start if isinstance(start, Tensor) else start_point(x, start, eps, generator)
+    return climb(x, objective, x_start, eps=eps, step=step, steps=steps, decay=decay)
 
 
 def climb(
     x: Tensor,
     objective: Objective,
-    begun: Tensor,
+    x_start: Tensor,
     *,
     eps: float | Tensor,
     step: float | Tensor,
     steps: int | Tensor,
     decay: float = 0.0,
 ) -> Tensor:
-    """`ascend` from the first iterate `begun`, for images that are known to be in [0, 1]: a GPU need not be asked."""
+    """`ascend` from the first iterate `x_start`, without the check of images that makes a GPU wait."""
     x = x.detach()
-    radius, stride = per_example(eps, x), per_example(step, x)
-    low, high = x - radius, x + radius
-    x_adv = begun.detach()
-    past = torch.zeros_like(x)
+    eps, step_size = per_example(eps, x), per_example(step, x)
+    low, high = x - eps, x + eps
+    x_adv = x_start.detach()
+    momentum = torch.zeros_like(x)
     for done in range(int(steps.max()) if isinstance(steps, Tensor) else steps):
         x_adv.requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
         if decay:
-            past = decay * past + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
-            gradient = past
-        moved = (x_adv.detach() + stride * gradient.sign()).clamp(low, high).clamp(0, 1)
+            momentum = decay * momentum + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+            gradient = momentum
+        x_next = (x_adv.detach() + step_size * gradient.sign()).clamp(low, high).clamp(0, 1)
         if isinstance(steps, Tensor):
-            moved = torch.where((steps > done)[:, None, None, None], moved, x_adv.detach())
-        x_adv = moved
-    # Rounding of x - eps and x + eps is the only way left out of the ball; a start that never moved is another.
+            x_next = torch.where((steps > done)[:, None, None, None], x_next, x_adv.detach())
+        x_adv = x_next
+    # Two ways out of the ball are left: the rounding of x - eps and x + eps, and a start that never moved.
     return x_adv.detach().clamp(low, high).clamp(0, 1)
 
 
@@ -153,29 +153,29 @@ NOT_FOLLOWED = "a gradient that is no number, which the attack does not follow"
 """What a flag says of images on which `usable` changed something."""
 
 
-def usable(x: Tensor, told: Callable[[Tensor], object]) -> Tensor:
+def usable(x: Tensor, on_nan: Callable[[Tensor], object]) -> Tensor:
     """Images x (B, C, H, W), whose gradient is 0 where it would be NaN: an attack stays in place, and x' in the ball.
 
-    told: called with (B,) booleans in each pass back, where that happens.
+    on_nan: called in each backward pass with (B,) booleans, where that happens.
     """
 
-    def held(gradient: Tensor) -> Tensor:
-        told(gradient.isnan().flatten(1).any(1))
+    def followed(gradient: Tensor) -> Tensor:
+        on_nan(gradient.isnan().flatten(1).any(1))
         return gradient.nan_to_num(nan=0.0)
 
     if x.requires_grad:
-        x.register_hook(held)  # type: ignore[no-untyped-call]
+        x.register_hook(followed)  # type: ignore[no-untyped-call]
     return x
 
 
 @contextmanager
 def attacking(network: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Hold a network still while it is attacked: evaluation mode (or training mode, if asked) and frozen parameters.
+    """Context in which a network is under attack: evaluation mode (or training mode) and frozen parameters.
 
     Modes and `requires_grad` of every parameter are as before on leaving, also after an error.
     """
     modes = {module: module.training for module in network.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
     try:
         network.train(training)
         network.requires_grad_(False)
@@ -183,5 +183,5 @@ def attacking(network: nn.Module, *, training: bool = False) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for parameter, flag in wanted.items():
+        for parameter, flag in flags.items():
             parameter.requires_grad_(flag)

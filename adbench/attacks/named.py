@@ -120,8 +120,8 @@ def gradient_attack(name: str, eps: Fraction, step: Fraction, start: Start = Sta
         return GradientAttack(name, "cross-entropy", 1, eps, eps, Start.CLEAN)
     if name == "mi-fgsm":
         return GradientAttack(name, "cross-entropy", 10, eps, eps / 10, Start.CLEAN, decay=1.0)
-    if found := re.fullmatch(r"(pgd|cw)([1-9][0-9]{0,3})?(?:x([1-9][0-9]{0,2}))?", name):
-        kind, steps, restarts = found.groups()
+    if match := re.fullmatch(r"(pgd|cw)([1-9][0-9]{0,3})?(?:x([1-9][0-9]{0,2}))?", name):
+        kind, steps, restarts = match.groups()
         if kind == "cw" or steps:
             if int(restarts or 1) > 1 and start is Start.CLEAN:
                 raise UserError(f"attack '{name}': restarts from the image itself are all the same; set eval.start")
@@ -144,11 +144,11 @@ def radius(name: str, eps: Fraction) -> Fraction:
     if not at:
         return eps
     try:
-        found = parse_fraction(text)
+        size = parse_fraction(text)
     except UserError as error:
         raise UserError(f"attack '{printable(name)}': {error}") from error
-    if not found or as_text(found) != text:
+    if not size or as_text(size) != text:
         raise UserError(
             f"attack '{printable(name)}': write the radius behind the @ as records do, as '4/255' or '0.05'"
         )
-    return found
+    return size

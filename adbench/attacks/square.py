@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from adbench.attacks import autoattack
@@ -51,8 +52,6 @@ def survivors(
     The package draws its random numbers for all images together, so they are attacked together whatever the batch
     size, and a verdict depends on which images these are. The caller's random stream goes on as if nothing was drawn.
     """
-    from pyautoattack.square import SquareAttack
-
     if len(x) == 0:
         return torch.zeros(0, dtype=torch.bool, device=y.device)
     # The package seeds torch's global generators.
@@ -60,5 +59,5 @@ def survivors(
     with autoattack.LOCK, attacking(network), torch.random.fork_rng(devices=devices):
         model = _InParts(autoattack.searching(network, "exact"), batch_size)
         attack = SquareAttack(model, norm="Linf", eps=float(eps), n_queries=queries, seed=seed, device=x.device)
-        found = attack.perturb(x.contiguous(), y)
-        return ~autoattack.falls(_InParts(network, batch_size), x, found, y, eps)
+        x_adv = attack.perturb(x.contiguous(), y)
+        return ~autoattack.falls(_InParts(network, batch_size), x, x_adv, y, eps)

@@ -63,7 +63,7 @@ def together(run: Attack, falls: Falls, x: Tensor, y: Tensor, logits: Tensor, cl
     """
     left = (logits.argmax(1) == y).nonzero().squeeze(1)
     ranked = logits.scatter(1, y[:, None], torch.inf).argsort(stable=True, dim=1, descending=True)
-    found, rank = x.clone(), 1
+    examples, rank = x.clone(), 1
     while rank <= classes and len(left):
         targets = ranked[left, rank : min(rank + max(1, most // len(left)), classes + 1)]
         several = targets.shape[1]
@@ -72,6 +72,6 @@ def together(run: Attack, falls: Falls, x: Tensor, y: Tensor, logits: Tensor, cl
         broken = falls(images, x_adv, labels).view(-1, several)
         first = torch.arange(len(left), device=x.device) * several + broken.int().argmax(1)
         ended = broken.any(1)
-        found[left[ended]] = x_adv[first[ended]]
+        examples[left[ended]] = x_adv[first[ended]]
         left, rank = left[~ended], rank + several
-    return found
+    return examples

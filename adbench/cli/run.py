@@ -88,7 +88,8 @@ def run(
     """Train and evaluate every cell of a matrix: dataset x teacher x student x method x seed.
 
     Finished cells are skipped, interrupted ones continue, a failing one does not stop the others; other runs may
-    work in the same results folder. Exit code 1 if a cell failed, 2 for bad input.
+    work in the same results folder. Exit code 1 if a cell failed, 2 for bad input. Sharing one training among devices
+    (torchrun) is experimental.
 
     \b
     Examples:
@@ -141,7 +142,7 @@ def _on_all_ranks(
         if mine.first:
             return _carry_out(console, experiment, place, where, timeout, dry_run)
         set_up_torch(place, where.share)
-        mine.follow(lambda cell: assist(cell, place))
+        mine.wait_for_lead(lambda cell: assist(cell, place))
     return 0
 
 

@@ -51,7 +51,7 @@ class Dataset:
     """A dataset ready for training: three disjoint splits on the CPU, and what comes with the data.
 
     name: as the user gave it.  threat: the field's threat model for this data.  pad, flip: training's
-    augmentation (see `batches.augment`).  fingerprint: SHA-256 over all images and labels, before any is held
+    augmentation (see `batches.draw_crops`).  fingerprint: SHA-256 over all images and labels, before any is held
     out or left away.  whole: training, held-out and test images where no share of them is asked for.
     """
 
@@ -122,11 +122,11 @@ def load(
     available = len(order) - 1
     held_out = _count(name, "held-out", val_images, default=arrays.val_images, available=available)
     rest = order[held_out:]
-    kept = _count(name, "training", train_images, default=len(rest), available=len(rest))
+    count = _count(name, "training", train_images, default=len(rest), available=len(rest))
     tested = _count(name, "test", test_images, default=len(parts.x_test), available=len(parts.x_test))
     return Dataset(
         name=name,
-        train=_split(parts.x_train[rest[:kept]], parts.y_train[rest[:kept]]),
+        train=_split(parts.x_train[rest[:count]], parts.y_train[rest[:count]]),
         val=_split(parts.x_train[order[:held_out]], parts.y_train[order[:held_out]]),
         test=_split(parts.x_test[:tested], parts.y_test[:tested]),
         classes=classes,
@@ -149,8 +149,8 @@ def _read(name: str, data_dir: Path) -> Arrays:
     return arrays
 
 
-def _count(name: str, which: str, asked: int | None, *, default: int, available: int) -> int:
-    count = default if asked is None else asked
+def _count(name: str, which: str, requested: int | None, *, default: int, available: int) -> int:
+    count = default if requested is None else requested
     if not 1 <= count <= available:
         raise UserError(f"{name}: {count} {which} images asked for; ask for 1 to {available}")
     return count

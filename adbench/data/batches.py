@@ -12,25 +12,19 @@ def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.to(dtype, memory_format=torch.contiguous_format).div_(255)
 
 
-def augment(images: Tensor, generator: torch.Generator, pad: int, flip: bool) -> Tensor:
-    """A random crop of each zero-padded image, mirrored left to right half of the time if `flip`.
-
-    images: uint8 (B, C, H, W) on any device.  pad: pixels added on every side, so offsets are 0..2 pad.
-    generator: on the CPU, whatever the images' device: the same seed then crops alike everywhere.
-    Returns a tensor of the same shape, type and device.
-    """
-    return cropped(images, draw_crops(len(images), generator, pad, flip).to(images.device), pad)
-
-
 def draw_crops(count: int, generator: torch.Generator, pad: int, flip: bool) -> Tensor:
-    """What `augment` does to each of `count` images: top and left offset, and whether it is mirrored, (3, count)."""
+    """Random crops of zero-padded images, and mirroring of half of them if `flip`: top, left, mirrored, (3, count).
+
+    pad: pixels added on every side, so offsets are 0..2 pad. generator: on the CPU, whatever the images' device: the
+    same seed then crops alike everywhere.
+    """
     offsets = torch.randint(2 * pad + 1, (2, count), generator=generator)
     mirrored = torch.randint(2 if flip else 1, (1, count), generator=generator)
     return torch.cat([offsets, mirrored])
 
 
 def cropped(images: Tensor, crops: Tensor, pad: int) -> Tensor:
-    """Images (B, C, H, W) after their crops (3, B) from `draw_crops`, on the same device."""
+    """Images uint8 (B, C, H, W) after their crops (3, B) from `draw_crops`, on the same device; shape and type stay."""
     _, channels, height, width = images.shape
     top, left, mirror = crops[:, :, None]  # (B, 1) each
     rows = top + torch.arange(height, device=images.device)

@@ -78,16 +78,16 @@ def _save(path: Path, parts: Parts) -> None:
 
 
 def _whole(contents: dict[str, bytes], sums: dict[str, str]) -> bool:
-    found = {file: hashlib.md5(content, usedforsecurity=False).hexdigest() for file, content in contents.items()}
-    return found == sums
+    digests = {file: hashlib.md5(content, usedforsecurity=False).hexdigest() for file, content in contents.items()}
+    return digests == sums
 
 
-def _members(tar: Path, base: str, wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """The wanted files of the archive, by the names that they should have; others are passed over."""
+def _members(tar: Path, base: str, names: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    """The archive's files of these names; others are passed over."""
     with tarfile.open(tar) as opened:
         for member in opened:
             file = member.name.removeprefix(f"{base}/")
-            if member.isfile() and file in wanted and (stream := opened.extractfile(member)):
+            if member.isfile() and file in names and (stream := opened.extractfile(member)):
                 yield file, stream.read()
 
 
@@ -108,7 +108,7 @@ def _joined(name: str, contents: dict[str, bytes], published: Any) -> Parts:
 
 def _unpickled(name: str, file: str, content: bytes) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = _Arrays(io.BytesIO(content), encoding="latin1").load()
+        batch: dict[str, Any] = _Arrays(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # what a hostile pickle makes of the reader is not bounded
         raise UserError(f"{name}: '{file}' was refused, it is no pickle of arrays alone ({error})") from error
-    return found
+    return batch

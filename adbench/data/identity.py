@@ -42,7 +42,7 @@ def image_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
     over.  Raises UserError where a part is missing, the two parts differ in their classes, or a link leads nowhere.
     Warns of what is not read: files of other kinds, images beside the class folders, a folder of held-out images.
     """
-    found: dict[str, dict[str, list[Path]]] = {}
+    parts: dict[str, dict[str, list[Path]]] = {}
     unread: list[Path] = []
     for part in PARTS:
         if not (folder / part).is_dir():
@@ -59,8 +59,8 @@ def image_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
                 unread += [] if files else [entry]
             else:
                 unread.append(entry)
-        found[part] = {name: classes[name] for name in _in_order(classes) if classes[name]}
-    train, test = (found[part].keys() for part in PARTS)
+        parts[part] = {name: classes[name] for name in _in_order(classes) if classes[name]}
+    train, test = (parts[part].keys() for part in PARTS)
     if train != test:
         odd = min(train ^ test)
         has, lacks = PARTS if odd in train else reversed(PARTS)
@@ -81,7 +81,7 @@ def image_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
                 f"image folder '{folder}': '{name}' is not used; images to choose the checkpoint by are held out of "
                 f"'train' (data.val_images says how many)"
             )
-    return found
+    return parts
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
@@ -105,7 +105,7 @@ def _below(folder: Path, around: frozenset[Path]) -> Iterator[Path]:
         if entry.is_dir():
             yield from _below(entry, around | {real})
         elif reason := no_file(entry):
-            said = "is a link that leads nowhere" if entry.is_symlink() else reason
-            raise UserError(f"image '{entry}' {said}; restore or remove it")
+            problem = "is a link that leads nowhere" if entry.is_symlink() else reason
+            raise UserError(f"image '{entry}' {problem}; restore or remove it")
         else:
             yield entry

@@ -65,9 +65,9 @@ def read_npz(path: Path) -> Parts:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in Parts._fields if key not in archive.files]
             if missing:
-                held = ", ".join(printable(key) for key in archive.files[:8])
+                names = ", ".join(printable(key) for key in archive.files[:8])
                 raise UserError(
-                    f"'{path}' lacks {', '.join(missing)}; it holds {held or 'nothing'}, "
+                    f"'{path}' lacks {', '.join(missing)}; it holds {names or 'nothing'}, "
                     f"needed are {', '.join(Parts._fields)}"
                 )
             if twice := [key for key in Parts._fields if archive.files.count(key) > 1]:
@@ -91,18 +91,18 @@ def read_folder(path: Path) -> tuple[Parts, tuple[str, ...]]:
     Grey if every image is (8 bits, one channel), else RGB; transparency is dropped.
     Raises UserError where an image cannot be read or is not of the first one's size.
     """
-    found = image_files(path)
-    files = {part: [f for group in classes.values() for f in group] for part, classes in found.items()}
+    folder = image_files(path)
+    files = {part: [f for group in classes.values() for f in group] for part, classes in folder.items()}
     if not files["train"]:
         raise UserError(f"image folder '{path}' has no images in train/<class>/ (.png, .jpg, .webp, ...)")
     images = _read_images(files["train"] + files["test"])
     labels = {
         part: np.repeat(np.arange(len(classes)), [len(group) for group in classes.values()])
-        for part, classes in found.items()
+        for part, classes in folder.items()
     }
     split = len(files["train"])
     parts = checked(f"'{path}'", images[:split], labels["train"], images[split:], labels["test"])
-    return parts, tuple(found["train"])
+    return parts, tuple(folder["train"])
 
 
 def _read_images(files: Iterable[Path]) -> NDArray[np.uint8]:

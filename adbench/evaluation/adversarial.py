@@ -45,8 +45,8 @@ def verdicts(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if logits.shape[1] > 2:
         gap = torch.maximum(true, other) - others.topk(2, dim=1).values[:, 1]
         open_to = torch.maximum(open_to, UNDECIDED * gap)
-    found = Verdict.of(logits, y)
-    return found.right, ((true - other).abs() <= open_to) & ~found.unfinite
+    verdict = Verdict.of(logits, y)
+    return verdict.right, ((true - other).abs() <= open_to) & ~verdict.unfinite
 
 
 def pack(images: Tensor, x_adv: Tensor, right: Tensor, eps: Fraction, judge: Verdicts) -> dict[str, NDArray[Any]]:
@@ -68,12 +68,12 @@ def pack(images: Tensor, x_adv: Tensor, right: Tensor, eps: Fraction, judge: Ver
         "exact_index": np.zeros(0, np.int64),
         "exact": np.zeros((0, *x_adv.shape[1:]), np.float32),
     }
-    found, unclear = judge(unpack(images, none, eps))
-    index = ((found.cpu() != right) | unclear.cpu()).nonzero().squeeze(1)
+    correct, unclear = judge(unpack(images, none, eps))
+    index = ((correct.cpu() != right) | unclear.cpu()).nonzero().squeeze(1)
     arrays = none | {"exact_index": index.numpy(), "exact": x_adv[index].numpy()}
     read = unpack(images, arrays, eps)
-    found, unclear = judge(read)
-    wrong = ((found.cpu() != right) & ~unclear.cpu()) | outside(images, read, eps)
+    correct, unclear = judge(read)
+    wrong = ((correct.cpu() != right) & ~unclear.cpu()) | outside(images, read, eps)
     if wrong.any():
         raise RuntimeError(f"the stored x' of image {int(wrong.nonzero()[0])} does not have its verdict")
     return arrays

@@ -20,8 +20,8 @@ from adbench.attacks.linf import NOT_FOLLOWED, Start
 from adbench.attacks.named import GradientAttack, gradient_attack
 from adbench.data import Dataset, Split, Threat
 from adbench.data.batches import to_float
-from adbench.models import Network, verdict
-from adbench.models.verdict import Verdict
+from adbench.models import Network
+from adbench.models.verdict import Verdict, predicted, summed
 from adbench.results.stats import wilson
 
 
@@ -96,14 +96,14 @@ class Evaluator:
         self.start, self.search, self.shard_size, self.keep = start, search, shard, keep
         begun = time.perf_counter()
         logits = self.logits(self.x)
-        self.predicted = verdict.predicted(logits, self.y)
-        found = Verdict.of(logits, self.y)
-        self.right = found.right
+        self.predicted = predicted(logits, self.y)
+        verdict = Verdict.of(logits, self.y)
+        self.right = verdict.right
         self.clean = Outcome(
             self.right.cpu(),
             {"name": "clean", "implementation": f"adbench {__version__}"},
             time.perf_counter() - begun,
-            found.flags(),
+            verdict.flags(),
         )
 
     def under(self, name: str, images: int | Tensor) -> Outcome:
@@ -125,20 +125,20 @@ class Evaluator:
         index = index.to(self.x.device)
         right = self.right[index]
         unfinite, tied, nowhere = (torch.zeros_like(right) for _ in range(3))
-        kept = self.x[index] if self.keep else None
+        examples = self.x[index] if self.keep else None
         for restart in range(attack.restarts):
             for part in torch.split(right.nonzero().squeeze(1), self.batch_size):
                 places = index[part]
                 stuck = torch.zeros_like(right[part])
                 x_adv = attack(source, self.x[places], self.y[places], places, self.seed, restart, stuck)
                 nowhere[part] |= stuck
-                found = self.verdict(x_adv, self.y[places])
-                right[part], unfinite[part], tied[part] = found.right, found.unfinite, found.tied
-                if kept is not None:
-                    kept[part] = x_adv
+                verdict = self.verdict(x_adv, self.y[places])
+                right[part], unfinite[part], tied[part] = verdict.right, verdict.unfinite, verdict.tied
+                if examples is not None:
+                    examples[part] = x_adv
         flags = Verdict(right, unfinite, tied).flags()
         flags += [f"{int(nowhere.sum())} images with {NOT_FOLLOWED}"] if nowhere.any() else []
-        return Outcome(right.cpu(), definition, time.perf_counter() - begun, flags, kept)
+        return Outcome(right.cpu(), definition, time.perf_counter() - begun, flags, examples)
 
     def shard(self, name: str, index: Tensor, search: str | None = None) -> Outcome:
         """The outcome under AutoAttack `name` on the test images at `index` (n,), one shard, by the search asked for.
@@ -149,21 +149,21 @@ class Evaluator:
         index, search = index.to(self.x.device), search or self.search
         right = self.right[index]
         attacked = index[right]
-        found = autoattack.attack(
+        result = autoattack.attack(
             self.network, self.x[attacked], self.y[attacked], self.threat.eps, seed=self.seed, name=name, search=search
         )
         survived, doubtful = torch.zeros_like(right), torch.zeros_like(right)
-        survived[right], doubtful[right] = ~found.broken, found.doubtful
-        kept = None
+        survived[right], doubtful[right] = ~result.broken, result.doubtful
+        examples = None
         if self.keep:
-            kept = self.x[index]
-            kept[right] = found.x_adv
+            examples = self.x[index]
+            examples[right] = result.x_adv
         return Outcome(
             survived.cpu(),
             self.autoattack(name),
             time.perf_counter() - begun,
-            found.flags,
-            x_adv=kept,
+            result.flags,
+            x_adv=examples,
             doubtful=doubtful.cpu(),
         )
 
@@ -254,19 +254,19 @@ def _by_shards(
         for index in torch.split(torch.arange(count), evaluator.shard_size)
     ]
     right = torch.cat([shard.right for shard in shards])
-    kept = torch.cat([shard.x_adv for shard in shards if shard.x_adv is not None]) if evaluator.keep else None
+    examples = torch.cat([shard.x_adv for shard in shards if shard.x_adv is not None]) if evaluator.keep else None
     doubtful = torch.cat([shard.doubtful for shard in shards if shard.doubtful is not None])
     several = max(1, evaluator.shard_size // autoattack.STARTS)
     again = torch.split(doubtful.nonzero().squeeze(1), several) if doubtful.any() else ()
     for number, index in enumerate(again, 1):
         shards.append(finished(f"{name}, doubtful images, part {number} of {len(again)}", index, "again"))
         right[index] = shards[-1].right
-        if kept is not None and shards[-1].x_adv is not None:
-            kept[index.to(kept.device)] = shards[-1].x_adv.to(kept.device)
+        if examples is not None and shards[-1].x_adv is not None:
+            examples[index.to(examples.device)] = shards[-1].x_adv.to(examples.device)
     return Outcome(
         right,
         shards[0].definition,
         sum(shard.seconds for shard in shards),
-        verdict.summed(flag for shard in shards for flag in shard.flags),
-        kept,
+        summed(flag for shard in shards for flag in shard.flags),
+        examples,
     )

@@ -102,9 +102,9 @@ class _Examination:
 
     def _right(self, name: str) -> Tensor:
         """Where the network stays right under attack `name`, on the examined images or all that it was run on."""
-        found = self.outcomes.get(name)
-        if found is not None and len(found.right) >= self.images:
-            return found.right
+        outcome = self.outcomes.get(name)
+        if outcome is not None and len(outcome.right) >= self.images:
+            return outcome.right
         if not self.evaluator.right[: self.images].any():
             return torch.zeros(self.images, dtype=torch.bool)
         return self.evaluator.under(name, self.images).right
@@ -179,9 +179,9 @@ class _Examination:
         outcomes = [outcome for name, outcome in self.outcomes.items() if name in VERSIONS]
         if not outcomes:
             return []
-        own = [(flag, found) for found in outcomes for flag in found.flags if not flag.startswith(COUNTED)]
-        flags = [flag for flag, found in own if telling(flag, self._shard(found))]
-        return [warned(flags, max(len(found.right) for found in outcomes))]
+        own = [(flag, outcome) for outcome in outcomes for flag in outcome.flags if not flag.startswith(COUNTED)]
+        flags = [flag for flag, outcome in own if telling(flag, self._shard(outcome))]
+        return [warned(flags, max(len(outcome.right) for outcome in outcomes))]
 
     def _shard(self, outcome: Outcome) -> int:
         """How many images AutoAttack attacked at a time: those of a shard that are right to begin with, on average."""

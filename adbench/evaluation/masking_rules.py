@@ -89,11 +89,11 @@ def telling(flag: str, attacked: int) -> bool:
 
 def warned(flags: Sequence[str], images: int) -> dict[str, Any]:
     """The entry on the warnings that AutoAttack raised and that are telling."""
-    told = list(dict.fromkeys(flags))
-    fatal = any(f"{kind} defense" in flag for flag in told for kind in ("randomized", "dynamic"))
-    says = f"AutoAttack warned: {'; '.join(told)}" if told else "AutoAttack raised no warning."
+    distinct = list(dict.fromkeys(flags))
+    fatal = any(f"{kind} defense" in flag for flag in distinct for kind in ("randomized", "dynamic"))
+    says = f"AutoAttack warned: {'; '.join(distinct)}" if distinct else "AutoAttack raised no warning."
     rule = "any warning is suspect, one of a randomised or dynamic defence fails"
-    return entry("autoattack-flags", len(told), (0, 0 if fatal else len(told)), images, says, rule, "count")
+    return entry("autoattack-flags", len(distinct), (0, 0 if fatal else len(distinct)), images, says, rule, "count")
 
 
 def entry(
@@ -132,10 +132,10 @@ def contradicted(test: dict[str, Any]) -> list[str]:
         limits = 0.0, 0.0 if fatal else figure
         wrong += [] if (figure > 0) == (" warned: " in test["says"]) else ["figure"]
     else:  # its limits depend on how many images just one of the two attacks breaks, which it says
-        told = re.search(r"alone breaks (\d+), .* alone (\d+)\.", test["says"])
-        if told is None or abs((int(told[1]) - int(told[2])) / images - figure) > 1e-9:
+        match = re.search(r"alone breaks (\d+), .* alone (\d+)\.", test["says"])
+        if match is None or abs((int(match[1]) - int(match[2])) / images - figure) > 1e-9:
             return ["figure"]
-        both = int(told[1]) + int(told[2])
+        both = int(match[1]) + int(match[2])
         limits = tuple(max(lead, (2 * most(both, 0.5) - both) / images) for lead in LEADS)
     stated = test["limit"], test["fail_limit"]
     wrong += ["limit"] if any(abs(a - b) > 1e-9 for a, b in zip(stated, limits, strict=True)) else []

@@ -61,7 +61,7 @@ def _digest(arrays: Mapping[str, Any], meta: dict[str, Any]) -> str:
 
 def load(folder: Path, weights: str) -> dict[str, Outcome]:
     """The outcomes that an interrupted evaluation of the same weights left behind, by name; damaged ones are not."""
-    found = {}
+    outcomes = {}
     for path in sorted(folder.glob(layout.PARTIAL.format("*"))):
         # Whatever a damaged zip makes numpy do, the attack is run again: no kind of error is left out.
         with suppress(Exception), np.load(io.BytesIO(files.content(path)), allow_pickle=False) as content:
@@ -77,8 +77,8 @@ def load(folder: Path, weights: str) -> dict[str, Outcome]:
                 **{key: torch.from_numpy(array) for key, array in arrays.items()},
             )
             if _whole(folder, outcome.stored):
-                found[meta["name"]] = outcome
-    return found
+                outcomes[meta["name"]] = outcome
+    return outcomes
 
 
 def write_table(path: Path, dataset: Dataset, predicted: Tensor, outcomes: dict[str, Outcome]) -> None:

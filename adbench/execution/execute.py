@@ -266,8 +266,10 @@ def _teachers(cell: Cell, place: Place, dataset: Dataset) -> dict[Need, Network]
 
 def _trainer(cell: Cell, place: Place, dataset: Dataset, teachers: dict[Need, Network]) -> trainer.Trainer:
     assert cell.method is not None
+    method = configured(cell.method, cell.hyper)
+    trainer.check_sharing(method, cell.train, place.ranks.size)
     return trainer.Trainer(
-        method=configured(cell.method, cell.hyper),
+        method=method,
         student=initial(cell, dataset),
         teachers=teachers,
         dataset=dataset,

@@ -57,8 +57,8 @@ def summed(flags: Iterable[str]) -> list[str]:
     counts: Counter[str] = Counter()
     others: dict[str, None] = {}
     for flag in flags:
-        if found := _FLAG.fullmatch(flag):
-            counts[found[2]] += int(found[1])
+        if match := _FLAG.fullmatch(flag):
+            counts[match[2]] += int(match[1])
         else:
             others[flag] = None
     return [*others, *(_flag(count, reason) for reason, count in counts.items())]

@@ -33,7 +33,7 @@ from adbench.models import Network
 from adbench.registry import METHODS
 from adbench.system import files
 from adbench.training.configured import configured
-from adbench.training.step import Ball, Need, Step
+from adbench.training.step import Ball, Need
 from adbench.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("golden.json")
@@ -206,14 +206,6 @@ class Toy(Network):
         return heads or self.classifier(pooled)
 
 
-class WatchedTrainer(Trainer):
-    """A trainer that remembers its last step and training examples."""
-
-    def _backward(self, step: Step, x_adv: Tensor, batch: int) -> Tensor:
-        self.step, self.x_adv = step, x_adv
-        return super()._backward(step, x_adv, batch)
-
-
 class Replay:
     """One entry of a file, through one method (or through none, for the losses that all share)."""
 
@@ -302,7 +294,7 @@ class Replay:
             with torch.no_grad(), self.names["step"].still() if trainer else nullcontext():
                 self._values(block)
 
-    def _trainer(self, first: dict[str, Any]) -> WatchedTrainer:
+    def _trainer(self, first: dict[str, Any]) -> Trainer:
         """A trainer of the entry's networks, whose method is set up with the reference's networks for its own."""
         if "logits" in self.entry:
             labels = torch.tensor(self._tables())
@@ -320,7 +312,7 @@ class Replay:
         settings = {key: self.recipe[key] for key in ("momentum", "weight_decay") if key in self.recipe}
         split, lr = Split(images, labels), first.get("lr", self.recipe.get("lr", 0.1))
         config = Train(epochs=self.epochs, batch_size=len(labels), lr=lr, decay=decay, precision="float32", **settings)
-        trainer = WatchedTrainer(
+        trainer = Trainer(
             method=self.method,
             student=self.networks["student"],
             teachers={need: self.networks[role] for need, role in ROLES.items() if need in self.method.needed()},
@@ -385,7 +377,7 @@ class Replay:
             draws.setdefault("choice", []).append(torch.tensor([choices.index(p[key]) for p in self.entry["policies"]]))
         return Recorded(draws)
 
-    def _iterate(self, trainer: WatchedTrainer, block: dict[str, Any], noise: Recorded) -> None:
+    def _iterate(self, trainer: Trainer, block: dict[str, Any], noise: Recorded) -> None:
         """One step: the examples and the loss there; the trainer's own where the file has what an update leaves."""
         batches = self.inputs.get("batches")
         index = torch.tensor(
@@ -395,10 +387,10 @@ class Replay:
         if "state_after" in block:
             for group in trainer.optimiser.param_groups:
                 group["lr"] = block.get("lr", group["lr"])
-            self.names["loss"] = trainer.iterate(index, crops, noise, {})
+            self.names["loss"], (part,) = trainer.train_step(index, crops, noise)
             momenta = {name: trainer.optimiser.state[p] for name, p in trainer.student.named_parameters()}
             self.names["momentum"] = {name: state["momentum_buffer"] for name, state in momenta.items()}
-            step, x_adv = trainer.step, trainer.x_adv
+            step, x_adv = part.step, part.x_adv
         else:
             step = trainer._step(index, crops, noise)
             examples = torch.ones_like if self.logits else lambda _: self.value(self.rule["x_adv"])

@@ -1,9 +1,9 @@
-"""One training on several devices: the processes that torchrun starts, each with a part of every batch.
+"""One training on several devices (experimental): the processes that torchrun starts, each with a part of every batch.
 
-All of them hold the same weights and take the same optimiser steps. Gradients are summed up over the ranks, and
-batch-norm in training mode uses the statistics of all ranks' images, so that a student does not depend on the number
-of devices but for rounding and noise (of attacks, of dropout), whose streams are each rank's own. Rank 0 leads: it
-plans, keeps the cell's folder, validates and evaluates; the others hear from it which training comes next.
+All ranks hold the same weights and take the same optimiser steps. Gradients are summed over the ranks, and batch-norm
+in training mode uses the statistics of all ranks' images. So a student does not depend on the number of devices, except
+for rounding and for noise (of attacks, of dropout), of which each rank has a stream of its own. Rank 0 is the lead: it
+plans, writes the cell's folder, validates and evaluates, and tells the others which training comes next.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from adbench.errors import UserError
 from adbench.models.precision import single
@@ -26,25 +27,25 @@ from adbench.models.precision import single
 PATIENCE = timedelta(minutes=10)
 """A rank that keeps the others waiting for so long in the middle of a batch has failed."""
 SILENCE = timedelta(days=365)
-"""The leader may be busy with something else, as an evaluation, for so long."""
+"""The lead may be busy with something else, as an evaluation, for so long."""
 ENDED = "adbench: another process of this training ended; the same command goes on from the last epoch"
 
 logger = logging.getLogger("adbench")
 
 
 class Ranks:
-    """A process among those that share a training. This class is one that is alone; there is nothing to share."""
+    """A process among those that share a training. This class is a single process, which shares with nobody."""
 
     rank, size = 0, 1
 
     @property
     def first(self) -> bool:
-        """Whether this process leads."""
+        """Whether this process is the lead."""
         return self.rank == 0
 
     @property
     def stream(self) -> tuple[int, ...]:
-        """What the names of random streams end in that each rank has for itself: nothing for the first."""
+        """What distinguishes this rank's own random streams in their names: nothing for the first rank."""
         return (self.rank,) if self.rank else ()
 
     def part(self, count: int) -> tuple[slice, int]:
@@ -63,45 +64,45 @@ class Ranks:
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks."""
 
-    def gathered(self, word: Any) -> list[Any]:
-        """What each rank says, by rank."""
-        return [word]
+    def gathered(self, value: Any) -> list[Any]:
+        """Each rank's value, by rank."""
+        return [value]
 
     def whole_batch(self) -> AbstractContextManager[None]:
-        """Within, every batch-norm in training mode uses the statistics of all ranks' images."""
+        """Context in which every batch-norm in training mode uses the statistics of all ranks' images."""
         return nullcontext()
 
     def together(self) -> AbstractContextManager[list[Any]]:
-        """What is within succeeds on every rank, or raises on every rank. All of them have to come here.
+        """Context whose body succeeds on every rank, or raises on every rank. All ranks have to enter it.
 
-        What a rank appends to the list, it holds afterwards of every rank.
+        Its list holds, afterwards, what the body appended to it on any rank.
         """
         return nullcontext([])
 
     def lead(self, work: Any) -> None:
-        """Tell the other ranks what comes next."""
+        """Announce the next work to the other ranks."""
 
-    def follow(self, do: Callable[[Any], None]) -> None:
-        """Do what the first rank says, until it leaves."""
+    def wait_for_lead(self, do: Callable[[Any], None]) -> None:
+        """Call `do` with each work that the lead announces, until it leaves."""
 
 
 class Parted(SystemExit):
-    """Ends this process because another of its training has ended: no failure of what was done here."""
+    """Ends this process because another one of its training ended; nothing failed here."""
 
 
 class Lost(Exception):
-    """Another rank has ended, or did not come to where this one waited for it."""
+    """Another rank ended, or did not take part in a collective in time."""
 
 
 class Torchrun(Ranks):
-    """One of several processes, which talk through torch.distributed: of tensors by their device, else by the CPU."""
+    """One of several processes. They exchange tensors through their devices, and objects through the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
-        words = dist.new_group(backend="gloo", timeout=SILENCE)
-        assert isinstance(words, dist.ProcessGroup)
-        self._words = words
+        objects = dist.new_group(backend="gloo", timeout=SILENCE)
+        assert isinstance(objects, dist.ProcessGroup)
+        self._objects = objects
         self._lost = False
 
     def mean(self, values: Tensor) -> Tensor:
@@ -111,94 +112,87 @@ class Torchrun(Ranks):
         return (sums[0] / sums[1]).to(values)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
-        if not (found := list(tensors)):
+        if not (parts := list(tensors)):
             return
-        flat = torch.cat([tensor.flatten() for tensor in found])
+        flat = torch.cat([tensor.flatten() for tensor in parts])
         _add_up(flat)
-        for tensor, total in zip(found, torch.split(flat, [tensor.numel() for tensor in found]), strict=True):
+        for tensor, total in zip(parts, torch.split(flat, [tensor.numel() for tensor in parts]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def gathered(self, word: Any) -> list[Any]:
-        words: list[Any] = [None] * self.size
-        _all(dist.all_gather_object, words, word, group=self._words)
-        return words
+    def gathered(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.size
+        _all(dist.all_gather_object, values, value, group=self._objects)
+        return values
 
-    @contextmanager
-    def whole_batch(self) -> Iterator[None]:
-        # Whichever network it is in: the student, a copy of it, one of the method's own. torch.nn.SyncBatchNorm would
-        # have to replace the modules of each, and knows no CPU.
-        F.batch_norm = _batch_norm  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            F.batch_norm = _alone
+    def whole_batch(self) -> AbstractContextManager[None]:
+        return _WholeBatch()
 
     @contextmanager
     def together(self) -> Iterator[list[Any]]:
-        mine: Exception | None = None
-        words: list[Any] = []
+        failure: Exception | None = None
+        values: list[Any] = []
         try:
-            yield words
+            yield values
         except Exception as error:
-            mine = error
+            failure = error
         try:
-            words[:] = self._agreed(mine, words)
+            values[:] = self._agreed(failure, values)
         finally:
-            del mine  # with its traceback it would keep this frame, and all that is on the device
+            del failure  # with its traceback it would keep this frame, and all that is on the device
 
-    def _agreed(self, mine: Exception | None, words: list[Any]) -> list[Any]:
-        """All ranks' words. Raises what this rank met, or else a UserError that says what another did."""
-        lost = isinstance(mine, Lost)
-        said = (str(mine) or type(mine).__name__) if mine and not lost else None
-        if said and not self.first and not isinstance(mine, UserError):
-            logger.error("rank %d", self.rank, exc_info=mine)
+    def _agreed(self, failure: Exception | None, values: list[Any]) -> list[Any]:
+        """All ranks' values. Raises this rank's failure, or else a UserError with another rank's."""
+        lost = isinstance(failure, Lost)
+        message = (str(failure) or type(failure).__name__) if failure and not lost else None
+        if message and not self.first and not isinstance(failure, UserError):
+            logger.error("rank %d", self.rank, exc_info=failure)
         try:
-            heard = self.gathered((said, lost, words))
+            every = self.gathered((message, lost, values))
         except Lost as gone:
-            if not said:
-                raise Parted(ENDED) from gone  # no failure of what was done here
-            logger.error("rank %d: %s", self.rank, said)  # nobody else can
-            raise mine from gone  # type: ignore[misc]
-        self._lost = any(lost for _, lost, _ in heard)
-        if said:
-            raise mine  # type: ignore[misc]
-        for rank, (theirs, _, _) in enumerate(heard):
-            if theirs:
-                raise UserError(f"rank {rank}: {theirs}")
+            if not message:
+                raise Parted(ENDED) from gone  # nothing failed here
+            logger.error("rank %d: %s", self.rank, message)  # nobody else can
+            raise failure from gone  # type: ignore[misc]
+        self._lost = any(lost for _, lost, _ in every)
+        if message:
+            raise failure  # type: ignore[misc]
+        for rank, (message, _, _) in enumerate(every):
+            if message:
+                raise UserError(f"rank {rank}: {message}")
         if lost:
-            raise Parted(ENDED) from mine
-        return [word for _, _, theirs in heard for word in theirs]
+            raise Parted(ENDED) from failure
+        return [value for _, _, values in every for value in values]
 
     def lead(self, work: Any) -> None:
         if self._lost:  # where one collective was given up, no other works
             raise Parted(ENDED)
-        self._heard(work)
+        self._broadcast(work)
 
-    def follow(self, do: Callable[[Any], None]) -> None:
-        while (said := self._heard(None)) is not None:
-            do(said)
+    def wait_for_lead(self, do: Callable[[Any], None]) -> None:
+        while (work := self._broadcast(None)) is not None:
+            do(work)
 
     def leave(self) -> None:
-        """The end of what the ranks have in common."""
+        """End the sharing."""
         if self.first:
-            self._heard(None)
+            self._broadcast(None)
         dist.destroy_process_group()
 
-    def _heard(self, work: Any) -> Any:
-        """What the first rank says, on all."""
-        said = [work]
+    def _broadcast(self, work: Any) -> Any:
+        """The first rank's work, on all ranks."""
+        values = [work]
         try:
-            _all(dist.broadcast_object_list, said, src=0, group=self._words)
+            _all(dist.broadcast_object_list, values, src=0, group=self._objects)
         except Lost as lost:
             raise Parted(ENDED) from lost
-        return said[0]
+        return values[0]
 
 
 ALONE = Ranks()
 
 
 def _all(collective: Callable[..., Any], *args: Any, **extra: Any) -> None:
-    """What every rank has to take part in. Raises Lost where one does not."""
+    """A collective, in which every rank has to take part. Raises Lost where one does not."""
     try:
         collective(*args, **extra)
     except RuntimeError as error:
@@ -210,17 +204,17 @@ def _add_up(values: Tensor) -> None:
 
 
 def world_size() -> int:
-    """How many processes torchrun started, this one included; 1 without torchrun."""
+    """The number of processes that torchrun started, this one included; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def local_size() -> int:
-    """How many of them are on this machine."""
+    """The number of these processes on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 else 1
 
 
 def local(device: str) -> str:
-    """This process's device: of several on a machine, each has a GPU of its own."""
+    """This process's device: of several processes on a machine, each has a GPU of its own."""
     if world_size() == 1 or device == "cpu":
         return device
     if device != "cuda":
@@ -232,7 +226,7 @@ def local(device: str) -> str:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """This process's ranks. When the first leaves, with an error or without, the others' `follow` ends."""
+    """This process's ranks. When the lead leaves, with an error or without, the others' `wait_for_lead` ends."""
     if world_size() == 1:
         yield ALONE
         return
@@ -263,7 +257,17 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-_alone = F.batch_norm
+class _WholeBatch(TorchFunctionMode):
+    """`_batch_norm` in place of torch's in this process, within the context.
+
+    It reaches every network: the student, a copy of it, one of the method's own. torch.nn.SyncBatchNorm would have to
+    replace the modules of each, and knows no CPU.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (_batch_norm if func is F.batch_norm else func)(*args, **kwargs or {})
 
 
 def _batch_norm(
@@ -278,7 +282,7 @@ def _batch_norm(
 ) -> Tensor:
     """torch.nn.functional.batch_norm of x (B, C, ...), with all ranks' images where it is training."""
     if not training:
-        return _alone(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     values = single(x)
     rest = [dim for dim in range(x.dim()) if dim != 1]
     column = [-1 if dim == 1 else 1 for dim in range(x.dim())]

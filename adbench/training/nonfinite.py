@@ -16,8 +16,8 @@ LOOK_EVERY = 20
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A part of a batch that went through the method: its step, its examples x' and their losses (B,)."""
+class BatchPart:
+    """A part of a batch after its backward pass: its step, its examples x' and their losses (B,)."""
 
     step: Step
     x_adv: Tensor
@@ -36,11 +36,11 @@ class Watch:
         self.every = every
         self.failed = torch.zeros((), device=device)
         self._place = torch.full((), -1, dtype=torch.int64, device=device)  # of the first failure, in `_since`
-        self._since: list[list[Taken]] = []
+        self._since: list[list[BatchPart]] = []
         if every > 1:
             optimiser.found_inf = self.failed  # type: ignore[attr-defined]
 
-    def note(self, parts: list[Taken], total: Tensor) -> None:
+    def note(self, parts: list[BatchPart], total: Tensor) -> None:
         """One iteration: its parts, and a number that is finite if loss and gradients are."""
         bad = ~torch.isfinite(total)
         first = bad & (self.failed == 0)
@@ -48,7 +48,7 @@ class Watch:
         self.failed.copy_(torch.maximum(self.failed, bad.to(self.failed)))
         self._since.append(parts)
 
-    def failure(self, *, now: bool = False) -> list[Taken] | None:
+    def failure(self, *, now: bool = False) -> list[BatchPart] | None:
         """The parts of the first batch that failed, or None. The device is asked if it is time to, or `now`."""
         if not (now or len(self._since) >= self.every):
             return None
@@ -57,8 +57,8 @@ class Watch:
         return failed
 
 
-def told(parts: list[Taken], student: nn.Module) -> tuple[str, dict[str, float]]:
-    """What is not finite in a batch, in words, and the terms of its loss. The gradients are the student's."""
+def diagnosis(parts: list[BatchPart], student: nn.Module) -> tuple[str, dict[str, float]]:
+    """A sentence on what is not finite in a batch or in the student's gradients, and the terms of its loss."""
     parameters = dict(student.named_parameters())
     terms = {
         name: math.fsum(float(values[-1]) for values in (p.step.logged.get(name) for p in parts) if values) / len(parts)
@@ -72,11 +72,11 @@ def told(parts: list[Taken], student: nn.Module) -> tuple[str, dict[str, float]]
         "losses": [f"{_not_finite(loss)} of {len(loss)} examples"] if _not_finite(loss) else [],
         "gradients": [n for n, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()],
     }
-    return "; ".join(f"{what}: {_first(found)}" for what, found in wrong.items() if found), terms
+    return "; ".join(f"{what}: {_first(names)}" for what, names in wrong.items() if names), terms
 
 
-def saved(parts: list[Taken]) -> dict[str, Any]:
-    """The batch, as it is kept for whoever looks for the cause."""
+def contents(parts: list[BatchPart]) -> dict[str, Any]:
+    """The batch, for a file in which the cause can be looked for."""
     return {
         "x": torch.cat([p.step.x for p in parts]),
         "y": torch.cat([p.step.y for p in parts]),

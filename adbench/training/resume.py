@@ -1,4 +1,4 @@
-"""The state of a training that is under way: files that prove themselves, the last two of them.
+"""The state of an unfinished training: the last two states, in files with a checksum.
 
 Each file begins with the SHA-256 of the rest. One that was cut short, or of which a bit flipped, is passed over for the
 one before it, and the training repeats what lay between; it ends in the same bits.
@@ -37,7 +37,7 @@ class Store:
     def save(self, state: dict[str, Any], epoch: int, batch: int = 0) -> None:
         """Keep `state`, of `epoch` finished epochs and `batch` batches of the next, beside the one before.
 
-        Raises UserError where it cannot be written; what was kept stays.
+        Raises UserError where it cannot be written; the state before stays.
         """
         turn = (self._last + 1) % len(layout.STATES)
         _write(self.folder / layout.STATES[turn], f"{epoch} {batch}\n".encode(), checkpoint.serialised(state))
@@ -46,7 +46,7 @@ class Store:
     def load(self, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
         """The furthest whole state, None where there is none, and a sentence on each damaged file."""
         whole: list[tuple[tuple[int, int], int, bytes]] = []
-        wrong: list[str] = []
+        damaged: list[str] = []
         for turn, name in enumerate(layout.STATES):
             path = self.folder / name
             try:
@@ -54,21 +54,21 @@ class Store:
                     done, content = _read(path)
                     whole.append((done, turn, content))
             except (Damaged, OSError) as error:
-                wrong.append(f"'{path}' is damaged ({error})")
+                damaged.append(f"'{path}' is damaged ({error})")
         if not whole:
-            return None, [f"{said}; the training starts over" for said in wrong]
+            return None, [f"{reason}; the training starts over" for reason in damaged]
         (epoch, batch), self._last, content = max(whole)
         where = f"epoch {epoch}" + (f" and {batch} batches" if batch else "")
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        return state, [f"{said}; the training goes on from the state after {where}" for said in wrong]
+        return state, [f"{reason}; the training goes on from the state after {where}" for reason in damaged]
 
     def clear(self) -> None:
-        """Remove the states of a training that is finished."""
+        """Remove the states of a finished training."""
         clear(self.folder)
 
 
 def clear(folder: Path) -> None:
-    """Remove what states there are in a training's folder."""
+    """Remove the states in a training's folder."""
     for name in layout.STATES:
         (folder / name).unlink(missing_ok=True)
 
@@ -84,29 +84,29 @@ class Epoch:
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def begun(cls, seed: int, epoch: int, device: torch.device, stream: tuple[int, ...] = ()) -> Epoch:
-        """At its first batch. Its randomness depends on the seed, the epoch and the rank (`Ranks.stream`) alone."""
+    def started(cls, seed: int, epoch: int, device: torch.device, stream: tuple[int, ...] = ()) -> Epoch:
+        """An epoch at its first batch. Its randomness depends on seed, epoch and rank (`Ranks.stream`) alone."""
         # For layers with randomness of their own (dropout).
         torch.manual_seed(derive(seed, "layers", epoch, *stream))
         return cls(generator(seed, "attack", epoch, *stream, device=device))
 
     @classmethod
     def restored(
-        cls, kept: dict[str, Any], seed: int, epoch: int, device: torch.device, stream: tuple[int, ...] = ()
+        cls, state: dict[str, Any], seed: int, epoch: int, device: torch.device, stream: tuple[int, ...] = ()
     ) -> Epoch:
-        """Where `state` was taken, by a process that was alone: the streams in it are the first rank's."""
-        found = cls.begun(seed, epoch, device, stream)
+        """An epoch at the batch of `state`, which a single process wrote: its streams are the first rank's."""
+        now = cls.started(seed, epoch, device, stream)
         if not stream:
-            found.noise.set_state(kept["noise"].cpu())
-            torch.set_rng_state(kept["layers"].cpu())
+            now.noise.set_state(state["noise"].cpu())
+            torch.set_rng_state(state["layers"].cpu())
             if device.type == "cuda":
-                torch.cuda.set_rng_state(kept["device_layers"].cpu(), device)
-        found.batch, found.seconds = kept["batch"], kept["seconds"]
-        found.losses, found.logged = kept["losses"], kept["logged"]
-        return found
+                torch.cuda.set_rng_state(state["device_layers"].cpu(), device)
+        now.batch, now.seconds = state["batch"], state["seconds"]
+        now.losses, now.logged = state["losses"], state["logged"]
+        return now
 
     def state(self, device: torch.device) -> dict[str, Any]:
-        """All that the rest of the epoch needs."""
+        """The state that the rest of the epoch needs."""
         return {
             "noise": self.noise.get_state(),
             "layers": torch.get_rng_state(),

@@ -1,10 +1,10 @@
-"""One network's training: batches, attack, loss, update; checkpoints, log and resumption.
+"""The training loop: `Trainer.train_step` is the life of a batch; around it epochs, validation, log and resumption.
 
-The loop does not know which method it trains. A run killed at any moment goes on from its last completed epoch,
-and on a CPU with the same number of threads it ends in the same bits as an uninterrupted one: everything random
-is a function of (seed, name, epoch), and everything else is in the state that each epoch leaves behind. One that is
-asked to end (SIGTERM) leaves a state in the middle of its epoch, with how far its streams are; several processes that
-share a training (`adbench.training.distributed`) go on from their last whole epoch.
+The loop does not know which method it trains. A killed training is resumed from its last completed epoch, and on a CPU
+with the same number of threads it ends in the same bits as an uninterrupted one: everything random is a function of
+(seed, name, epoch), and everything else is in the state that is written after each epoch. A training that is asked to
+end (SIGTERM) writes a state in the middle of its epoch, with the position of its random streams. Several processes that
+share a training (`adbench.training.distributed`) are resumed from their last whole epoch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from adbench.system import files, machine, signals
 from adbench.training import resume
 from adbench.training.distributed import ALONE, Ranks
 from adbench.training.method import Method, form_error
-from adbench.training.nonfinite import LOOK_EVERY, Taken, Watch, saved, told
+from adbench.training.nonfinite import LOOK_EVERY, BatchPart, Watch, contents, diagnosis
 from adbench.training.step import Ball, Need, Net, Step, Teacher
 from adbench.weights import checkpoint
 from adbench.weights.file_reader import state_sha256
@@ -46,6 +46,20 @@ logger = logging.getLogger("adbench")
 
 OnEpoch = Callable[[dict[str, Any]], None]
 OnBatch = Callable[[int, int, int], None]
+
+
+def check_sharing(method: Method, config: Train, devices: int) -> None:
+    """Raise UserError where several devices cannot share the training of a method."""
+    if devices > 1 and not method.shareable:
+        raise UserError(
+            f"method '{method.label}' needs its batches whole, so that devices cannot share them; start adbench "
+            "without torchrun"
+        )
+    if devices > (least := min(config.batch_size, config.micro_batch or config.batch_size)):
+        raise UserError(
+            f"{devices} devices cannot share {least} images; have torchrun start fewer, or raise "
+            f"train.{'micro_batch' if config.micro_batch else 'batch_size'}"
+        )
 
 
 class Trainer:
@@ -67,17 +81,7 @@ class Trainer:
         ranks: Ranks = ALONE,
         identity: str = "",
     ) -> None:
-        """identity: of what is trained; a state that another training left in the folder is not gone on from."""
-        if ranks.size > 1 and not method.shareable:
-            raise UserError(
-                f"method '{method.label}' needs its batches whole, so that devices cannot share them; start adbench "
-                "without torchrun"
-            )
-        if ranks.size > (least := min(config.batch_size, config.micro_batch or config.batch_size)):
-            raise UserError(
-                f"{ranks.size} devices cannot share {least} images; have torchrun start fewer, or raise "
-                f"train.{'micro_batch' if config.micro_batch else 'batch_size'}"
-            )
+        """identity: of what is trained; a state of another training in the folder is refused."""
         self.ranks = ranks
         self.method = method
         self.student = student.to(device)
@@ -103,8 +107,8 @@ class Trainer:
         self.micro_batch = config.micro_batch
         self.epoch = 0
         self.iteration = 0
-        self.seconds = 0.0  # in all, and without the validation
-        self.trained = 0.0
+        self.seconds = 0.0
+        self.trained = 0.0  # seconds without the validation
         self.peak = 0
         self.best: tuple[float, float, int] = (-1.0, 0.0, 0)  # score, robust accuracy, epoch
         self.best_weights: dict[str, Tensor] = {}
@@ -115,9 +119,10 @@ class Trainer:
     def run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None = None) -> Summary:
         """Train to the end, from the beginning or from where an earlier run was killed.
 
-        on_epoch gets each epoch's log entry; on_batch (epoch, batch, batches); on_note what became of a damaged state.
-        Returns the summary, which is on disk too. Raises UserError for a loss or gradient that is not finite, naming
-        where, and saves the batch; Stopped where the process was asked to end, with the state on disk.
+        on_epoch: called with each epoch's log entry. on_batch: with epoch, batch and number of batches. on_note: with a
+        sentence on each damaged state. Returns the summary, which is on disk too. Raises UserError for a loss or
+        gradient that is not finite, names it, and saves the batch; Stopped where the process was asked to end, with the
+        state on disk.
         """
         with signals.deferred():
             return self._run(on_epoch, on_batch, on_note)
@@ -126,10 +131,10 @@ class Trainer:
         reset_peak_memory(self.device)
         with self.ranks.together() as states:
             self.prepare()
-            for said in self._resume():
-                self.notes.append(said)
+            for note in self._resume():
+                self.notes.append(note)
                 if on_note:
-                    on_note(said)
+                    on_note(note)
             self._run_in(self.precision)
             states.append((self.epoch, self.iteration))
         if len(set(states)) > 1:
@@ -145,7 +150,7 @@ class Trainer:
             return self._finish()
 
     def _finish(self) -> Summary:
-        """Leave the weights and what there is to say of them, and remove the states; returns that."""
+        """Write weights and summary, and remove the states; returns the summary."""
         summary = Summary(
             epochs=self.epoch,
             best_epoch=self.best[2],
@@ -171,7 +176,7 @@ class Trainer:
         return summary
 
     def _epoch(self, on_batch: OnBatch) -> dict[str, Any]:
-        now = self.under_way or resume.Epoch.begun(self.seed, self.epoch, self.device, self.ranks.stream)
+        now = self.under_way or resume.Epoch.started(self.seed, self.epoch, self.device, self.ranks.stream)
         self.under_way = None
         begun = time.perf_counter() - now.seconds
         with self.ranks.whole_batch():
@@ -204,7 +209,7 @@ class Trainer:
         }
 
     def _batches(self, now: resume.Epoch, begun: float, on_batch: OnBatch) -> None:
-        """What is left of an epoch that began at `begun`."""
+        """Train on the remaining batches of an epoch that began at `begun`."""
         parts = self.batches()
         for index, crops in parts[now.batch :]:
             self.iteration += 1
@@ -215,24 +220,24 @@ class Trainer:
                 if self.ranks.size == 1:  # of several, others may be at another batch
                     self._stop_if_failed(now=True)
                     now.seconds = time.perf_counter() - begun
-                    self._keep(now)
+                    self._write_state(now)
                 signals.stop_if_requested()
         self._stop_if_failed(now=True)
 
     def _means(self, logged: dict[str, list[Tensor]]) -> dict[str, float]:
-        """An epoch's mean of each number that the method noted, on whichever rank."""
-        mine = {name: (torch.stack(values).sum().item(), len(values)) for name, values in logged.items()}
-        all_ranks = self.ranks.gathered(mine)
-        names = dict.fromkeys(name for found in all_ranks for name in found)
-        pairs = {name: [found[name] for found in all_ranks if name in found] for name in names}
-        return {name: math.fsum(s for s, _ in found) / sum(n for _, n in found) for name, found in pairs.items()}
+        """An epoch's mean of each number that the method logged, over all ranks."""
+        sums = {name: (torch.stack(values).sum().item(), len(values)) for name, values in logged.items()}
+        every = self.ranks.gathered(sums)
+        names = dict.fromkeys(name for sums in every for name in sums)
+        pairs = {name: [sums[name] for sums in every if name in sums] for name in names}
+        return {name: math.fsum(s for s, _ in pair) / sum(n for _, n in pair) for name, pair in pairs.items()}
 
     def _finite(self, means: dict[str, float]) -> dict[str, float | None]:
-        """The numbers as JSON can hold them: none for one that is not finite, which the summary's notes tell."""
+        """The numbers for JSON: None for one that is not finite, with a note for the summary."""
         for name, value in means.items():
-            said = f"'{name}', which the method logs, is not finite in some epochs: null in {layout.LOG}"
-            if not math.isfinite(value) and said not in self.notes:
-                self.notes.append(said)
+            note = f"'{name}', which the method logs, is not finite in some epochs: null in {layout.LOG}"
+            if not math.isfinite(value) and note not in self.notes:
+                self.notes.append(note)
         return {name: value if math.isfinite(value) else None for name, value in means.items()}
 
     @property
@@ -250,11 +255,69 @@ class Trainer:
         index = torch.cat(indices).to(self.device)
         return list(zip(torch.split(index, sizes), torch.split(crops.to(self.device), sizes, dim=1), strict=True))
 
+    def iterate(self, index: Tensor, crops: Tensor, noise: torch.Generator, logged: dict[str, list[Tensor]]) -> Tensor:
+        """`train_step`, taken again in smaller micro-batches where memory runs out; returns the batch's mean loss.
+
+        logged: what the method logs is added to it.
+        """
+        before = noise.get_state()
+        while True:
+            try:
+                loss, parts = self.train_step(index, crops, noise)
+                break
+            except torch.OutOfMemoryError:
+                pass  # all that the failed pass held is free only outside this block
+            # The batch is taken again with the same noise. Batch-norm statistics may have moved once more.
+            self._halve(len(index))
+            noise.set_state(before)
+        for part in parts:
+            # So that the mean over the ranks is the batch's, also where their parts differ by an image.
+            weight = self.ranks.size * part.step.share
+            for name, values in part.step.logged.items():
+                logged.setdefault(name, []).extend(weight * value for value in values)
+        return loss
+
+    def train_step(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> tuple[Tensor, list[BatchPart]]:
+        """The life of a batch: attack, loss, backward pass, update. Returns its mean loss and its parts.
+
+        index: (B,) training images; crops: (3, B) theirs; noise: the stream of the attack.
+        """
+        self.student.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        parts = []
+        for step, images in self._steps(index, crops, noise):
+            x_adv = self.method.attack(step)
+            loss = self.method.loss(step, x_adv)
+            if error := form_error(loss, step.y):
+                raise UserError(f"method '{self.method.label}': {error}")
+            (loss.sum() / images).backward()  # type: ignore[no-untyped-call]
+            parts.append(BatchPart(step, x_adv, loss.detach()))
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.ranks.add_up(gradients)
+        mean = self.ranks.mean(torch.cat([part.loss for part in parts]))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.watch.note(parts, mean + norm)
+        self._stop_if_failed()
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+        self.optimiser.step()
+        return mean, parts
+
+    def _steps(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> Iterator[tuple[Step, int]]:
+        """This rank's part of each micro-batch, and the number of images that its summed loss is divided by."""
+        count = math.ceil(len(index) / (self.micro_batch or len(index)))
+        for part, crop in zip(index.tensor_split(count), crops.tensor_split(count, dim=1), strict=True):
+            own, together = self.ranks.part(len(part))
+            step = self._step(part[own], crop[:, own], noise, share=(own.stop - own.start) / together)
+            # Where every rank has the whole micro-batch, each of its images counts as often as there are ranks.
+            yield step, len(index) * together // len(part)
+
     def _step(self, index: Tensor, crops: Tensor, noise: torch.Generator, share: float = 1.0) -> Step:
         for teacher in self.teachers.values():
             teacher.forget()
         return Step(
-            x=to_float(cropped(self.images[index], crops, self.pad), self.student.classifier.weight.dtype),
+            x=to_float(cropped(self.images[index], crops, self.pad), self.net.weight.dtype),
             y=self.labels[index],
             student=self.net,
             epoch=self.epoch,
@@ -268,30 +331,8 @@ class Trainer:
             share=share,
         )
 
-    def iterate(self, index: Tensor, crops: Tensor, noise: torch.Generator, logged: dict[str, list[Tensor]]) -> Tensor:
-        """One optimiser step on one batch, in micro-batches that fit the memory; returns the batch's mean loss."""
-        begun = noise.get_state()
-        while (parts := self._tried(index, crops, noise)) is None:
-            # The batch is taken again with the same noise. Batch-norm statistics may have moved once more.
-            self._halve(len(index))
-            noise.set_state(begun)
-        loss = self._update(parts)
-        for part in parts:
-            # So that the mean over the ranks is the batch's, also where their parts differ by an image.
-            weight = self.ranks.size * part.step.share
-            for name, values in part.step.logged.items():
-                logged.setdefault(name, []).extend(weight * value for value in values)
-        return loss
-
-    def _tried(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> list[Taken] | None:
-        """`_gradients`, or None where the memory is too small: all that the failed pass held is free by then."""
-        try:
-            return self._gradients(index, crops, noise)
-        except torch.OutOfMemoryError:
-            return None
-
     def _halve(self, batch: int) -> None:
-        """Smaller micro-batches from now on. Raises UserError where there are none."""
+        """Halve the micro-batches from now on. Raises UserError where that is impossible."""
         if self.ranks.size > 1:  # the others may be waiting in the middle of a pass by now
             remedy = "set train.micro_batch, or " if self.method.divisible else ""
             raise UserError(
@@ -311,41 +352,6 @@ class Trainer:
         torch.cuda.empty_cache()
         logger.warning("out of memory: micro-batches of %d from epoch %d on", size, self.epoch + 1)
 
-    def _gradients(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> list[Taken]:
-        """The gradient of the batch's mean loss, summed up over micro-batches and ranks; returns this rank's part."""
-        self.student.train()
-        self.optimiser.zero_grad(set_to_none=True)
-        count = math.ceil(len(index) / (self.micro_batch or len(index)))
-        taken = []
-        for part, crop in zip(index.tensor_split(count), crops.tensor_split(count, dim=1), strict=True):
-            own, together = self.ranks.part(len(part))
-            step = self._step(part[own], crop[:, own], noise, share=(own.stop - own.start) / together)
-            x_adv = self.method.attack(step)
-            # Where every rank has the whole part, each of its images counts as often as there are ranks.
-            taken.append(Taken(step, x_adv, self._backward(step, x_adv, len(index) * together // len(part))))
-        self.ranks.add_up(p.grad for p in self.student.parameters() if p.grad is not None)
-        return taken
-
-    def _backward(self, step: Step, x_adv: Tensor, batch: int) -> Tensor:
-        """Add a part's share of the gradient of the mean over `batch` images; returns its losses, (B,)."""
-        loss = self.method.loss(step, x_adv)
-        if said := form_error(loss, step.y):
-            raise UserError(f"method '{self.method.label}': {said}")
-        (loss.sum() / batch).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    def _update(self, parts: list[Taken]) -> Tensor:
-        """The optimiser's step; returns the batch's mean loss."""
-        mean = self.ranks.mean(torch.cat([part.loss for part in parts]))
-        parameters = [p for p in self.student.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.watch.note(parts, mean + norm)
-        self._stop_if_failed()
-        if self.config.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
-        self.optimiser.step()
-        return mean
-
     def _stop_if_failed(self, *, now: bool = False) -> None:
         """Raise UserError for a loss or gradient that is not finite, with the batch and all that met it saved."""
         parts = self.watch.failure(now=now)
@@ -353,10 +359,11 @@ class Trainer:
             return
         if self.watch.every > 1:  # later batches have been through since; the weights are still those it met
             self.optimiser.zero_grad(set_to_none=True)
+            images = sum(len(part.loss) for part in parts)
             for part in parts:
-                self._backward(part.step, part.x_adv, sum(len(p.loss) for p in parts))
-        wrong, terms = told(parts, self.student)
-        met = saved(parts) | {
+                (self.method.loss(part.step, part.x_adv).sum() / images).backward()  # type: ignore[no-untyped-call]
+        wrong, terms = diagnosis(parts, self.student)
+        content = contents(parts) | {
             "terms": terms,
             "epoch": self.epoch,
             "student": self.student.state_dict(),
@@ -365,13 +372,13 @@ class Trainer:
         }
         path = self.folder / layout.FAILURE.format("".join(f"-{rank}" for rank in self.ranks.stream))
         self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, checkpoint.serialised(met))
-        everywhere = self.ranks.gathered((met["loss"].mean().item(), wrong, str(path)))
-        loss, wrong, path = min(everywhere, key=lambda found: (math.isfinite(found[0]), not found[1]))
+        files.write_bytes(path, checkpoint.serialised(content))
+        every = self.ranks.gathered((content["loss"].mean().item(), wrong, str(path)))
+        loss, wrong, path = min(every, key=lambda failure: (math.isfinite(failure[0]), not failure[1]))
         raise UserError(
             f"method '{self.method.label}': the loss is {loss:.3g} in epoch {self.epoch + 1}, "
-            f"iteration {met['iteration']}; not finite: {wrong or 'gradient norm'}. Batch, network and states are in "
-            f"'{path}'. Try a smaller train.lr or set train.grad_clip"
+            f"iteration {content['iteration']}; not finite: {wrong or 'gradient norm'}. Batch, network and states are "
+            f"in '{path}'. Try a smaller train.lr or set train.grad_clip"
         )
 
     def _run_in(self, precision: Precision) -> None:
@@ -386,7 +393,7 @@ class Trainer:
         return held_out(self.net, self.val, self.validation, self.config.batch_size, self.seed)
 
     def prepare(self) -> None:
-        """Set the method up, and all networks for their precision."""
+        """Set up the method, and all networks in their precision."""
         self._run_in(self.precision)
         torch.manual_seed(derive(self.seed, "method"))
         unused = generator(self.seed, "setup", device=self.device)
@@ -395,7 +402,7 @@ class Trainer:
         self.method.setup(self._step(torch.arange(count, device=self.device), crops, unused))
 
     def _save(self, entry: dict[str, Any]) -> None:
-        """Make one more epoch count. The log is cut to the state on resumption, so the state is written last."""
+        """Write log and state after an epoch. The log is cut to the state on resumption, so the state comes last."""
         if not self.ranks.first:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -405,11 +412,11 @@ class Trainer:
             self.best_weights = _copy(self.student.state_dict())
         lines = [*_log_lines(self.folder / layout.LOG)[: self.epoch - 1], json.dumps(entry, allow_nan=False)]
         files.write_text(self.folder / layout.LOG, "\n".join(lines) + "\n")
-        self._keep(None)
+        self._write_state(None)
 
-    def _keep(self, now: resume.Epoch | None) -> None:
+    def _write_state(self, now: resume.Epoch | None) -> None:
         """Write the state, after an epoch or in the middle of one."""
-        kept = {
+        state = {
             "identity": self.identity,
             "epoch": self.epoch,
             "iteration": self.iteration,
@@ -428,38 +435,38 @@ class Trainer:
             "method": self.method.state_dict(),
             "under_way": now and now.state(self.device),
         }
-        self.store.save(kept, self.epoch, now.batch if now else 0)
+        self.store.save(state, self.epoch, now.batch if now else 0)
 
     def _resume(self) -> list[str]:
-        """Go on from the state on disk, if there is one; returns what is to be said of damaged ones."""
+        """Restore the state on disk, if there is one; returns a sentence on each damaged one."""
         try:
-            kept, said = self.store.load(self.device)
-            if kept is None:
-                return said
-            if kept.get("identity", self.identity) != self.identity:
+            state, notes = self.store.load(self.device)
+            if state is None:
+                return notes
+            if state.get("identity", self.identity) != self.identity:
                 raise ValueError("it is another training's")
-            self.student.load_state_dict(kept["student"])
-            self.optimiser.load_state_dict(kept["optimiser"])
-            self.method.load_state_dict(kept["method"])
-            self.epoch, self.iteration = kept["epoch"], kept["iteration"]
-            self.peak, self.notes, self.trained = kept["peak"], kept["notes"], kept["trained"]
-            self.seconds, self.best = kept["seconds"], (kept["best"][0], kept["best"][1], kept["best"][2])
-            self.best_weights = _copy(kept["best_weights"] or kept["student"])
-            if kept["under_way"]:
+            self.student.load_state_dict(state["student"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.method.load_state_dict(state["method"])
+            self.epoch, self.iteration = state["epoch"], state["iteration"]
+            self.peak, self.notes, self.trained = state["peak"], state["notes"], state["trained"]
+            self.seconds, self.best = state["seconds"], (state["best"][0], state["best"][1], state["best"][2])
+            self.best_weights = _copy(state["best_weights"] or state["student"])
+            if state["under_way"]:
                 self.under_way = resume.Epoch.restored(
-                    kept["under_way"], self.seed, self.epoch, self.device, self.ranks.stream
+                    state["under_way"], self.seed, self.epoch, self.device, self.ranks.stream
                 )
-            if (before := kept.get("devices", 1)) != self.ranks.size:
+            if (before := state.get("devices", 1)) != self.ranks.size:
                 self.notes.append(f"devices: {before} up to epoch {self.epoch}, then {self.ranks.size}")
             # A training goes on in the precision it began in, on whatever device.
-            self.precision = Precision(kept["engine"]["precision"], kept["engine"]["lean"])
-            self.micro_batch = kept["micro_batch"]
+            self.precision = Precision(state["engine"]["precision"], state["engine"]["lean"])
+            self.micro_batch = state["micro_batch"]
         except Exception as error:
             raise UserError(
                 f"the state in '{self.folder}' cannot be resumed ({type(error).__name__}: {error}); delete "
                 f"{' and '.join(layout.STATES)} there to start the cell over"
             ) from error
-        return said
+        return notes
 
 
 def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> tuple[float, float]:
@@ -468,7 +475,7 @@ def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> tu
     noise = generator(seed, "validation", device=val.images.device)
     with net.still():
         for images, labels in _parts(val, batch_size):
-            x = to_float(images, net.module.classifier.weight.dtype)
+            x = to_float(images, net.weight.dtype)
             x_adv = ascend(
                 x,
                 lambda z, labels=labels: cross_entropy(net(z), labels),  # type: ignore[misc]
