@@ -485,7 +485,7 @@ def _graphs(job: Job, method: str, student: str) -> None:
 def graphed(bench: step.Bench, method: str) -> Callable[[], None]:
     """A whole step of the trainer, captured and played again; on the same images."""
     trainer = bench.trainer(method, "bfloat16")
-    trainer.prepare()
+    trainer.set_up()
     trainer.watch.every = sys.maxsize  # the host must not ask the device while it captures
     noise = torch.Generator(device=bench.device).manual_seed(0)
     ((index, crops),) = trainer.batches()
@@ -826,7 +826,7 @@ def _out_of_memory(job: Job) -> None:
         needed = torch.cuda.max_memory_allocated(place)
         del work
     trainer = bench.trainer("pgd-at", "auto")
-    trainer.prepare()
+    trainer.set_up()
     if job.on_gpu:
         held = max(held, _held(place))
         allowed = held + 0.6 * (needed - held)

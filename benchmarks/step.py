@@ -126,7 +126,7 @@ class Bench:
         """A step of the trainer; not one in which LAS-AT's policy learns, as in `plain`."""
         torch.backends.cudnn.allow_tf32 = False  # as in a run
         trainer = self.trainer(method, precision, **config)
-        trainer.prepare()
+        trainer.set_up()
         noise = torch.Generator(device=self.device).manual_seed(0)
         ((index, crops),) = trainer.batches()
         trainer.iteration = 1

@@ -305,7 +305,7 @@ def test_the_fast_form_trains_as_float32_does(tmp_path: Path, name: str) -> None
 def test_a_training_pass_on_a_cpu_is_as_exact_as_float32_allows(tmp_path: Path) -> None:
     """Against float64. Where maps are channels last, torch's batch-norm loses two digits there in training mode."""
     it = fast(tmp_path)
-    it.prepare()
+    it.set_up()
     torch.manual_seed(0)
     x = torch.rand(256, 1, 32, 32)
 
@@ -349,7 +349,7 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path, monkeypatch: pytest.M
         it = trainer(tmp_path, configured("natural", {}), images=8, batch_size=8, micro_batch=size)
         it.student.eval()
         monkeypatch.setattr(it.student, "train", lambda *_: None)
-        it.prepare()
+        it.set_up()
         ((index, crops),) = it.batches()
         _, parts = it.train_step(index, crops, torch.Generator())
         assert [len(p.loss) for p in parts] == {None: [8], 2: [2] * 4, 3: [3, 3, 2]}[size]

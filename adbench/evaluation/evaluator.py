@@ -1,7 +1,7 @@
 """From a network to per-image outcomes under named attacks, and from outcomes to figures.
 
-It does not know how the network was trained. An image that is misclassified as it is counts as broken under every
-attack (the image itself lies in the ball) and is not attacked. What is misclassified `verdict` says.
+It does not know how the network was trained. An image that is misclassified without an attack counts as broken under
+every attack (the image itself lies in the ball) and is not attacked. `models/verdict.py` defines "misclassified".
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from adbench.results.stats import wilson
 
 @dataclass
 class Outcome:
-    """How one network fared under one attack on n test images.
+    """The verdicts on one network under one attack on n test images.
 
-    right: (n,) booleans, True where the prediction stayed right. definition: exactly what was run. x_adv:
-    (n, C, H, W), if kept: the last x' of each image, the image itself where it was not attacked or AutoAttack failed.
-    stored: the file that they went to, and its SHA-256. doubtful: of a shard of AutoAttack, (n,) booleans, where a
-    fast search leaves it to float32 to decide.
+    right: (n,) booleans, True where the prediction stayed right. definition: the attack, exactly. x_adv: (n, C, H, W)
+    or None, the last x' of each image; the image where it was not attacked or AutoAttack failed. stored: the file
+    of these x', and its SHA-256. doubtful: of a shard of AutoAttack's fast search, (n,) booleans, images that float32
+    has to decide.
     """
 
     right: Tensor
@@ -70,7 +70,7 @@ OnAttack = Callable[[str, Outcome], None]
 
 
 class Evaluator:
-    """One network before the attacks. Outcomes arrive one by one, so that none is lost when the next fails."""
+    """Attacks on one network. Outcomes arrive one by one, so that none is lost when the next fails."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ def evaluate(
 
 
 def _still_due(evaluator: Evaluator, known: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """Known outcomes but AutoAttack's by another definition, which another version of adbench may have left behind."""
+    """Known outcomes, except for AutoAttack's of another definition, left by another version of adbench."""
 
     def due(label: str, outcome: Outcome) -> bool:
         name = label.partition(",")[0]
@@ -236,9 +236,9 @@ def _still_due(evaluator: Evaluator, known: Mapping[str, Outcome]) -> dict[str, 
 def _by_shards(
     evaluator: Evaluator, name: str, count: int, known: Mapping[str, Outcome], on_attack: OnAttack | None
 ) -> Outcome:
-    """The outcome under AutoAttack on the first `count` images, each shard finished by itself.
+    """The outcome under AutoAttack on the first `count` images, shard by shard.
 
-    What a fast search leaves doubtful is gathered from all shards, and searched again in shards of its own.
+    The images that a fast search leaves doubtful, in all shards, are searched again in shards of their own.
     """
 
     def finished(label: str, index: Tensor, search: str | None = None) -> Outcome:

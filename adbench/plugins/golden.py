@@ -324,7 +324,7 @@ class Replay:
             folder=Path(),
             device=torch.device("cpu"),
         )
-        trainer.prepare()
+        trainer.set_up()
         for attribute, role in self.rule.get("own", {}).items():
             setattr(self.method, attribute, self.networks[role])
             for part in (self.method.__pydantic_private__ or {}).values():

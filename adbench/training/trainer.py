@@ -130,7 +130,7 @@ class Trainer:
     def _run(self, on_epoch: OnEpoch, on_batch: OnBatch, on_note: Callable[[str], None] | None) -> Summary:
         reset_peak_memory(self.device)
         with self.ranks.together() as states:
-            self.prepare()
+            self.set_up()
             for note in self._resume():
                 self.notes.append(note)
                 if on_note:
@@ -392,7 +392,7 @@ class Trainer:
         """Accuracy on the held-out split: clean, and under PGD from one uniform start that is always the same."""
         return held_out(self.net, self.val, self.validation, self.config.batch_size, self.seed)
 
-    def prepare(self) -> None:
+    def set_up(self) -> None:
         """Set up the method, and all networks in their precision."""
         self._run_in(self.precision)
         torch.manual_seed(derive(self.seed, "method"))
