@@ -511,15 +511,15 @@ def test_a_progress_line_fits_the_terminal_with_its_bar_and_the_time_left(
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     cell = replace(cells[0], architecture=architecture)
     epoch = {"what": "epoch", "epoch": 1, "loss": 0.795, "val_clean": 0.91, "val_robust": 0.41}
-    with Display(console, 1) as display:
-        display(cell, {"what": "start"})
-        display(cell, {**epoch, "seconds": 2000.0, "images_per_second": 334.0})
-        display._progress.update(display._tasks[cell.id], total=10)
-        with console.capture() as captured:
-            console.print(display._progress.get_renderable())
-        display(cell, {"what": "attack", "name": "transfer:digits-robust:pgd20", "value": 0.25})
-        with console.capture() as attacked:
-            console.print(display._progress.get_renderable())
+    display = Display(console, 1)  # not begun: nothing but the line is printed
+    display(cell, {"what": "start"})
+    display(cell, {**epoch, "seconds": 2000.0, "images_per_second": 334.0})
+    display._progress.update(display._tasks[cell.id], total=10)
+    with console.capture() as captured:
+        console.print(display._progress.get_renderable())
+    display(cell, {"what": "attack", "name": "transfer:digits-robust:pgd20", "value": 0.25})
+    with console.capture() as attacked:
+        console.print(display._progress.get_renderable())
     (line,) = [line for line in captured.get().splitlines() if "left" in line]
     assert cell_len(line.rstrip()) <= width
     assert line.startswith("pgd-at ")
