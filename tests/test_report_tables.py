@@ -356,7 +356,7 @@ def test_classes_are_a_heat_map_or_many_of_them_lines(tmp_path: Path, classes_: 
     content = json.loads(path.read_text())
     content["metrics"]["aa"]["per_class"] = [[label, 50] for label in range(classes_)]
     document.write(path, content)
-    (plot,) = classes.plots(collect(read_all(tmp_path), "student"))
+    (plot,) = classes.figures(collect(read_all(tmp_path), "student"))
     assert plot.alt.endswith(f"ARD: 0.0 to {2 * (classes_ - 1):.1f}.")
     assert (plot.data is not None) == data
     assert plot.render("svg").startswith(b"<svg")
