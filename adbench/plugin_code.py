@@ -1,10 +1,10 @@
-"""The code that decides a plugin's numbers, as one hash: its file's, and that of the local modules which it imports.
+"""The hash of a plugin's code: of its file and of the local modules that it imports.
 
-Hashed is the syntax tree without docstrings, comments and `doc=` texts, in a form that is equal on every Python
-version. Paths are not in it: a file that is reworded, formatted or moved keeps its hash. Local is a module beside the
-plugin's file, of its package, or elsewhere on the path but not installed; adbench's own are covered by its revision,
-but for its methods. Nothing is imported to find that out, so what a name decides at run time (a module's name that is
-computed, a data file that is read) is not in the hash.
+The hash covers the syntax tree without docstrings, comments and `doc=` texts, in a form that is equal on every Python
+version. It does not cover paths: a file that is reworded, formatted or moved keeps its hash. A local module lies beside
+the plugin's file, in its package, or elsewhere on the path without being installed. adbench's own modules are covered
+by its revision, except for its methods. Nothing is imported, so dependencies that are chosen at run time (a computed
+module name, a data file) are not in the hash.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 @dataclass(frozen=True)
 class Module:
-    """A module's source. name: under which it is imported; "" for a file that is named by its path."""
+    """A module's source. name: the import name; "" for a file that is run from its path."""
 
     name: str
     path: Path
@@ -55,55 +55,55 @@ class Module:
 
 @dataclass(frozen=True)
 class Code:
-    """A plugin's module and the local modules that it imports, as they were read."""
+    """The source of a plugin and of the local modules that it imports, as read."""
 
     main: Module
     helpers: tuple[Module, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
-        """Of what the code does, wherever it lies; of a built-in method that was only rewritten, its earlier one."""
+        """The hash of the code, wherever it lies; of a built-in method that was only rewritten, the earlier hash."""
         trees = {_named(helper.name, self.main.package): _tree_hash(helper.content) for helper in self.helpers}
         hashed = content_id({"": _tree_hash(self.main.content), **trees})
         return _rewritten().get(hashed, hashed)
 
 
 NONE = Code(Module("", Path(), b""))
-"""Of a plugin without a source that can be read."""
+"""The code of a plugin without readable source."""
 
 
 @cache
 def _rewritten() -> dict[str, str]:
-    """Hashes of built-in methods to those of the code that they replace and whose numbers they still give."""
+    """Hashes of built-in methods, to those of the earlier code that gives the same numbers."""
     table = tomllib.loads((files(BUILT_IN) / "rewritten.toml").read_text(encoding="utf-8"))
     return {now: table["then"][name] for name, now in table["now"].items()}
 
 
 def _named(name: str, package: str) -> str:
-    """A module's name as its neighbours in `package` write it: the package may be called otherwise elsewhere."""
+    """A module's name relative to `package`, whose own name may differ on another machine."""
     return name.removeprefix(package) if package and name.startswith(f"{package}.") else name
 
 
 def read(path: Path, name: str = "") -> Code:
-    """The code of the plugin in the file `path`, with all local modules that it and these import by name.
+    """The code of the plugin file `path` and of all local modules that it imports, directly or not.
 
-    name: under which it is imported, "" for a file that is executed from its path. Raises OSError for no readable file.
+    name: its import name, "" for a file that is run from its path. Raises OSError for a file that cannot be read.
     """
     main = Module(name, path, path.read_bytes())
     known: dict[str, Module | None] = {name: None}
     waiting = [main]
     while waiting:
-        for wanted in _imported(waiting.pop()):
-            if wanted not in known:
-                known[wanted] = _local(wanted, main)
-                waiting += filter(None, [known[wanted]])
+        for imported in _imported(waiting.pop()):
+            if imported not in known:
+                known[imported] = _local(imported, main)
+                waiting += filter(None, [known[imported]])
     return Code(main, tuple(helper for _, helper in sorted(known.items()) if helper))
 
 
 def locate(name: str, folder: Path | None = None) -> ModuleSpec | None:
-    """Where the module `name` would be imported from, without importing the packages around it; None if nowhere.
+    """The spec of the module `name`, without importing its parent packages; None if there is no such module.
 
-    folder: to look in, instead of the interpreter's path.
+    folder: searched instead of the interpreter's path.
     """
     path: list[str] | None = [str(folder)] if folder else None
     spec: ModuleSpec | None = None
@@ -123,16 +123,16 @@ def _spec(name: str, path: list[str] | None, finders: Sequence[Any]) -> ModuleSp
         if isinstance(finder, _Helpers):
             continue
         try:
-            found: ModuleSpec | None = finder.find_spec(name, path)
+            spec: ModuleSpec | None = finder.find_spec(name, path)
         except Exception:  # a finder of somebody else's, or a path that cannot be read
             continue
-        if found is not None:
-            return found
+        if spec is not None:
+            return spec
     return None
 
 
 def _local(name: str, main: Module) -> Module | None:
-    """The module `name` where its source is local to `main`."""
+    """The module `name` if its source is local to `main`, else None."""
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names or top in _LIBRARIES:
         return None
@@ -155,9 +155,9 @@ def _local(name: str, main: Module) -> Module | None:
 
 
 class _Helpers(MetaPathFinder):
-    """Imports the local modules of plugin files as they were read.
+    """An importer of plugins' local modules as first read.
 
-    These may be edited during a run, and are not there on every machine that the plugin is sent to.
+    The files may be edited during a run, and are missing on machines that a plugin was sent to.
     """
 
     def __init__(self) -> None:
@@ -165,9 +165,9 @@ class _Helpers(MetaPathFinder):
         self.owners: dict[str, Path] = {}
 
     def serve(self, code: Code, added: Collection[Path]) -> None:
-        """Have the helpers of a plugin's file ready. added: all plugin files in use.
+        """Make a plugin file's local modules importable. added: all plugin files in use.
 
-        Raises UserError where another of these has another module of the same name.
+        Raises UserError if another plugin has a different module of the same name.
         """
         own = code.main.path
         served = {helper.name: helper for helper in code.helpers if not helper.name.startswith(f"{BUILT_IN}.")}
@@ -205,13 +205,13 @@ class _Helpers(MetaPathFinder):
 
 
 def _folder(package: str, module: Module) -> Path:
-    """The folder of `package`, which `module` lies in."""
+    """The folder of `package`, which contains `module`."""
     up = module.name.count(".") - package.count(".") - (module.path.name != "__init__.py")
     return module.path.parents[up]
 
 
 class _AsRead(SourceFileLoader):
-    """Executes what was read, not the file of today nor its bytecode in a cache."""
+    """A loader of the source as read, not of the current file or cached bytecode."""
 
     def __init__(self, module: Module) -> None:
         super().__init__(module.name, str(module.path))
@@ -226,9 +226,9 @@ HELPERS = _Helpers()
 
 
 def _imported(module: Module) -> Iterator[str]:
-    """Full names of the modules that a module imports, of the packages on the way, and of names that may be modules.
+    """Full names of imported modules, of their parent packages, and of imported names that may be modules.
 
-    Packages around the module itself count where they are imported from.
+    Parent packages of the module itself are left out unless it imports from them.
     """
     around = f"{module.package}."
     for name in _written(module):
@@ -259,7 +259,7 @@ def _written(module: Module) -> Iterator[str]:
 
 
 def _absolute(module: Module, name: str, level: int) -> str:
-    """The full name of what is imported with `level` dots; "" where that is outside any package."""
+    """The full name of a relative import with `level` dots; "" outside any package."""
     if not level:
         return name
     parts = module.package.split(".") if module.package else []
@@ -270,7 +270,7 @@ def _absolute(module: Module, name: str, level: int) -> str:
 
 @cache
 def _tree_hash(content: bytes) -> str:
-    """SHA-256 of what a source does; of its bytes where it is no Python."""
+    """SHA-256 of a source's syntax tree; of its bytes if it is not Python."""
     tree = _parsed(content)
     if tree is None:
         return hashlib.sha256(content).hexdigest()
@@ -295,7 +295,7 @@ class _Token(str):
 
 
 def _tokens(tree: ast.AST) -> Iterator[str]:
-    """A tree as text, depth first, without what one version of Python writes as nothing and another leaves out."""
+    """A syntax tree as text, depth first, without empty fields, which differ between Python versions."""
     waiting: list[Any] = [tree]
     while waiting:
         match waiting.pop():
@@ -311,7 +311,7 @@ def _tokens(tree: ast.AST) -> Iterator[str]:
             case int() as value if not isinstance(value, bool):
                 yield f"int {value:x}"
             case value:
-                # `ascii`: which letters `repr` escapes is another question of the version.
+                # `ascii`, because the letters that `repr` escapes differ between versions.
                 yield f"{type(value).__name__} {value!a}"
 
 
@@ -332,7 +332,7 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
 
 
 def _idle(statement: ast.AST) -> bool:
-    """Whether a statement does nothing: a docstring, `...` or `pass`."""
+    """Whether a statement has no effect: a docstring, `...` or `pass`."""
     return isinstance(statement, ast.Pass) or (
         isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     )
@@ -344,7 +344,7 @@ def _called(node: ast.AST) -> str:
 
 
 def _joined(values: list[ast.expr]) -> list[ast.expr]:
-    """The parts of an f-string, its texts in one piece each and none of them empty."""
+    """The parts of an f-string, with adjacent texts merged and empty ones dropped."""
     parts: list[ast.expr] = []
     for value in values:
         last = parts[-1] if parts else None

@@ -25,7 +25,7 @@ from adbench.plugin_code import Code
 from adbench.system.signals import Stopped
 
 GROUPS = ("all",)
-"""Names that stand for several methods."""
+"""Names for groups of methods."""
 
 
 class Registry:
@@ -35,23 +35,23 @@ class Registry:
         self.kind = kind
         self.group = group
         self._files: dict[str, Path] = {}
-        # The code when it was first asked for, and what was made of files: they may be edited during a run.
+        # Code as first read, and classes made from files: the files may be edited during a run.
         self._codes: dict[str, Code] = {}
         self._loaded: dict[str, Any] = {}
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        entries: dict[str, EntryPoint] = {}
         # adbench's own entries come first, so that a third party cannot silently replace a baseline.
         ours_first = sorted(entry_points(group=self.group), key=lambda e: (_owner(e) != DISTRIBUTION, e.name))
         for entry in ours_first:
-            taken = found.setdefault(entry.name, entry)
-            if taken.value != entry.value:
+            first = entries.setdefault(entry.name, entry)
+            if first.value != entry.value:
                 raise UserError(
-                    f"the packages '{_owner(taken)}' and '{_owner(entry)}' both register a {self.kind} "
+                    f"the packages '{_owner(first)}' and '{_owner(entry)}' both register a {self.kind} "
                     f"'{entry.name}'; uninstall one or rename its entry point in '{self.group}'"
                 )
-        return found
+        return entries
 
     def names(self) -> list[str]:
         return sorted({*self._entry_points, *self._files})
@@ -78,10 +78,10 @@ class Registry:
             return entry.load()
 
     def add_file(self, path: Path, code: Code | None = None) -> str:
-        """Register the one plugin class that the Python file `path` defines; returns its name.
+        """Register the one plugin class of the Python file `path`; returns its name.
 
         The name is the file's, with dashes for underscores. The file is not executed until it is used.
-        code: its own, where another process has read it; the file need not be there then.
+        code: the file's, read by another process; the file need not exist then.
         """
         if path.suffix != ".py" or not (code is not None or path.is_file()):
             raise UserError(f"plugin '{path}': no such Python file; give the path of a .py file")
@@ -103,15 +103,15 @@ class Registry:
         return name
 
     def files(self) -> dict[Path, Code]:
-        """The plugin files that were added, with what this process takes them to hold: for `add_file` elsewhere."""
+        """The added plugin files with their code as read by this process: for `add_file` in another one."""
         return {path: self.code(name) for name, path in self._files.items()}
 
     def paths(self) -> dict[str, Path]:
-        """Where the plugin files are that were added, by name."""
+        """Paths of the added plugin files, by name."""
         return dict(self._files)
 
     def code(self, name: str) -> Code:
-        """The code of `name`, with the local modules that it imports, as it was when it was first asked for.
+        """The code of `name`, with the local modules that it imports, as first read.
 
         Raises UserError where its file cannot be read.
         """
@@ -125,7 +125,7 @@ class Registry:
         return self._codes[name]
 
     def source(self, name: str) -> str:
-        """Where `name` comes from: a distribution's name or a file's path."""
+        """The origin of `name`: a distribution's name or a file's path."""
         return str(self._files[name]) if name in self._files else _owner(self._entry_points[name])
 
     def built_in(self, name: str) -> bool:
@@ -145,8 +145,8 @@ class Registry:
 
     def summary(self, name: str) -> str:
         """The first docstring line of the object registered under `name`, read without importing it."""
-        found = self.docstring(name)
-        return "(its source file cannot be read)" if found is None else found.partition("\n")[0]
+        text = self.docstring(name)
+        return "(its source file cannot be read)" if text is None else text.partition("\n")[0]
 
     def docstring(self, name: str) -> str | None:
         """The docstring of the object registered under `name`, read without importing it; None for no readable file."""
@@ -157,9 +157,9 @@ class Registry:
             tree = None
         if tree is None:
             return None
-        wanted = None if name in self._files else self._entry_points[name].attr
+        target = None if name in self._files else self._entry_points[name].attr
         for node in tree.body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and wanted in (None, node.name):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and target in (None, node.name):
                 doc = ast.get_docstring(node)
                 if doc:
                     return doc
@@ -172,16 +172,16 @@ def _owner(entry: EntryPoint) -> str:
 
 @contextmanager
 def importing(what: str) -> Iterator[None]:
-    """Within, code of a plugin is executed. Raises UserError that names it for whatever it raises, `sys.exit()` too.
+    """Import of a plugin's code. Raises UserError that names the plugin for any exception of its, `sys.exit()` too.
 
-    A request to end the process gets through.
+    A request to stop (Stopped, KeyboardInterrupt after SIGINT) passes through.
     """
-    asked: list[int] = []
+    signals: list[int] = []
     before = signal.getsignal(signal.SIGINT)
     hears = threading.current_thread() is threading.main_thread() and callable(before)
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        signals.append(number)
         if callable(before):
             before(number, frame)
 
@@ -192,12 +192,12 @@ def importing(what: str) -> Iterator[None]:
     except Stopped:
         raise
     except BaseException as error:
-        if asked:
+        if signals:
             raise
-        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+        message = f"{type(error).__name__}: {error}".removesuffix(": ")
         if isinstance(error, SystemExit):
-            said = f"it ends the program with sys.exit({error.code or ''}); a plugin is imported, it is no script"
-        raise UserError(f"{what} cannot be imported: {said}") from error
+            message = f"it ends the program with sys.exit({error.code or ''}); a plugin is imported, it is no script"
+        raise UserError(f"{what} cannot be imported: {message}") from error
     finally:
         if hears:
             signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""`adbench info`: what a method is, as its class says it."""
+"""`adbench info`: a method on a page, read from its class."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def card(name: str, steps: int = 10) -> str:
         lines += ["", f"hyperparameters (--set hyper.{name}.NAME=VALUE)"]
         width = max(map(len, cls.model_fields))
         for key, field in cls.model_fields.items():
-            told = f"{_value(field.default)}: {field.description or '(no description)'}{_allowed(field)}"
-            lines += _wrapped(f"  {key:{width}}  ", told)
+            text = f"{_value(field.default)}: {field.description or '(no description)'}{_allowed(field)}"
+            lines += _wrapped(f"  {key:{width}}  ", text)
     return "\n".join(lines)
 
 
 def _wrapped(head: str, text: str) -> list[str]:
-    """`text` after `head`, further lines below its beginning."""
+    """`text` after `head`, with a hanging indent."""
     indent = " " * len(head)
     return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _cost(cost: Passes, steps: int) -> str:
-    """Passes in words."""
+    """The cost of an iteration in words."""
     parts = {
         "student forward and backward": cost.student,
         "student forward": cost.student_forward,
@@ -58,12 +58,12 @@ def _cost(cost: Passes, steps: int) -> str:
         "natural teacher forward": cost.natural_forward,
         "forward or backward of its own network": cost.own,
     }
-    told = ", ".join(f"{number:g} x {what}" for what, number in parts.items() if number)
-    return f"{cost.total:g} passes an iteration with {steps} attack steps: {told}"
+    terms = ", ".join(f"{number:g} x {what}" for what, number in parts.items() if number)
+    return f"{cost.total:g} passes an iteration with {steps} attack steps: {terms}"
 
 
 def _value(default: Any) -> str:
-    """A default as it is written in a configuration."""
+    """A default value, spelled as in a configuration."""
     if isinstance(default, enum.Enum):
         return str(default.value)
     if isinstance(default, tuple):
@@ -74,7 +74,7 @@ def _value(default: Any) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    """The values that a hyperparameter takes, where they are a few or a range."""
+    """The choices or the range of a hyperparameter, in brackets; empty where it has neither."""
     choices = list(_choices(field.annotation))
     if choices:
         return f" [{' | '.join(choices)}]"

@@ -49,6 +49,8 @@ RELATIVE = 1e-9
 ROLES = {Need.TEACHER: "teacher", Need.NATURAL_TEACHER: "nat_teacher"}
 THREAT = Threat(Fraction(8, 255), Fraction(2, 255))
 
+BALL = ("eps", "step", "steps")
+NOISE = {"gauss": "noise_gauss", "unit": "noise_unit", "choice": "choice_u"}
 FUNCTIONS: dict[str, Any] = {
     **{name: function for name, function in vars(losses).items() if inspect.isfunction(function)},
     **{name: getattr(torch, name) for name in ("add", "amax", "mean", "mul", "neg", "square", "sub", "sum")},
@@ -211,43 +213,109 @@ class Replay:
 
     def __init__(self, file: Node, entry: Node, rule: dict[str, Any], method: str, result: Result) -> None:
         self.file, self.entry, self.rule, self.result = file, entry, rule, result
-        section = file.get(entry.path.partition(".")[0], {}).get("inputs", {})
-        inputs = file.get("attack_inputs", {}) | section | file.get("inputs", {}) | rule.get("inputs", {})
-        self.inputs = Node(inputs, "attack_inputs")
-        self.given = dict(entry.get("params", entry.get("config", {})))
-        self.given |= {key: entry[key] for key in rule.get("params", {}) if key in entry}
-        self.recipe = self.inputs | self.given | entry.get("recipe", {})
+        given = dict(entry.get("params", entry.get("config", {})))
+        given |= {key: entry[key] for key in rule.get("params", {}) if key in entry}
+        section, own = file.get(entry.path.partition(".")[0], {}), {key: entry[key] for key in BALL if key in entry}
+        inputs = file.get("attack_inputs", {}) | section.get("inputs", {}) | file.get("inputs", {})
+        settings = inputs | given | own | entry.get("attack", {}) | entry.get("recipe", {}) | rule.get("inputs", {})
+        self.settings = Node(settings, "attack_inputs")
         self.first = rule.get("first_epoch", 0)
-        self.epoch = self.given.get("epoch", self.first) - self.first
-        self.epochs = self.recipe.get("epochs", max(200, self.epoch + 1, self.given.get("begin", 0)))
-        self.names: dict[str, Any] = FUNCTIONS | {"file": file, "entry": entry, "log": {}, "state": {}}
+        self.epoch = given.get("epoch", self.first) - self.first
+        self.epochs = settings.get("epochs", max(200, self.epoch + 1, given.get("begin", 0)))
+        self.names: dict[str, Any] = FUNCTIONS | {"file": file, "entry": entry}
         for name, key in rule.get("variables", {}).items():
             self.names[name] = [tensor(row).requires_grad_() for row in entry[key]]
-        self.networks = Node({}, "networks")
         self.logits: dict[str, Tensor] = {}
-        self.method: Any = configured(method, self._hyper()) if method else None
+        self.networks = Node({}, "networks")
+        if "logits" in entry:
+            self._add_tables(file["logit_sets"][entry["logits"]])
+        elif method and "loss" not in rule:
+            self._add_toys(file["nets"])
+        self.method: Any = configured(method, self._hyper(given)) if method else None
         self.names["method"] = self.method
 
-    def _hyper(self) -> dict[str, Any]:
+    def _hyper(self, given: dict[str, Any]) -> dict[str, Any]:
         """The entry's hyperparameters, under adbench's names and in its words."""
         hyper: dict[str, Any] = dict(self.rule.get("hyper", {}))
-        for key, value in self.given.items():
+        if "train" in (self.settings.get("student_mode"), self.entry.get("bn_mode")):
+            hyper["attack_bn"] = "train"
+        for name, key in self.rule.get("policies", {}).items():
+            hyper[name] = sorted({policy[key] for policy in self.entry["policies"]})
+        for key, value in given.items():
             name = self.rule.get("params", {}).get(key, key)
             value = RULES["words"].get(value, value) if isinstance(value, str) else value
             if name.endswith("_frac") and value >= 1:  # an epoch
                 value /= self.epochs
             if name not in RULES["settings"]:
                 hyper[name] = int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, key in self.rule.get("policies", {}).items():
-            hyper[name] = sorted({policy[key] for policy in self.entry["policies"]})
-        if self.entry.get("attack", {"student_mode": self.entry.get("bn_mode")})["student_mode"] == "train":
-            hyper["attack_bn"] = "train"
         # What the default comes to by itself is left to the default.
         for name, (few, many) in self.rule.get("auto", {}).items():
-            classes = len(self.file["logit_sets"][self.entry["logits"]]["student_adv"][0])
-            if hyper.get(name) == (few if classes <= 10 else many):
+            if hyper.get(name) == (few if self.names["student_adv"].shape[1] <= 10 else many):
                 del hyper[name]
         return hyper
+
+    def _add_tables(self, sets: Node) -> None:
+        """Networks of given logits, whose parameters can be named."""
+        self.logits = {k: tensor(values) for k, values in sets.items() if isinstance(values, list) and k != "labels"}
+        for role, group in itertools.groupby(sorted(self.logits), lambda name: name.rpartition("_")[0]):
+            table = Table({name.rpartition("_")[2]: self.logits[name] for name in group})
+            self.networks[role] = table
+            self.names |= {f"{role}_{where}": parameter for where, parameter in table.logits.items()}
+        self.names["y"] = torch.tensor(sets["labels"])
+        self.settings |= {"x_uint8": [[[[0]]]] * len(sets["labels"]), "labels": sets["labels"]}
+        self.settings |= {"eps": "8/255", "step": "2/255", "steps": 10}
+
+    def _add_toys(self, nets: Node) -> None:
+        """The networks on images, by role: the entry's, and where it names none, the usual ones."""
+        names = {key: value.partition("+")[0] for key, value in self.entry.items() if isinstance(value, str)}
+        names = {"student" if key in ("model", "network") else key: name for key, name in names.items()}
+        usual = {"student": self.rule.get("student", "student"), "teacher": "teacher"}
+        usual["nat_teacher"] = "nat_teacher" if "nat_teacher" in nets else "teacher"
+        for role, name in (usual | names | self.entry.get("nets", {})).items():
+            if name in nets:
+                self.networks[role] = Toy(nets[name])
+
+    def _trainer(self) -> Trainer:
+        """A trainer of the networks, whose method is set up and has the reference's networks for its own."""
+        images = torch.tensor(self.settings["x_uint8"], dtype=torch.uint8)
+        split = Split(images, torch.tensor(self.settings["labels"]))
+        eps, size = (float(parse_fraction(str(self.settings[key]))) for key in ("eps", "step"))
+        ball = Ball(eps, size, int(self.settings["steps"]))
+        recipe = {key: self.settings[key] for key in ("momentum", "weight_decay") if key in self.settings}
+        recipe["decay"] = "kernels" if str(self.settings.get("decay_on")).startswith("kernels") else "all"
+        trainer = Trainer(
+            method=self.method,
+            student=self.networks["student"],
+            teachers={need: self.networks[role] for need, role in ROLES.items() if need in self.method.needed()},
+            dataset=Dataset("", split, split, split, 0, (), THREAT, 0, False, "", (0, 0, 0)),
+            attack=ball,
+            validation=ball,
+            config=Train(epochs=self.epochs, batch_size=max(2, len(split)), precision="float32", **recipe),
+            seed=0,
+            folder=Path(),
+            device=torch.device("cpu"),
+        )
+        trainer.set_up()
+        for attribute, role in self.rule.get("own", {}).items():
+            setattr(self.method, attribute, self.networks[role])
+            for part in (self.method.__pydantic_private__ or {}).values():
+                if isinstance(part, torch.optim.Optimizer):
+                    part.param_groups[0]["params"] = list(self.networks[role].parameters())
+        return trainer
+
+    def _noise(self) -> Recorded:
+        """One draw of each kind for every call; with `draws`, those of the steps in their order."""
+        pools = {kind: name for kind, name in NOISE.items() if name in self.settings}
+        draws: dict[str, list[Tensor]] = {}
+        for kind, i in itertools.chain(*self.entry.get("draws", ())):
+            draws.setdefault(kind, []).append(tensor(self.settings[NOISE[kind]][i]))
+        if "draws" not in self.entry:
+            scale = 0 if self.rule.get("still") else 1
+            draws = {kind: [scale * tensor(self.settings[name])] for kind, name in pools.items()}
+        for name, key in self.rule.get("policies", {}).items():
+            indices = [getattr(self.method, name).index(policy[key]) for policy in self.entry["policies"]]
+            draws.setdefault("choice", []).append(torch.tensor(indices))
+        return Recorded(draws)
 
     def value(self, expression: Any) -> Any:
         """What a name stands for, dots leading on from there, or the result of a call [function, argument, ...]."""
@@ -265,145 +333,48 @@ class Replay:
         return tensor(value) if isinstance(value, list) and not isinstance(value[0], Tensor) else value
 
     def run(self) -> None:
-        """Compare all that the entry has. Raises UserError for what the file lacks."""
+        """Compare all that the entry has, step by step. Raises UserError for what the file lacks."""
         epochs = [epoch | batch for epoch in self.entry.get("epochs", ()) for batch in epoch["batches"]]
         steps = self.entry.get("steps", self.entry.get("iterations", epochs))
-        steps = steps if isinstance(steps, list) and steps else [self.entry]
-        trainer = (
-            self._trainer(steps[0]) if self.method and ("logits" in self.entry or "loss" not in self.rule) else None
-        )
-        if trainer is None and "logits" in self.entry:
-            self._tables()
+        trainer = self._trainer() if self.method and self.networks else None
         noise, rate_key, rate = self._noise(), self.rule.get("rate", "lr"), None
-        for number, block in enumerate(steps):
+        for number, block in enumerate(steps if steps and isinstance(steps, list) else [self.entry]):
             for name, logits in self.logits.items():
                 self.names[name].data, self.names[name].grad = logits * block.get(f"scale_{name}", 1), None
             if trainer:
                 if rate and block[rate_key] != rate:
-                    trainer.method.on_lr_change(block[rate_key] / rate)
+                    self.method.on_lr_change(block[rate_key] / rate)
                 rate = block.get(rate_key)
-                trainer.epoch = self.entry.get(
-                    "epoch_from_0", {number: block.get("epoch", self.first + self.epoch) - self.first}
-                )[number]
-                trainer.iteration = number + 1
+                epoch = block.get("epoch", self.epoch + self.first) - self.first
+                trainer.epoch, trainer.iteration = self.entry.get("epoch_from_0", {number: epoch})[number], number + 1
                 self._iterate(trainer, block, noise)
             elif "loss" in self.rule:
                 self._loss()
-            if self.logits and "loss" not in self.rule and "loss" not in block:
+            if self.logits and "loss" not in block and "loss" not in self.rule:
                 raise UserError(f"the reference's {self.entry.path} has no 'loss'")
             with torch.no_grad(), self.names["step"].still() if trainer else nullcontext():
-                self._values(block)
-
-    def _trainer(self, first: dict[str, Any]) -> Trainer:
-        """A trainer of the entry's networks, whose method is set up with the reference's networks for its own."""
-        if "logits" in self.entry:
-            labels = torch.tensor(self._tables())
-            images, ball = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), Ball(8 / 255, 2 / 255, 10)
-        else:
-            images, labels = (
-                torch.tensor(self.inputs["x_uint8"], dtype=torch.uint8),
-                torch.tensor(self.inputs["labels"]),
-            )
-            values = self.inputs | self.given | self.entry | self.entry.get("attack", {}) | self.rule.get("inputs", {})
-            eps, size = (float(parse_fraction(str(values[key]))) for key in ("eps", "step"))
-            ball = Ball(eps, size, int(values["steps"]))
-            self._toys()
-        decay = "kernels" if str(self.recipe.get("decay_on")).startswith("kernels") else "all"
-        settings = {key: self.recipe[key] for key in ("momentum", "weight_decay") if key in self.recipe}
-        split, lr = Split(images, labels), first.get("lr", self.recipe.get("lr", 0.1))
-        config = Train(epochs=self.epochs, batch_size=len(labels), lr=lr, decay=decay, precision="float32", **settings)
-        trainer = Trainer(
-            method=self.method,
-            student=self.networks["student"],
-            teachers={need: self.networks[role] for need, role in ROLES.items() if need in self.method.needed()},
-            dataset=Dataset("", split, split, split, 0, (), THREAT, 0, False, "", (0, 0, 0)),
-            attack=ball,
-            validation=ball,
-            config=config,
-            seed=0,
-            folder=Path(),
-            device=torch.device("cpu"),
-        )
-        trainer.set_up()
-        for attribute, role in self.rule.get("own", {}).items():
-            setattr(self.method, attribute, self.networks[role])
-            for part in (self.method.__pydantic_private__ or {}).values():
-                if isinstance(part, torch.optim.Optimizer):
-                    part.param_groups[0]["params"] = list(self.networks[role].parameters())
-        return trainer
-
-    def _tables(self) -> Any:
-        """Networks of the entry's logits; returns the labels."""
-        sets = self.file["logit_sets"][self.entry["logits"]]
-        self.logits = {
-            name: tensor(table) for name, table in sets.items() if isinstance(table, list) and name != "labels"
-        }
-        for role in dict.fromkeys(name.rpartition("_")[0] for name in self.logits):
-            own = {
-                name.rpartition("_")[2]: table for name, table in self.logits.items() if name.rpartition("_")[0] == role
-            }
-            self.networks[role] = table = Table(own)
-            self.names |= {f"{role}_{where}": parameter for where, parameter in table.logits.items()}
-        self.names["y"] = torch.tensor(sets["labels"])
-        return sets["labels"]
-
-    def _toys(self) -> None:
-        """The entry's networks on images, by role."""
-        nets = self.file["nets"]
-        texts = {key: value.partition("+")[0] for key, value in self.entry.items() if isinstance(value, str)}
-        names = {
-            {"model": "student", "network": "student"}.get(key, key): text
-            for key, text in texts.items()
-            if text in nets
-        }
-        usual = {"student": self.rule.get("student", "student"), "teacher": "teacher"}
-        usual["nat_teacher"] = "nat_teacher" if "nat_teacher" in nets else "teacher"
-        names = usual | names | self.entry.get("nets", {})
-        self.networks.update({role: Toy(nets[name]) for role, name in names.items() if name in nets})
-
-    def _noise(self) -> Recorded:
-        """One draw of each kind for every call; with `draws`, those of the steps in their order."""
-        pools = {"gauss": "noise_gauss", "unit": "noise_unit", "choice": "choice_u"}
-        draws: dict[str, list[Tensor]] = {}
-        for kind, i in itertools.chain(*self.entry.get("draws", ())):
-            draws.setdefault(kind, []).append(tensor(self.inputs[pools[kind]][i]))
-        if not draws:
-            still = self.rule.get("still", False)
-            draws = {
-                kind: [(1 - still) * tensor(self.inputs[key])] for kind, key in pools.items() if key in self.inputs
-            }
-        for name, key in self.rule.get("policies", {}).items():
-            choices = getattr(self.method, name)
-            draws.setdefault("choice", []).append(torch.tensor([choices.index(p[key]) for p in self.entry["policies"]]))
-        return Recorded(draws)
+                self._compare(block)
 
     def _iterate(self, trainer: Trainer, block: dict[str, Any], noise: Recorded) -> None:
         """One step: the examples and the loss there; the trainer's own where the file has what an update leaves."""
-        batches = self.inputs.get("batches")
-        index = torch.tensor(
-            batches[self.entry["batch"][trainer.iteration - 1]] if batches else range(len(trainer.labels))
-        )
+        batches, number = self.settings.get("batches"), trainer.iteration - 1
+        index = torch.tensor(batches[self.entry["batch"][number]] if batches else range(len(trainer.labels)))
         crops = torch.zeros(3, len(index), dtype=torch.long)
         if "state_after" in block:
             for group in trainer.optimiser.param_groups:
-                group["lr"] = block.get("lr", group["lr"])
+                group["lr"] = block.get("lr", self.settings.get("lr", 0.1))
             self.names["loss"], (part,) = trainer.train_step(index, crops, noise)
-            momenta = {name: trainer.optimiser.state[p] for name, p in trainer.student.named_parameters()}
-            self.names["momentum"] = {name: state["momentum_buffer"] for name, state in momenta.items()}
+            state = {name: trainer.optimiser.state[p] for name, p in trainer.student.named_parameters()}
+            self.names["momentum"] = {name: values["momentum_buffer"] for name, values in state.items()}
             step, x_adv = part.step, part.x_adv
         else:
             step = trainer._step(index, crops, noise)
-            examples = torch.ones_like if self.logits else lambda _: self.value(self.rule["x_adv"])
-            x_adv = examples(step.x) if self.logits or "x_adv" in self.rule else self.method.attack(step)
-        self.names |= {
-            "step": step,
-            "x": step.x,
-            "y": step.y,
-            "x_adv": x_adv,
-            "student": step.student,
-            "own": self.networks,
-        }
+            self.names["ones"] = torch.ones_like(step.x)
+            own = self.logits or "x_adv" in self.rule
+            x_adv = self.value(self.rule.get("x_adv", "ones")) if own else self.method.attack(step)
         self.names |= {ROLES[need]: teacher for need, teacher in step.teachers.items()}
+        self.names |= {"step": step, "x": step.x, "y": step.y, "x_adv": x_adv, "student": step.student}
+        self.names["own"] = self.networks
         if "state_after" not in block and (self.logits or "loss" in block or "loss" in self.rule):
             self._loss()
         if "then" in self.rule:
@@ -416,31 +387,43 @@ class Replay:
 
     def _loss(self) -> None:
         """A loss and its gradients."""
-        losses: Tensor = self.value(self.rule.get("loss", ["method.loss", "step", "x_adv"]))
-        losses.mean().backward()  # type: ignore[no-untyped-call]
-        self.names |= {"loss": losses.mean(), "per_example": losses}
-        if "student" in self.names:
-            self.names["gradients"] = {n: _gradient(p) for n, p in self.networks["student"].named_parameters()}
+        values: Tensor = self.value(self.rule.get("loss", ["method.loss", "step", "x_adv"]))
+        values.mean().backward()  # type: ignore[no-untyped-call]
+        parameters = self.networks["student"].named_parameters() if self.networks else ()
+        self.names |= {
+            "loss": values.mean(),
+            "per_example": values,
+            "gradients": {k: _gradient(p) for k, p in parameters},
+        }
 
-    def _values(self, block: dict[str, Any]) -> None:
+    def _compare(self, block: dict[str, Any]) -> None:
         """All else that the file has, by what the rules call it here. A value that no rule names is wrong, too."""
         rule = RULES["values"] | self.rule.get("values", {})
-        unused = {*RULES["unused"], *self.rule.get("unused", ()), *self.rule.get("params", ()), self.rule.get("rate")}
-        for key, value in block.items():
-            parts = [f"{key}.{part}" for part in value] if isinstance(value, dict) else []
-            for name in parts if any(part in rule for part in parts) else [key]:
-                expected = value if name == key else value[name.partition(".")[2]]
+        unused = [
+            *RULES["unused"],
+            *self.rule.get("unused", ()),
+            *self.rule.get("params", ()),
+            self.rule.get("rate", ""),
+        ]
+        for key, part in block.items():
+            inner = {f"{key}.{name}": value for name, value in part.items()} if isinstance(part, dict) else {}
+            for name, expected in (inner if rule.keys() & inner else {key: part}).items():
                 gradient = re.fullmatch(r"grad_(of_sum_wrt_)?(\w+)", name)
-                if name in rule and name not in unused:
+                if any(fnmatchcase(name, pattern) for pattern in unused):
+                    continue
+                if name in rule:
                     self.result.compare(name, self.value(rule[name]), expected)
                 elif gradient and gradient[2] in self.names:
                     variable = self.names[gradient[2]]
-                    for one, wanted in (
+                    pairs = (
                         zip(variable, expected, strict=True) if isinstance(variable, list) else [(variable, expected)]
-                    ):
-                        found = _gradient(one) * (len(one) if gradient[1] else 1)
-                        self.result.compare(name, found, torch.zeros_like(one).tolist() if wanted is None else wanted)
-                elif not any(fnmatchcase(name, pattern) for pattern in unused if pattern):
+                    )
+                    for one, values in pairs:
+                        scale = len(one) if gradient[1] else 1
+                        self.result.compare(
+                            name, scale * _gradient(one), (0 * one).tolist() if values is None else values
+                        )
+                else:
                     self.result.wrong.append(f"{name} is in no rule")
 
 

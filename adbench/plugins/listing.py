@@ -1,4 +1,4 @@
-"""What `adbench list` and `adbench teachers` print. Reads names, summaries and settings; imports no torch."""
+"""The tables of `adbench list` and `adbench teachers`, from names, summaries and settings; without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATTACKS = [
 
 
 def sections() -> dict[str, list[tuple[str, str]]]:
-    """Everything there is, as (name, one line) by kind."""
+    """The rows (name, summary) of each kind: methods, teachers, students, datasets, attacks, presets."""
     families = [
         ("wrn-D-K", "any other WideResNet, depth 6n + 4"),
         ("dm-wrn-D-K", "the same as DeepMind builds it, with SiLU"),
@@ -44,19 +44,19 @@ def sections() -> dict[str, list[tuple[str, str]]]:
 
 
 WIDEST = 28
-"""Characters of a name that its summary stands beside; a longer name stands on a line of its own."""
+"""Widest column of names; a longer name has a line of its own."""
 
 
 def listed(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Names and what is said of each, as lines that fit the terminal."""
-    wide = min(WIDEST, max(len(name) for name, _ in rows))
+    """Rows (name, summary) as lines that fit the terminal."""
+    width = min(WIDEST, max(len(name) for name, _ in rows))
     for name, summary in rows:
-        beside = len(name) <= wide
-        lines = textwrap.wrap(terminal.plain(summary), max(20, terminal.width() - wide - 4))
-        if not beside:
+        fits = len(name) <= width
+        lines = textwrap.wrap(terminal.plain(summary), max(20, terminal.width() - width - 4))
+        if not fits:
             yield f"  {terminal.plain(name)}"
         for number, line in enumerate(lines or [""]):
-            yield f"  {terminal.plain(name) if beside and number == 0 else '':{wide}}  {line}".rstrip()
+            yield f"  {terminal.plain(name) if fits and number == 0 else '':{width}}  {line}".rstrip()
 
 
 def _with_source(registry: Registry, name: str) -> str:
@@ -84,18 +84,18 @@ def _claims(spec: TeacherSpec) -> str:
 
 
 def teacher_lines() -> Iterator[str]:
-    """A heading and the built-in teachers: name, dataset, architecture, claim, and the weights' source.
+    """A heading and the built-in teachers: name, dataset, architecture, claims, source of the weights.
 
-    Names of public models are long: where a line does not hold it all, the other columns stand below the name.
+    On a narrow terminal the other columns stand below the name, because names of public models are long.
     """
     rows = [("name", "dataset", "architecture", "claims", "weights")]
     rows += [(s.name, s.dataset or "any", s.architecture, _claims(s), _source(s)) for s in _teachers()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     name, *others = widths
-    whole = sum(widths) + 2 * len(others) <= terminal.width()
+    fits = sum(widths) + 2 * len(others) <= terminal.width()
     for row in rows:
-        rest = "  ".join(text.ljust(wide) for text, wide in zip(row[1:], others, strict=True)).rstrip()
-        if whole:
+        rest = "  ".join(text.ljust(width) for text, width in zip(row[1:], others, strict=True)).rstrip()
+        if fits:
             yield f"{row[0]:{name}}  {rest}"
         else:
             yield row[0]

@@ -54,7 +54,7 @@ class Verdict:
 
 
 def validate(name: str) -> Iterator[Verdict]:
-    """Every check's verdict on the method `name`. Raises UserError for one that cannot be had at all."""
+    """The verdict of every check on the method `name`. Raises UserError for a method that cannot be loaded."""
     configured(name, {})
     for check in CHECKS:
         assert check.__doc__ is not None
@@ -72,7 +72,7 @@ def validate(name: str) -> Iterator[Verdict]:
 
 
 class Problem:
-    """A tiny problem for one method; everything about it is a function of the arguments."""
+    """A tiny problem for one method, deterministic in its arguments."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -99,7 +99,7 @@ class Problem:
 
     @staticmethod
     def batch(classes: int, images: int, iteration: int) -> dict[str, Any]:
-        """All of a step but its networks; training is past every warm-up."""
+        """A step except for its networks, late in training, after every warm-up."""
         draw = torch.Generator().manual_seed(iteration)
         return {
             "x": torch.rand(images, 3, 8, 8, generator=draw),
@@ -114,7 +114,7 @@ class Problem:
         }
 
 
-# --- what is checked, in this order; the first line of each docstring is what the user reads ---
+# --- the checks, in order; the first line of each docstring is what the user reads ---
 
 
 def attack_stays_in_the_ball(problem: Problem) -> None:
@@ -168,19 +168,19 @@ def attack_leaves_the_student_as_it_was(problem: Problem) -> None:
         if not all(p.requires_grad for p in module.parameters()):
             raise Broken("the attack left frozen parameters; `step.ascend` and `step.still` restore them")
         moved = [key for key, value in module.state_dict().items() if not torch.equal(value, before[key])]
-        # Methods with the option move the statistics when their authors' mode is asked for.
+        # Methods with the option `attack_bn` move the statistics in their authors' mode.
         if moved and getattr(method, "attack_bn", Mode.EVAL) is Mode.EVAL:
             raise Broken(f"the attack changed the student ({moved[0]}); attack it in evaluation mode")
 
 
 def same_seed_gives_the_same_result(problem: Problem) -> None:
     """The same seed gives the same result."""
-    found = []
+    runs = []
     for _ in range(2):
         method, step = problem.begin(iteration=20)
         x_adv = _attack(method, step)
-        found.append((x_adv, _loss(method, step, x_adv).detach()))
-    for what, (one, two) in zip(("attack", "loss"), zip(*found, strict=True), strict=True):
+        runs.append((x_adv, _loss(method, step, x_adv).detach()))
+    for what, (one, two) in zip(("attack", "loss"), zip(*runs, strict=True), strict=True):
         if not torch.equal(one, two):
             raise Broken(f"{what} differs between two runs with one seed; draw from step.generator or from torch")
 
@@ -265,11 +265,11 @@ def bfloat16(problem: Problem) -> None:
     x_adv: Tensor | None = None
     for precision in (AS_WRITTEN, Precision("bfloat16", lean=True)):
         method, step = problem.begin(precision=precision)
-        found = _attack(method, step)
-        if found.dtype != step.x.dtype:
-            raise Broken(f"attack gives {found.dtype}, expected the images' {step.x.dtype}")
+        examples = _attack(method, step)
+        if examples.dtype != step.x.dtype:
+            raise Broken(f"attack gives {examples.dtype}, expected the images' {step.x.dtype}")
         _forget(step)
-        x_adv = found if x_adv is None else x_adv  # the same examples for both
+        x_adv = examples if x_adv is None else x_adv  # the same for both
         losses.append(_loss(method, step, x_adv))
         losses[-1].mean().backward()  # type: ignore[no-untyped-call]
         if not all(p.grad is None or torch.isfinite(p.grad).all() for p in step.student.module.parameters()):
@@ -362,8 +362,8 @@ def _loss(method: Method, step: Step, x_adv: Tensor | None = None) -> Tensor:
     x_adv = _attack(method, step) if x_adv is None else x_adv
     torch.manual_seed(step.iteration)
     loss = _unchanged(step, lambda: method.loss(step, x_adv))
-    if said := form_error(loss, step.y):
-        raise Broken(said)
+    if message := form_error(loss, step.y):
+        raise Broken(message)
     if not torch.isfinite(loss).all():
         raise Broken(f"the loss is not finite ({loss.mean().item()})")
     return loss
