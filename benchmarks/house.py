@@ -54,6 +54,15 @@ def imports(files: Mapping[str, str]) -> dict[str, list[Import]]:
     }
 
 
+def inside(graph: Mapping[str, list[Import]]) -> dict[str, list[Import]]:
+    """The same without the package's own file: the face for others, of which the modules take constants alone."""
+    return {
+        name: [found for found in imported if found.target != PACKAGE]
+        for name, imported in graph.items()
+        if name != PACKAGE
+    }
+
+
 def _imports(node: ast.AST, path: str, modules: set[str], *, local: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
@@ -103,7 +112,7 @@ def _reached(start: str, graph: Mapping[str, list[Import]]) -> set[str]:
 
 def figures(files: Mapping[str, str]) -> dict[str, int]:
     """What is counted of one revision."""
-    graph = imports(files)
+    graph = inside(imports(files))
     trees = [ast.parse(text) for text in files.values()]
     functions = [
         node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)

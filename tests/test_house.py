@@ -54,11 +54,7 @@ def files() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def graph(files: dict[str, str]) -> dict[str, list[house.Import]]:
     """What each module imports, without the face, through which nobody inside goes."""
-    return {
-        name: [found for found in found_in if found.target != house.PACKAGE]
-        for name, found_in in house.imports(files).items()
-        if name != house.PACKAGE
-    }
+    return house.inside(house.imports(files))
 
 
 def short(name: str) -> str:
