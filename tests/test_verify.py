@@ -434,7 +434,7 @@ TAMPERED: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "another attack's column": (columns_swapped, "pgd20@24/255"),
     "steps": (put("metrics", "pgd20", "attack", "steps", to=100), "attacks: does not follow: pgd20: steps"),
     "step in the configuration": (put("config", "evaluation", "step", to="1/255"), "attacks: does not follow"),
-    "no step in the configuration": (put("config", "evaluation", "step", to="0"), "form"),
+    "no step in the configuration": (put("config", "evaluation", "step", to="0"), "attacks: does not follow"),
     "radius of one attack": (
         put("metrics", "pgd20", "attack", "eps", to="16/255"),
         "attacks: does not follow: pgd20: eps",
