@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adbench import losses
     from adbench.attacks.linf import Start
-    from adbench.results.record import load
+    from adbench.results.frame import load
     from adbench.training.method import ATTACK_BN, Method, Passes, hyper
     from adbench.training.step import Mode, Need, Net, Step
 
@@ -44,7 +44,7 @@ FAST_SEARCH = 3
 
 _DEFINED_IN = {
     "Start": "attacks.linf",
-    "load": "results.record",
+    "load": "results.frame",
     **dict.fromkeys(("ATTACK_BN", "Method", "Passes", "hyper"), "training.method"),
     **dict.fromkeys(("Mode", "Need", "Net", "Step"), "training.step"),
 }

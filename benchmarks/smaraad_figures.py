@@ -24,11 +24,11 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 
 def hyper(run: Run, key: str) -> object:
-    return (run.done or run.failed)[0]["config"]["training"]["hyper"].get(key)
+    return (run.done or run.failed)[0].config.training["hyper"].get(key)
 
 
 def setting(run: Run, key: str) -> object:
-    return (run.done or run.failed)[0]["config"]["training"]["train"][key]
+    return (run.done or run.failed)[0].config.training["train"][key]
 
 
 def spelt(run: Run, attack: str) -> str:
@@ -47,8 +47,8 @@ def tables(runs: list[Run]) -> None:
         print("| " + " | ".join(["run", "seeds", *map(heading, attacks), "clean, seed by seed"]) + " |")
         print("| " + " | ".join(["---", *["---:"] * (len(attacks) + 1), "---"]) + " |")
         for run in group:
-            each = ", ".join(f"{100 * r['metrics']['clean']['value']:.1f}" for r in run.done)
-            failed = [f"failed: {r['error']['message'].partition('. Batch')[0]}" for r in run.failed]
+            each = ", ".join(f"{100 * r.metrics['clean'].value:.1f}" for r in run.done)
+            failed = [f"failed: {r.failure.message.partition('. Batch')[0]}" for r in run.failed]
             cells = [run.label, f"{len(run.done)}/{len(run.done) + len(run.failed)}"]
             print("| " + " | ".join([*cells, *(spelt(run, a) for a in attacks), "; ".join([each, *failed])]) + " |")
 

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,7 +63,7 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     (judged,) = results.glob("digits/ard/*/*/eval-*")
     trained = judged.parent
     _run("export", judged, "--out", folder / "shared")
-    weights = record.read(judged / layout.RECORD)["model"]["weights_sha256"]
+    weights = record.read(judged / layout.RECORD).network.weights_sha256
     (partial,) = sorted(judged.glob(layout.PARTIAL.format("*")))[:1]
     (stored,) = sorted(judged.glob("adversarial/pgd20*.npz"))
     (cross,), (cam,) = results.rglob("cross.json"), results.rglob("cam.json")
@@ -71,7 +72,7 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
     plain, card = tensors.with_suffix(".pt"), tensors.with_suffix(".json")
     state = trained / layout.STATES[0]
     return {
-        "record.json": (judged / layout.RECORD, lambda: record.read(judged / layout.RECORD).data),
+        "record.json": (judged / layout.RECORD, lambda: record.read(judged / layout.RECORD)),
         "outcomes.parquet": (judged / layout.OUTCOMES, lambda: _outcomes(judged / layout.RECORD)),
         "partial outcomes": (partial, lambda: _partial(partial, weights)),
         "adversarial examples": (stored, lambda: _stored(judged, stored)),
@@ -83,10 +84,13 @@ def make(folder: Path) -> dict[str, tuple[Path, Reader]]:
         "resume state": (state, lambda: _state(state)),
         "training.json": (trained / layout.SUMMARY, lambda: summary.finished(trained)),
         "log.jsonl": (trained / layout.LOG, lambda: record.read(judged / layout.RECORD).log()),
-        "plan": (plan, lambda: plans.read(plan).data),
-        "cross.json": (cross, lambda: analyses.read(cross).data),
-        "cam.json": (cam, lambda: analyses.read(cam).data),
-        "attribution maps": (cam.with_name("examples.npz"), lambda: attribution._examples(analyses.read(cam))),
+        "plan": (plan, lambda: plans.read(plan)),
+        "cross.json": (cross, lambda: analyses.read(cross, analyses.Cross)),
+        "cam.json": (cam, lambda: analyses.read(cam, analyses.Cam)),
+        "attribution maps": (
+            cam.with_name("examples.npz"),
+            lambda: attribution._examples(analyses.read(cam, analyses.Cam)),
+        ),
         "dataset .npz": (images, lambda: read_own(images)),
     }
 
@@ -99,7 +103,7 @@ def _run(*words: Any) -> None:
 def _outcomes(path: Path) -> object:
     found = record.read(path)
     found.check_outcomes()
-    return {attack: found.right(attack) for attack in found["metrics"]}
+    return {attack: found.right(attack) for attack in found.metrics}
 
 
 def _partial(path: Path, weights: str) -> object:
@@ -113,8 +117,8 @@ def _partial(path: Path, weights: str) -> object:
 
 
 def _stored(judged: Path, path: Path) -> object:
-    stated = record.read(judged / layout.RECORD)["metrics"]["pgd20"]["adversarial"]
-    if not outcome_files._whole(judged, stated):
+    stated = record.read(judged / layout.RECORD).metrics["pgd20"].adversarial
+    if not outcome_files._whole(judged, asdict(stated)):
         raise Told("another SHA-256 than the record states")
     return path.read_bytes()
 

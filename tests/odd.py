@@ -34,8 +34,8 @@ VALUES: tuple[Any, ...] = (
 FILES = {
     "student's record": ("digits/ard/*/*/*/record.json", record.read),
     "teacher's record": ("digits/teachers/*/*/record.json", record.read),
-    "cross.json": ("digits/cross/*/cross.json", analyses.read),
-    "cam.json": ("digits/cam/*/cam.json", analyses.read),
+    "cross.json": ("digits/cross/*/cross.json", lambda path: analyses.read(path, analyses.Cross)),
+    "cam.json": ("digits/cam/*/cam.json", lambda path: analyses.read(path, analyses.Cam)),
     "plan": ("plans/*.json", plans.read),
     "training.json": ("digits/ard/*/*/training.json", lambda path: summary.finished(path.parent)),
     "cell.json": ("digits/ard/*/*/cell.json", None),
@@ -118,7 +118,7 @@ def write(path: Path, data: Any) -> None:
         return
     path.write_text(json.dumps(data) + "\n", encoding="utf-8")
     (judged,) = path.parent.glob("eval-*/record.json")
-    found = record.read(judged).data
+    found = document.opened(judged)
     found["training"]["log_sha256"] = document.files.sha256(path)
     record.write(judged, found)
 

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pandas as pd
 
-from adbench.results import layout, record
+from adbench.results import document, layout, record
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256
 
@@ -94,7 +93,7 @@ def add(
     if trained:
         _write_log(path.parent / "log.jsonl", epochs, found)
     data = {
-        "schema_version": record.SCHEMA_VERSION,
+        "schema_version": document.SCHEMA_VERSION,
         "kind": kind,
         "id": identity,
         "train_id": content_id([kind, dataset, label, teacher, student, weights, training])[:16],
@@ -154,9 +153,14 @@ def add(
         "timing": {} if failed else {"train": 1.5, "evaluate": 12.5},
     }
     if checked:
-        jsonschema.validate(data, record.schema())
+        conform(data)
     record.write(path, data)
     return path
+
+
+def conform(data: Mapping[str, Any], kind: Any = record.Record) -> None:
+    """Raise ValidationError unless the content of a file is that of such a document."""
+    document.validator(kind).validate_python({key: value for key, value in data.items() if key != document.DIGEST})
 
 
 def _network(name: str, architecture: str, checkpoint: str, weights: str) -> dict[str, Any]:

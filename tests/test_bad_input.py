@@ -11,18 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from synthetic import conform
 from tiny import TEACHER, cli, record_of, records, run
 
 from adbench import models
 from adbench.cli import main
 from adbench.execution import runner
 from adbench.registry import METHODS
-from adbench.results import record
 from adbench.system import files
 from adbench.weights.checkpoint import save_weights
 
@@ -545,6 +544,6 @@ def test_records_of_failed_cells_are_valid_and_reported() -> None:
     line = next(n for n, text in enumerate(Path(plugin).read_text().splitlines(), start=1) if "1 / 0" in text)
     assert run("--methods", "raises,pgd-at", "--plugin", plugin).exit_code == 1
     for data in records(Path("results")).values():
-        jsonschema.validate(data, record.schema())
+        conform(data)
     listed = cli("results", "--status", "failed", "--format", "json")
     assert json.loads(listed.output)[0]["error"] == f"ZeroDivisionError: division by zero (raises.py, line {line})"

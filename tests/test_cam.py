@@ -12,12 +12,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from synthetic import add
+from synthetic import add, conform
 from tiny import cli, family
 from torch import Tensor, nn
 
@@ -167,7 +166,7 @@ def content(results: Path) -> dict[str, Any]:
 
 def test_it_is_described_by_the_published_schema(trained_here: Path) -> None:
     found = content(trained_here)
-    jsonschema.validate(found, document.schema("cam"))
+    conform(found, analyses.Cam)
     assert [network["name"] for network in found["networks"]] == ["teacher tiny", "PGD-AT", "ARD", "SmaraAD"]
     assert found["attack"]["name"] == "pgd20"
     assert (found["attack"]["eps"], found["data"]["images"]) == ("12/255", 40)
@@ -364,7 +363,7 @@ def test_an_odd_comparison_is_named_with_its_field(field: str, value: Any, resul
     found = content(results)
     document.write(path, {**found, field: {**found[field], **value} if value and field == "setting" else value})
     with pytest.raises(UserError, match=field):
-        analyses.read(path)
+        analyses.read(path, analyses.Cam)
 
 
 def test_the_report_of_maps_needs_no_torch_and_has_the_same_bytes_twice(

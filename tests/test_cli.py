@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import jsonschema
 import pandas as pd
 import pytest
 import torch
 from rich.cells import cell_len
 from rich.console import Console
+from synthetic import conform
 from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, records, run, shorten_autoattack
 
 from adbench.cli import COMMANDS, main
@@ -27,7 +27,6 @@ from adbench.execution.expand import expand
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import experiment, layered, merged, parse_setting, read_preset
 from adbench.registry import METHODS
-from adbench.results import record
 from adbench.system.files import sha256
 from adbench.weights.networks import lookup
 
@@ -178,7 +177,7 @@ def test_a_run_leaves_valid_records_of_every_cell(finished: Path) -> None:
         ("teacher", "pgd-at"),
     ]
     for data in found.values():
-        jsonschema.validate(data, record.schema())
+        conform(data)
         assert data["status"] == "done"
         assert set(data["metrics"]) == {"clean", "fgsm", "pgd20"}
         assert all(metric["n"] == 16 for metric in data["metrics"].values())
@@ -281,7 +280,7 @@ def test_eval_finds_what_the_run_found(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "checkpoint best" in result.output
     (data,) = records(Path("results")).values()
-    jsonschema.validate(data, record.schema())
+    conform(data)
     assert (data["kind"], data["method"], data["seed"], data["training"]) == ("checkpoint", None, None, None)
     known = record_of(finished, "rslad")
     assert data["model"]["weights_sha256"] == known["model"]["weights_sha256"]

@@ -84,6 +84,6 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path) -> None:
         result = cli("compare", first, second, "--results", tmp_path)
         assert result.exit_code == 2
         assert said in result.output
-    other = next(r for r in read_all(tmp_path) if r["dataset"] == "cifar10")
+    other = next(r for r in read_all(tmp_path) if r.dataset == "cifar10")
     with pytest.raises(UserError, match="different test images"):
         paired.networks(read(path), other)

@@ -12,10 +12,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
-from synthetic import add
+from synthetic import add, conform
 from tiny import cli, family, records
 from torch import Tensor
 
@@ -112,7 +111,7 @@ def test_what_is_made_on_the_teacher_is_the_records_transfer_from_it(crossed: Pa
 
 def test_it_is_described_by_the_published_schema(crossed: Path) -> None:
     found = matrix(crossed)
-    jsonschema.validate(found, document.schema("cross"))
+    conform(found, analyses.Cross)
     entry = found["matrix"][1][2]
     assert entry["n"] == found["data"]["images"] == 40
     assert entry["ci_test"] == list(wilson(entry["correct"], 40))
@@ -231,7 +230,7 @@ def test_a_network_that_was_judged_twice_stands_in_the_matrix_once(tmp_path: Pat
         judged = {"seed": 0, "images": images}
         add(tmp_path, method="rslad", metrics={"clean": 0.9}, n=images, settings=THREAT, evaluation=judged)
     ((group),) = groups(read_all(tmp_path))
-    assert [(one.label, one.record["metrics"]["clean"]["n"]) for one in group.networks] == [("RSLAD", 200)]
+    assert [(one.label, one.record.metrics["clean"].n) for one in group.networks] == [("RSLAD", 200)]
 
 
 def test_of_several_seeds_the_lowest_is_taken_unless_asked(tmp_path: Path) -> None:
@@ -353,7 +352,7 @@ def written(results: Path, shares: dict[str, list[float]], images: int = 1000, f
         correct = round(share * images)
         return {"correct": correct, "n": images, "ci_test": list(wilson(correct, images))}
 
-    origin = next(read_all(results)).data["provenance"]
+    origin = document.opened(next(read_all(results)).path)["provenance"]
     network = {"kind": "student", "method": None, "student": "cnn-16", "teacher": None, "seed": 0, "record": "r"}
     content = {
         "schema_version": 1,
@@ -369,7 +368,7 @@ def written(results: Path, shares: dict[str, list[float]], images: int = 1000, f
         "seconds": [1.0] * len(shares),
         "provenance": origin | {"finished": f"{finished}T00:00:00+00:00"},
     }
-    jsonschema.validate(content, document.schema("cross"))
+    conform(content, analyses.Cross)
     path = results / "digits/cross" / content["id"][:8] / "cross.json"
     write_json(path, content)
     return path
@@ -408,14 +407,14 @@ def test_without_a_matrix_there_is_no_section(synthetic: Path, tmp_path: Path) -
 def test_a_later_matrix_of_the_same_or_more_networks_wins(synthetic: Path) -> None:
     written(synthetic, {"RSLAD": [0.1, 0.2], "ARD": [0.3, 0.4]}, finished="2026-03-01")
     written(synthetic, {"RSLAD": [0.5, 0.6], "ARD": [0.7, 0.8]}, finished="2026-04-01")
-    (found,) = analyses.latest(analyses.read_all(synthetic, "cross"))
-    assert found["matrix"][0][0]["correct"] == 500
+    (found,) = analyses.latest(analyses.read_all(synthetic, analyses.Cross))
+    assert found.matrix[0][0].correct == 500
     more = {"RSLAD": [0.5] * 3, "ARD": [0.7] * 3, NASTY: [0.6] * 3}
     written(synthetic, more, finished="2026-03-15")
-    assert len(analyses.latest(analyses.read_all(synthetic, "cross"))) == 2, "an earlier one with more stays"
+    assert len(analyses.latest(analyses.read_all(synthetic, analyses.Cross))) == 2, "an earlier one with more stays"
     written(synthetic, more, finished="2026-05-01")
-    (found,) = analyses.latest(analyses.read_all(synthetic, "cross"))
-    assert len(found["networks"]) == 3
+    (found,) = analyses.latest(analyses.read_all(synthetic, analyses.Cross))
+    assert len(found.networks) == 3
 
 
 def test_a_matrix_of_networks_that_are_not_in_the_report_is_not_shown(synthetic: Path, tmp_path: Path) -> None:

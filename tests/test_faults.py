@@ -29,6 +29,7 @@ from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train
 from adbench.models import build
 from adbench.results import document, layout, provenance, record
+from adbench.results.analyses import Cross
 from adbench.results.summary import Summary, finished
 from adbench.system import files, signals
 from adbench.training import resume, trainer
@@ -313,7 +314,7 @@ def test_any_flipped_bit_of_a_record_is_noticed_or_changes_nothing(
             told = ("is damaged", "not a readable record", "schema version", "as its schema has it")
             assert any(words in said for words in told)
         else:  # white space, or the name of the digest itself
-            read = record.read(path).data
+            read = document.opened(path)
             assert {key: read[key] for key in found} == found
     assert noticed > 0.8 * len(whole) / 3
 
@@ -371,9 +372,9 @@ def test_a_report_does_not_draw_on_damaged_outcomes(finished_cell: tuple[Cell, P
     whole = outcomes.read_bytes()
     flip(outcomes, 0.4)
     with pytest.raises(UserError, match="is damaged: it has another SHA-256 than its record states"):
-        found.outcomes()
+        found.verdicts()
     outcomes.write_bytes(whole)
-    assert len(found.outcomes()) == 16
+    assert len(found.verdicts()) == 16
 
 
 def test_a_damaged_log_or_summary_of_a_training_is_told(tmp_path: Path) -> None:
@@ -533,23 +534,24 @@ def test_documents_hold_what_was_written_and_older_ones_need_no_digest(tmp_path:
         "record": "a/record.json",
         "clean": accuracy,
     }
-    origin = dict.fromkeys(document.schema("cross")["$defs"]["provenance"]["required"])
+    origin = dict.fromkeys(document.schema(Cross)["properties"]["provenance"]["required"], "2026")
     content = {
         "schema_version": 1,
         "id": "0" * 16,
         "dataset": "digits",
         "data": {"fingerprint": "0" * 64, "images": 4},
         "setting": {"eps": "8/255", "step": "2/255", "start": "clean", "seed": 0},
-        "attack": dict.fromkeys(document.schema("cross")["$defs"]["attack"]["required"]),
+        "attack": dict.fromkeys(document.schema(Cross)["properties"]["attack"]["required"]),
         "networks": [network, network],
         "matrix": [[accuracy, accuracy]] * 2,
         "seconds": [0.1, 1],
         "provenance": origin,
     }
     document.write(path, content)
-    assert document.content(path, "cross", "") == content
+    first = document.read(path, Cross, "")
+    assert first.networks[0].clean.correct == accuracy["correct"]
     files.write_json(path, content)
-    assert document.content(path, "cross", "") == content
+    assert document.read(path, Cross, "") == first
     files.write_json(path, content | {"digest": "0" * 64})
     with pytest.raises(UserError, match=r"\(it is damaged: its content has another SHA-256 than it states\); do this"):
-        document.content(path, "cross", "do this")
+        document.read(path, Cross, "do this")

@@ -16,7 +16,7 @@ from synthetic import add
 from tiny import cli, records, run
 
 from adbench.errors import UserError
-from adbench.results import record
+from adbench.results import document, record
 from adbench.system import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,7 +235,7 @@ def test_merge_into_the_working_folder_from_its_own_folders(
     assert len(list(tmp_path.glob("digits/*/*/*/eval-*/record.json"))) == 2
     # Other figures for a cell: both are kept, beside the folder.
     (path,) = tmp_path.glob("one/digits/natural/*/*/eval-*/record.json")
-    data = record.read(path).data
+    data = document.opened(path)
     data["model"]["weights_sha256"] = "0" * 64
     record.write(path, data)
     result = cli("merge", "one", "--into", ".")

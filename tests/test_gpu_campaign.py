@@ -110,9 +110,9 @@ def test_a_rehearsals_records_and_weights_can_be_used(rehearsal: Rehearsal, tmp_
     with tarfile.open(rehearsal.out / "records.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     kept = [record.read(path) for path in tmp_path.rglob("record.json")]
-    assert {"student", "checkpoint"} <= {found["kind"] for found in kept}
+    assert {"student", "checkpoint"} <= {found.kind for found in kept}
     cells = [row for row in read(rehearsal.out)["entries"]["table"]["rows"] if row["what"] == "cell"]
-    recorded = {(found["student"], found["metrics"]["aa"]["value"]) for found in kept if "aa" in found["metrics"]}
+    recorded = {(found.student, found.metrics["aa"].value) for found in kept if "aa" in found.metrics}
     assert {(row["student"], row["aa"]) for row in cells} == recorded
     checkpoint.load(build("cnn-4", classes=10, channels=1), rehearsal.out / "teacher.safetensors")
 

@@ -13,7 +13,7 @@ from synthetic import add
 from tiny import cli, records, run
 
 from adbench.registry import METHODS
-from adbench.results import record
+from adbench.results import document, record
 from adbench.results.diff import edited
 from adbench.results.runs import collect
 from adbench.system.files import content_id
@@ -28,7 +28,7 @@ def test_records_judged_with_other_noise_are_another_row_and_none_is_dropped(tmp
     for seed in (0, 7):
         add(tmp_path, metrics=SCORES, evaluation={"seed": seed})
     add(tmp_path, metrics=SCORES, seed=1, evaluation={"seed": 7})
-    runs = {run.label: [r["seed"] for r in run.done] for run in collect(record.read_all(tmp_path), "student")}
+    runs = {run.label: [r.seed for r in run.done] for run in collect(record.read_all(tmp_path), "student")}
     assert runs == {"RSLAD (eval.seed 0)": [0], "RSLAD (eval.seed 7)": [0, 1]}
 
 
@@ -62,7 +62,7 @@ def test_one_dataset_at_two_paths_is_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert (
         "0 of 1 cells" in run("--dataset", "./d.npz", "--methods", "pgd-at", "--dry-run", data__val_images="20").output
     )
-    assert {r["dataset"] for r in record.read_all(Path("results"))} == {"./d.npz"}
+    assert {r.dataset for r in record.read_all(Path("results"))} == {"./d.npz"}
     assert len({r["config"]["training"]["data"]["content"] for r in records(Path("results")).values()}) == 1
     result = cli("compare", "natural", "pgd-at")
     assert result.exit_code == 0, result.output
@@ -98,7 +98,7 @@ def test_data_are_found_from_elsewhere_and_where_a_user_says(tmp_path: Path, mon
 
 def old(method: str = "kd") -> record.Record:
     found = record.read(sorted((RECORDED / "digits" / method).rglob("record.json"))[0])
-    assert found["config"]["training"]["revision"] == 1
+    assert found.config.training["revision"] == 1
     return found
 
 
@@ -113,7 +113,7 @@ def test_a_record_from_before_is_read_reported_merged_and_held_to_its_configurat
     assert cli("report").exit_code == 0
     assert "1 taken" in cli("merge", "results", "--into", "merged").output
     (copied,) = Path("merged").rglob("record.json")
-    assert record.read(copied).data == found.data
+    assert document.opened(copied) == document.opened(found.path)
     judged = verify(copied, data_dir=Path("data"), device=torch.device("cpu"))
     findings = {finding.what: finding for finding in judged}
     assert CONTRADICTS not in {findings[what].answer for what in ("configuration", "training log")}
@@ -125,14 +125,14 @@ def test_merge_says_that_the_code_was_edited_since(tmp_path: Path) -> None:
     shutil.copytree(RECORDED / cell, tmp_path / "results" / cell)
     path = tmp_path / "results" / found.path.relative_to(RECORDED)
     for sha256, times in ((METHODS.source_hash("kd"), 0), ("0" * 64, 1)):
-        provenance = {**found["provenance"], "method_source_sha256": sha256}
-        record.write(path, {**found.data, "provenance": provenance})
+        data = document.opened(found.path)
+        record.write(path, {**data, "provenance": {**data["provenance"], "method_source_sha256": sha256}})
         said = cli("merge", tmp_path / "results", "--into", tmp_path / f"merged-{times}").output
         assert said.count("1 made with other code") == times
 
 
 def test_code_is_compared_in_the_way_of_the_record() -> None:
-    training = old()["config"]["training"]
+    training = old().config.training
     assert edited(training, METHODS.source_hash("kd")) == []
     assert edited(training, "0" * 64) == ["method 'kd'"]
     today = {**training, "revision": 2, "source": METHODS.code("kd").sha256}

@@ -14,7 +14,7 @@ from tiny import cli
 
 from adbench.report import page, reading
 from adbench.report.model import Table
-from adbench.results import layout, record
+from adbench.results import document, layout, record
 from adbench.system.files import sha256
 
 SHARES = {"pgd-at": 0.40, "trades": 0.41, "rslad": 0.45}
@@ -28,7 +28,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def path_of(results: Path, method: str) -> Path:
-    return next(r.path for r in record.read_all(results) if r["method"] == method)
+    return next(r.path for r in record.read_all(results) if r.method == method)
 
 
 def cut(path: Path) -> None:
@@ -130,7 +130,7 @@ def test_outcomes_that_are_not_the_records_decide_no_comparison(
 def test_outcomes_that_contradict_their_record_take_it_out_of_the_report(results: Path, tmp_path: Path) -> None:
     path, better = path_of(results, "trades"), path_of(results, "rslad")
     anothers(path.with_name(layout.OUTCOMES), better.with_name(layout.OUTCOMES))
-    data = record.read(path).data
+    data = document.opened(path)
     record.write(path, data | {"outcomes": data["outcomes"] | {"sha256": sha256(path.with_name(layout.OUTCOMES))}})
     for command in (("compare", "trades", "rslad"), ("report", "--out", tmp_path / "out", "--format", "csv")):
         result = cli(*command, "--results", results)
@@ -142,7 +142,7 @@ def test_outcomes_that_contradict_their_record_take_it_out_of_the_report(results
 
 def test_a_damaged_log_costs_its_curve_and_nothing_else(results: Path, tmp_path: Path) -> None:
     path = path_of(results, "trades")
-    data = record.read(path).data
+    data = document.opened(path)
     log = path.with_name("log.jsonl")
     record.write(path, data | {"training": data["training"] | {"log_sha256": sha256(log)}})
     flip(log)

@@ -9,11 +9,12 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic_core import ValidationError
 from sklearn.datasets import load_digits
+from synthetic import conform
 from torch import Tensor, nn
 
 from adbench.attacks import square
@@ -24,7 +25,7 @@ from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.losses import cross_entropy
 from adbench.models import build
 from adbench.results import stats
-from adbench.results.record import schema
+from adbench.results.fields import Masking
 
 SMALL, WIDE = Fraction(8, 255), Fraction(32, 255)
 
@@ -475,8 +476,7 @@ def test_an_entry_is_what_the_schema_says(known: tuple[Evaluator, dict[str, Outc
     judge, outcomes = known
     more = {"aa": outcome(judge.right, RANDOMISED), "transfer:a:pgd20": outcomes["pgd20"]}
     found = json.loads(json.dumps(masking.examine(judge, outcomes | more, 40)))
-    part = schema()["properties"]["masking"] | {"$defs": schema()["$defs"]}
-    jsonschema.validate(found, part)
+    conform(found, Masking)
     assert [test["name"] for test in found["tests"] if "attack" in test] == [
         "more-steps",
         "restarts",
@@ -484,5 +484,5 @@ def test_an_entry_is_what_the_schema_says(known: tuple[Evaluator, dict[str, Outc
         "growing-eps",
         "black-box",
     ]
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(found | {"verdict": "maybe"}, part)
+    with pytest.raises(ValidationError):
+        conform(found | {"verdict": "maybe"}, Masking)

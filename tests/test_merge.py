@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny import cli, records, run
 
-from adbench.results import plans, record
+from adbench.results import document, plans, record
 from adbench.results.layout import BEST, LAST, SUMMARY
 from adbench.system import files, locks
 
@@ -45,7 +45,7 @@ def only(folder: Path, method: str) -> Path:
 
 
 def change(path: Path, changed: Callable[[dict[str, Any]], None]) -> None:
-    data = record.read(path).data
+    data = document.opened(path)
     changed(data)
     record.write(path, data)
 
@@ -81,7 +81,7 @@ def test_figures_that_differ_are_a_conflict_of_which_both_sides_are_kept(copies:
     before = content(copies / "one")
     result = cli("merge", copies / "two", "--into", copies / "one")
     assert result.exit_code == 1
-    now, there = (record.read(path)["metrics"]["pgd20"]["correct"] for path in (ours, theirs))
+    now, there = (record.read(path).metrics["pgd20"].correct for path in (ours, theirs))
     assert f"conflict, pgd20 {now}/16 here and {there}/16 there" in result.output
     assert "digits/natural/none__cnn-4/s0-" in result.output
     after = content(copies / "one")

@@ -139,7 +139,7 @@ def test_one_of_two_networks_in_a_file_is_judged_by_its_key_and_found_again() ->
     assert cli("eval", "both.pt#model_ema", *words).exit_code == 0
     (path,) = Path("results").rglob("record.json")
     found = record.read(path)
-    assert found["model"]["weights_sha256"] == weights_sha256(second)
+    assert found.network.weights_sha256 == weights_sha256(second)
     dataset = networks.dataset_of(found, Path())
     again = networks.network_of(found, dataset, Path())
     assert weights_sha256(again) == weights_sha256(second)

@@ -176,9 +176,9 @@ def test_every_returned_path_exists_and_the_page_names_no_other_address(small: t
 def test_all_four_spellings_carry_the_mean_recomputed_from_the_records(small: tuple[Path, Path, list[Path]]) -> None:
     results, out, _ = small
     shares = [
-        100 * r["metrics"]["aa"]["correct"] / r["metrics"]["aa"]["n"]
+        100 * r.metrics["aa"].correct / r.metrics["aa"].n
         for r in read_all(results)
-        if (r["label"], r["teacher"]) == ("RSLAD", "robust")
+        if (r.label, r.teacher) == ("RSLAD", "robust")
     ]
     mean = f"{statistics.mean(shares):.2f}"
     half = f"{stats.t.interval(0.95, 2, scale=statistics.stdev(shares) / math.sqrt(3))[1]:.2f}"
@@ -532,7 +532,7 @@ def twice(tmp_path: Path) -> list[Record]:
 
 
 def _train_id(results: Path) -> str:
-    return next(r["train_id"] for r in read_all(results) if r["student"] == "wrn-10-2")
+    return next(r.train_id for r in read_all(results) if r.student == "wrn-10-2")
 
 
 def test_a_teacher_evaluated_again_keeps_figure_1_and_the_proxy_heading(twice: list[Record]) -> None:

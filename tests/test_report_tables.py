@@ -50,7 +50,7 @@ def outcomes(path: Path, metric: str, right: list[bool]) -> None:
     table = pd.read_parquet(file)
     table[metric] = pd.array(right, dtype="boolean")
     table.to_parquet(file)
-    written = record.read(path).data
+    written = document.opened(path)
     record.write(path, written | {"outcomes": written["outcomes"] | {"sha256": sha256(file)}})
 
 

@@ -30,7 +30,7 @@ from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Train, experiment
 from adbench.models import build
-from adbench.results import layout, record
+from adbench.results import document, layout
 from adbench.results.layout import BEST, LAST, LOG, STATES, SUMMARY
 from adbench.system import files
 from adbench.training.configured import configured
@@ -235,7 +235,7 @@ def test_a_cell_that_fails_at_any_one_write_ends_in_the_same_bits(
                 assert found[key] == expected[key]
             assert without_times(found["metrics"]) == without_times(expected["metrics"])
             assert found["outcomes"] == expected["outcomes"]
-            assert record.read(layout.record_path(cell, results)).data == found
+            assert document.opened(layout.record_path(cell, results)) == found
             assert _files(results) == _files(tmp_path / "undisturbed")
 
 

@@ -30,7 +30,6 @@ from adbench.evaluation import outcome_files
 from adbench.experiment import cell, teacher
 from adbench.experiment.cell import safe
 from adbench.results import document, record
-from adbench.results.record import Record
 from adbench.training import resume
 from adbench.weights import file_reader
 
@@ -218,7 +217,10 @@ def test_a_record_has_no_file_read_that_is_not_its_own(tmp_path: Path) -> None:
     found = record.read(add(tmp_path / "results", metrics={"clean": 0.9}))
     assert found.log(), "its own is read"
     for name in ("../../../secret.json", str(secret)):
-        assert Record(found.path, found.data | {"training": found["training"] | {"log": name}}).log() == []
+        data = document.opened(found.path)
+        record.write(tmp_path / "other.json", data | {"training": data["training"] | {"log": name}})
+        with pytest.raises(UserError, match=r"training\.log"):
+            record.read(tmp_path / "other.json")
         with pytest.raises(UserError, match="a file outside its folder; it was not read"):
             document.beside(found.path, name)
     assert document.beside(found.path, "adversarial/fgsm.npz") == found.path.parent / "adversarial" / "fgsm.npz"
@@ -348,7 +350,7 @@ def test_a_digest_tells_damage_and_not_forgery(tmp_path: Path) -> None:
     path = add(tmp_path, metrics={"clean": 0.9})
     forged = json.loads(path.read_text(encoding="utf-8")) | {"label": "forged"}
     document.write(path, {key: value for key, value in forged.items() if key != "digest"})
-    assert record.read(path)["label"] == "forged"
+    assert record.read(path).label == "forged"
 
 
 HOSTILE = ("torch", "sklearn", "random", "threading", "socket", "json", "adbench", "click")

@@ -21,7 +21,7 @@ from adbench.report.findings import findings
 from adbench.report.model import Column, Row, Table, TableCell
 from adbench.report.tables import compared, paper, robustness
 from adbench.report.view import View
-from adbench.results import layout, paired, record
+from adbench.results import document, frame, layout, paired, record
 from adbench.results.record import read, read_all
 from adbench.results.runs import collect
 from adbench.results.setting import Setting, alike, size
@@ -64,7 +64,7 @@ def test_networks_that_were_not_judged_alike_are_not_compared(what: str, tmp_pat
     one = judged(tmp_path, "rslad", 0.45, {"aa": {"search": "float32"}})
     other = judged(tmp_path, "ard", 0.40, **changed)
     if what != "search":
-        data = read(other).data
+        data = document.opened(other)
         data["metrics"]["aa"]["attack"]["search"] = "authors' package, float32"
         record.write(other, data)
     for pair in ((one, other), ("rslad", "ard")):
@@ -159,9 +159,9 @@ def test_the_papers_numbers_stand_beside_its_own_radius_alone(tmp_path: Path) ->
 def test_results_state_radius_step_and_images_in_every_form(tmp_path: Path) -> None:
     judged(tmp_path, "rslad", 0.45, n={"clean": 1000, "pgd20": 1000, "aa": 100})
     judged(tmp_path, "ard", 0.40, WIDE | {"aa": {"search": "bfloat16, fast"}})
-    frame = record.load(tmp_path).set_index("label")
-    assert frame.loc["RSLAD", ["eps", "step", "n", "aa.n"]].tolist() == ["8/255", "2/255", 1000, 100]
-    assert frame.loc["ARD", ["eps", "step", "aa.search"]].tolist() == ["28/255", "7/255", "bfloat16, fast"]
+    table = frame.load(tmp_path).set_index("label")
+    assert table.loc["RSLAD", ["eps", "step", "n", "aa.n"]].tolist() == ["8/255", "2/255", 1000, 100]
+    assert table.loc["ARD", ["eps", "step", "aa.search"]].tolist() == ["28/255", "7/255", "bfloat16, fast"]
     out = tmp_path / "out.parquet"
     assert cli("results", "--results", tmp_path, "--format", "parquet", "--out", out).exit_code == 0
     for form in ("table", "csv", "markdown", "latex", "json"):

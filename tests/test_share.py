@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import TEACHER, cli, record_of, records, run
+from tiny import TEACHER, cli, records, run
 
 from adbench.errors import UserError
 from adbench.models import build
@@ -83,9 +85,9 @@ def test_exported_files_give_the_same_logits_here_and_elsewhere(kind: str, resul
         evaluated = cli(*words, *extra)
         assert evaluated.exit_code == 0, evaluated.output
         (found,) = records(again).values()
-        assert found["model"]["weights_sha256"] == judged["model"]["weights_sha256"]
+        assert found["model"]["weights_sha256"] == judged.network.weights_sha256
         assert {name: m["correct"] for name, m in found["metrics"].items()} == {
-            name: m["correct"] for name, m in judged["metrics"].items()
+            name: metric.correct for name, metric in judged.metrics.items()
         }
 
 
@@ -99,11 +101,11 @@ def test_the_safetensors_say_what_they_are(results: Path, tmp_path: Path) -> Non
     assert json.loads(said["class_names"]) == list("0123456789")
     trained = record_path(results, "teacher").parent.parent / "best.safetensors"
     assert json.loads(checkpoint.metadata(trained)["class_names"]) == list("0123456789")
-    assert record.read(record_path(results, "teacher"))["data"]["class_names"] == list("0123456789")
+    assert record.read(record_path(results, "teacher")).images.class_names == list("0123456789")
     assert json.loads(said["normalisation"])["mean"] == pytest.approx([0.31])
     assert json.loads(said["threat"]) == {"eps": "28/255", "step": "7/255"}
     assert json.loads(said["accuracy"])["clean"][1] == 16
-    assert said["record"] == record.read(record_path(results, "teacher"))["id"]
+    assert said["record"] == record.read(record_path(results, "teacher")).id
 
 
 def test_weights_beside_an_exported_card_are_held_to_it(results: Path, tmp_path: Path) -> None:
@@ -138,17 +140,16 @@ def test_the_card_is_robustbenchs_and_claims_autoattack_of_all_images_alone(resu
         "link, authors and venue are yours to fill in; clean_acc is left out, since it was measured on 16 images of "
         "360; autoattack_acc is left out, since AutoAttack was not run"
     )
-    whole = {"value": 0.25, "correct": 90, "n": 360}
-    metrics = judged["metrics"] | {"clean": judged["metrics"]["clean"] | whole}
-    everything = record.Record(judged.path, judged.data | {"metrics": metrics})
-    assert export.card(everything, dataset, network)[0]["clean_acc"] == "25.00"
+    clean = replace(judged.metrics["clean"], value=0.25, correct=90, n=360)
+    judged.metrics["clean"] = clean
+    assert export.card(judged, dataset, network)[0]["clean_acc"] == "25.00"
     assert written["eps"] == "28/255"
     assert "mean" in written["footnote"]
 
     def with_autoattack(n: int, eps: str) -> tuple[dict[str, Any], str]:
-        metric = {"value": 0.5, "correct": n // 2, "n": n, "attack": {"name": "aa", "eps": eps}}
-        changed = judged.data | {"metrics": judged["metrics"] | {"aa": metric}}
-        return export.card(record.Record(judged.path, changed), dataset, network)
+        attack = {"name": "aa", "eps": eps}
+        judged.metrics["aa"] = replace(clean, value=0.5, correct=n // 2, n=n, attack=attack)
+        return export.card(judged, dataset, network)
 
     written, _ = with_autoattack(360, "28/255")
     assert (written["autoattack_acc"], written["reported"]) == ("50.00", "50.00")
@@ -205,6 +206,7 @@ def test_what_cannot_be_exported_is_refused(results: Path, tmp_path: Path) -> No
     assert "give the checkpoint that the record is about" in result.output
 
     found = record.read(record_path(results, "student"))
-    failed = record.Record(found.path, record_of(results, "ard") | {"status": "failed"})
+    failed = copy(found)
+    failed.status = "failed"
     with pytest.raises(UserError, match="the record of a failed cell"):
         list(export.export(failed, tmp_path, Path()))

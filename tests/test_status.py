@@ -98,7 +98,7 @@ def test_each_state_has_its_name_and_its_reason(results: Path) -> None:
     }
     assert "for teacher tiny (new)" in cli("status", "--results", results).output
     path = next(pgd_at.glob("eval-*/record.json"))
-    failed = record.read(path).data
+    failed = document.opened(path)
     failed |= {"status": "failed", "error": {"phase": "train", "type": "UserError", "message": "the loss\nis nan"}}
     record.write(path, failed)
     assert states(results)["pgd-at cnn-4 seed 0"] == "failed"
@@ -146,7 +146,7 @@ def test_a_damaged_plan_is_named_and_the_others_are_shown(results: Path) -> None
     assert run("--methods", "pgd-at", "--dry-run").exit_code == 0
     (plan,) = (results / "plans").iterdir()
     other = plan.with_name("0123456789abcdef.json")
-    document.write(other, {**plans.read(plan).data, "written": "2100", "jobs": "two"})
+    document.write(other, {**document.opened(plan), "written": "2100", "jobs": "two"})
     for form in ("table", "json"):
         shown = cli("status", "--results", results, "--format", form)
         assert shown.exit_code == 1
@@ -197,7 +197,7 @@ def test_why_names_the_settings_in_which_the_nearest_cell_differs(results: Path,
 def test_why_of_the_same_weights_names_the_evaluation(results: Path) -> None:
     run("--methods", "pgd-at", eval__attacks='["fgsm"]')
     judged = results.glob("digits/pgd-at/*/*/eval-*/record.json")
-    lose(next(path.parent for path in judged if "pgd20" not in record.read(path)["metrics"]))
+    lose(next(path.parent for path in judged if "pgd20" not in record.read(path).metrics))
     said = cli("status", "--why", "pgd-at cnn-4 seed 0").output
     assert "pgd-at cnn-4 seed 0: trained, trained, but not judged in this way" in said
     assert "the same weights are judged otherwise in" in said
@@ -254,7 +254,7 @@ def test_the_time_left_is_corrected_by_what_cells_took(results: Path) -> None:
         cell |= {"seconds": 100.0, "evaluation_seconds": 25.0}
     document.write(path, plan | {"jobs": 1})
     for done in results.rglob("record.json"):
-        data = record.read(done).data
+        data = document.opened(done)
         record.write(done, data | {"timing": {"train": 150.0, "evaluate": 50.0}})
     lose(folder(results, "rslad"))
     seconds, at_a_time, correction = Matrix(plans.read(path)).time_left()
@@ -274,7 +274,7 @@ def test_the_time_left_of_a_new_evaluation_is_that_of_evaluations(results: Path)
         cell |= {"seconds": 36_600.0, "evaluation_seconds": 600.0}
     document.write(path, plan | {"jobs": 1})
     first, second = (results / cell["record"] for cell in plan["cells"])
-    record.write(first, record.read(first).data | {"timing": {"train": 300.0, "evaluate": 630.0}})
+    record.write(first, document.opened(first) | {"timing": {"train": 300.0, "evaluate": 630.0}})
     lose(second.parent)
     seconds, _, _ = Matrix(plans.read(path)).time_left()
     assert seconds == pytest.approx(630.0)

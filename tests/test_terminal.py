@@ -91,7 +91,7 @@ def test_a_number_is_no_formula() -> None:
 
 def test_the_last_table_of_a_run_has_no_seed_for_a_network_without_one(tmp_path: Path) -> None:
     path = add(tmp_path, kind="teacher", label="\x1b[31mt", seed=None, metrics={"clean": 0.9})
-    table = display.summary_table([record.read(path).data])
+    table = display.summary_table([record.read(path)])
     cells = [str(next(iter(column.cells))) for column in table.columns]
     assert "-" in cells
     assert "None" not in cells

@@ -11,12 +11,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from synthetic import conform
 from tiny import TEACHER, cli, run, shorten_autoattack
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def contradicting(output: str) -> str:
 
 def test_an_honest_record_passes_also_when_attacked_anew(copy: Path) -> None:
     data = load(copy)
-    jsonschema.validate(data, record.schema())
+    conform(data)
     assert set(data["metrics"]) == {"clean", "fgsm", "pgd20", "pgd20@24/255", "cw", "aa", "transfer:tiny:pgd20"}
     assert data["metrics"]["pgd20@24/255"]["attack"]["eps"] == "24/255", "outside the threat model's ball, and verified"
     broken = data["metrics"]["clean"]["correct"] - data["metrics"]["pgd20"]["correct"]
@@ -532,7 +532,7 @@ def test_weights_of_another_network_with_all_figures_of_its_own_are_found_by_the
     judged |= {"attacks": ["fgsm"], "proxies": {}}
     judged.pop("masking"), data.pop("masking"), judged.pop("keep_adversarial")
     dataset = networks.dataset_of(found, tmp_path)
-    network = networks.built(found["config"]["training"], dataset)
+    network = networks.built(found.config.training, dataset)
     network.load_state_dict(weights)
     evaluator = Evaluator(network, dataset.test, dataset.threat, seed=0, batch_size=250, device=torch.device("cpu"))
     outcomes = evaluate(evaluator, ("fgsm",))

@@ -21,7 +21,7 @@ from adbench.execution.place import Place
 from adbench.losses import CamNorm, alignment, cam, normalise_map
 from adbench.models import Network
 from adbench.results import analyses, document, layout
-from adbench.results.analyses import Analysis
+from adbench.results.analyses import Cam, Mean
 from adbench.results.networks import Finished, Group
 from adbench.results.provenance import now, provenance
 from adbench.results.stats import student_t
@@ -85,7 +85,7 @@ def _teacher(bed: Testbed, networks: list[Finished], skip_missing: bool, refused
             # Another process may have finished it while this one waited.
             if not path.is_file():
                 _compute(bed, loaded, path, identity)
-    yield from table(analyses.read(path))
+    yield from table(analyses.read(path, Cam))
 
 
 def _path(bed: Testbed, networks: Sequence[Finished]) -> tuple[Path, str]:
@@ -180,21 +180,21 @@ def examples(y: Tensor, right: Tensor) -> list[int]:
     return [int(found[0]) for found in firsts if len(found)][:EXAMPLES]
 
 
-def table(one: Analysis) -> Iterator[str]:
+def table(one: Cam) -> Iterator[str]:
     """The means for a terminal: a row a student, both kinds of image."""
 
-    def shown(found: dict[str, Any]) -> str:
-        return "-" if found["mean"] is None else f"{found['mean']:.4f}"
+    def shown(found: Mean) -> str:
+        return "-" if found.mean is None else f"{found.mean:.4f}"
 
-    yield f"  maps of the label's class, compared with the teacher's; x' by {one['attack']['name']} on the teacher"
+    yield f"  maps of the label's class, compared with the teacher's; x' by {one.attack['name']} on the teacher"
     head = ("", "cosine, x'", "MSE, x'", "cosine, clean", "MSE, clean", "images")
     rows = [
         (
-            network["name"],
-            *(shown(found[which][what]) for which in ("adversarial", "clean") for what in ("cosine", "mse")),
-            str(found["adversarial"]["mse"]["n"]),
+            network.name,
+            *(shown(mean) for kind in (found.adversarial, found.clean) for mean in (kind.cosine, kind.mse)),
+            str(found.adversarial.mse.n),
         )
-        for network, found in zip(one["networks"][1:], one["agreement"], strict=True)
+        for network, found in zip(one.networks[1:], one.agreement, strict=True)
     ]
     yield from terminal.table([head, *rows])
     yield f"  in {one.path}"

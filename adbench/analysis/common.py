@@ -24,7 +24,7 @@ from adbench.experiment.cell import dataset_folder
 from adbench.models import Network
 from adbench.models.verdict import right
 from adbench.results import layout
-from adbench.results.analyses import SCHEMA_VERSION
+from adbench.results.document import SCHEMA_VERSION
 from adbench.results.networks import Finished, Group, names
 from adbench.system.files import content_id
 from adbench.weights.networks import dataset_of, network_of

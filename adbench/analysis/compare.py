@@ -34,8 +34,8 @@ def lines(
     if _is_path(first) or _is_path(second):
         one, other = _record(Path(first)), _record(Path(second))
         pairs = networks(one, other, anyway=anyway)
-        yield from _settings(one["label"], other["label"], Setting.of(one), Setting.of(other))
-        yield from _pair_table(pairs, one["label"], other["label"])
+        yield from _settings(one.label, other.label, Setting.of(one), Setting.of(other))
+        yield from _pair_table(pairs, one.label, other.label)
         return
     runs = collect(named_apart(list(read_all(results, left_out))), "student")
     ours, theirs = (_named(name, runs, results) for name in (first, second))

@@ -20,7 +20,7 @@ from adbench.errors import UserError
 from adbench.execution.place import Place
 from adbench.models import Network
 from adbench.results import analyses, document
-from adbench.results.analyses import Analysis
+from adbench.results.analyses import Accuracy, Cross
 from adbench.results.networks import Finished, Group
 from adbench.results.provenance import now, provenance
 from adbench.results.stats import wilson
@@ -74,7 +74,7 @@ def _matrix(bed: Testbed, skip_missing: bool) -> Generator[str, None, bool]:
             # Another process may have finished it while this one waited.
             if not path.is_file():
                 yield from _compute(bed, loaded, path, identity)
-    yield from table(analyses.read(path))
+    yield from table(analyses.read(path, Cross))
     return True
 
 
@@ -143,19 +143,19 @@ def _share(correct: int, n: int) -> dict[str, Any]:
     return {"correct": correct, "n": n, "ci_test": list(wilson(correct, n))}
 
 
-def table(one: Analysis) -> Iterator[str]:
+def table(one: Cross) -> Iterator[str]:
     """The matrix for a terminal: a row a source, a numbered column a target, accuracies in percent."""
 
-    def row(name: str, entries: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-        return (name, *(f"{100 * entry['correct'] / entry['n']:.2f}" for entry in entries))
+    def row(name: str, entries: Sequence[Accuracy]) -> tuple[str, ...]:
+        return (name, *(f"{100 * entry.correct / entry.n:.2f}" for entry in entries))
 
-    names = [f"{number}  {network['name']}" for number, network in enumerate(one["networks"], 1)]
+    names = [f"{number}  {network.name}" for number, network in enumerate(one.networks, 1)]
     yield "  accuracy (%) of each network, by column, on images made on each network, by row"
     yield from terminal.table(
         [
             ("made on", *(str(number + 1) for number in range(len(names)))),
-            row("-  (clean images)", [network["clean"] for network in one["networks"]]),
-            *(row(name, entries) for name, entries in zip(names, one["matrix"], strict=True)),
+            row("-  (clean images)", [network.clean for network in one.networks]),
+            *(row(name, entries) for name, entries in zip(names, one.matrix, strict=True)),
         ]
     )
     yield f"  in {one.path}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adbench.execution.cost import Cost
     from adbench.execution.runner import Plan
     from adbench.experiment.cell import Cell
+    from adbench.results.record import Record
 
 
 FIGURES = 0.35
@@ -252,19 +253,19 @@ def _counts(cost: Cost) -> tuple[str, str, str]:
     return f"{cost.passes.total:.4g}", f"{cost.multiply_adds / 1e9:.3g}", duration(cost.floor)
 
 
-def _seed(record: dict[str, Any]) -> str:
-    return "-" if record["seed"] is None else str(record["seed"])
+def _seed(record: Record) -> str:
+    return "-" if record.seed is None else str(record.seed)
 
 
-def summary_table(records: list[dict[str, Any]]) -> Table:
+def summary_table(records: list[Record]) -> Table:
     """What a run ended with: a row a cell, a column an attack, in percent."""
-    names = list(dict.fromkeys(n for r in records for n in r["metrics"] if not n.startswith("transfer:")))
+    names = list(dict.fromkeys(n for r in records for n in r.metrics if not n.startswith("transfer:")))
     table = _table(("dataset", "network", "student", "teacher", "seed"), tuple(names))
     for r in records:
-        who = (_escaped(r["dataset"]), _escaped(r["label"]), r["student"], r["teacher"] or "-", _seed(r))
-        if r["status"] == "failed":
+        who = (_escaped(r.dataset), _escaped(r.label), r.student, r.teacher or "-", _seed(r))
+        if not r.done:
             figures = ["[red]failed[/]"] + [""] * (len(names) - 1)
         else:
-            figures = [percent(r["metrics"][n]["value"]) if n in r["metrics"] else "-" for n in names]
+            figures = [percent(r.metrics[n].value) if n in r.metrics else "-" for n in names]
         table.add_row(*who, *figures)
     return table

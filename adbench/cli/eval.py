@@ -93,15 +93,15 @@ def eval_(
         runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(threads=threads), display)
     path = layout.record_path(cell, results)
     result = record.read(path)
-    for name, metric in result["metrics"].items():
-        low, high = metric["ci_test"]
+    for name, metric in result.metrics.items():
+        low, high = metric.ci_test
         click.echo(
-            f"{name:8} {100 * metric['value']:6.2f}%   n = {metric['n']}   "
+            f"{name:8} {100 * metric.value:6.2f}%   n = {metric.n}   "
             f"95% interval over test images {terminal.percent(low)}-{terminal.percent(high)}%"
         )
-    if "masking" in result.data:
-        click.echo(f"gradient masking: {result['masking']['verdict']}")
-        for test in result["masking"]["tests"]:
-            click.echo(f"  {test['verdict']:8} {test['says']}")
+    if result.masking:
+        click.echo(f"gradient masking: {result.masking.verdict}")
+        for test in result.masking.tests:
+            click.echo(f"  {test.verdict:8} {test.says}")
     click.echo(f"record in {path}")
     sys.exit(0 if result.done else 1)

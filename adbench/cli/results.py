@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from adbench.cli.options import FilePath, leaving_out, results_option, spread_option
+from adbench.report.results import export
 from adbench.results import merge as merging
-from adbench.results import table
 from adbench.system import terminal
 
 
@@ -59,7 +59,7 @@ def results_(
         "status": status,
     }
     with leaving_out() as left_out:
-        table.export(results, {k: v for k, v in filters.items() if v}, form, out, left_out, spread)
+        export(results, {k: v for k, v in filters.items() if v}, form, out, left_out, spread)
 
 
 @click.command()

@@ -208,8 +208,8 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
 
 def _summarise(console: Console, plan: Plan, results: Path) -> int:
     found = [record.read(layout.record_path(cell, results)) for cell in plan.matrix.cells]
-    records = [one.data for one in named_apart(found)]
-    failed = [r["status"] for r in records].count("failed")
+    records = named_apart(found)
+    failed = sum(not one.done for one in records)
     console.print()
     console.print(summary_table(records))
     message = f"\nrecords in {results}; `adbench report` makes tables and figures of them"

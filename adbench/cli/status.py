@@ -14,7 +14,7 @@ from adbench.cli.options import leaving_out, results_option
 from adbench.errors import Nothing, UserError
 from adbench.results import plans
 from adbench.results import status as standing
-from adbench.results.plans import Planned
+from adbench.results.plans import Plan
 from adbench.system import terminal
 
 LISTED = 10
@@ -48,11 +48,11 @@ def status(options: MatrixOptions, plan_id: str | None, why: str | None, form: s
         elif form == "json":
             rows = [
                 {
-                    "id": one.cell["id"],
-                    "cell": one.cell["says"],
+                    "id": one.cell.id,
+                    "cell": one.cell.says,
                     "state": one.state,
                     "why": one.why,
-                    "record": str(matrix.results / one.cell["record"]),
+                    "record": str(matrix.results / one.cell.record),
                     "seconds_left": one.left,
                 }
                 for one in matrix.standings.values()
@@ -61,26 +61,26 @@ def status(options: MatrixOptions, plan_id: str | None, why: str | None, form: s
         else:
             for line in _table(matrix):
                 click.echo(terminal.plain(line))
-            others = [other for other in plans if other["id"] != plan["id"]]
+            others = [other for other in plans if other.id != plan.id]
             for other in others[:LISTED]:
-                line = f"another plan: {other['id'][:8]} of {other['written']}, {len(other.cells)} cells (--plan)"
+                line = f"another plan: {other.id[:8]} of {other.written}, {len(other.cells)} cells (--plan)"
                 click.echo(terminal.plain(line))
 
 
 def _plan(
     options: MatrixOptions, plan_id: str | None, results: Path, left_out: Callable[[str], object]
-) -> tuple[list[Planned], Planned]:
+) -> tuple[list[Plan], Plan]:
     known = plans.read_all(results, left_out)
     if not known:
         raise Nothing(
             f"no run was planned in '{results}' yet; `adbench run` begins one, `adbench results` lists records"
         )
-    chosen = [plan for plan in known if plan["id"].startswith(plan_id)] if plan_id else known
+    chosen = [plan for plan in known if plan.id.startswith(plan_id)] if plan_id else known
     if options.anything:
         experiment = plans.canonical(options.experiment())
-        chosen = [plan for plan in chosen if plan["experiment"] == experiment]
+        chosen = [plan for plan in chosen if plan.experiment == experiment]
     if not chosen:
-        ids = ", ".join(plan["id"][:8] for plan in known[:5])
+        ids = ", ".join(plan.id[:8] for plan in known[:5])
         named = f"whose id begins with '{plan_id}'" if plan_id else "with these options"
         raise UserError(f"no run {named} was planned in '{results}'; known plans are {ids}")
     return known, chosen[0]
@@ -89,12 +89,12 @@ def _plan(
 def _table(matrix: standing.Matrix) -> Iterator[str]:
     """The matrix as lines of text: counts by dataset and network, then what needs a word."""
     plan, standings = matrix.plan, list(matrix.standings.values())
-    yield f"plan {plan['id'][:8]} of {plan['written']}: {plan['command']}"
+    yield f"plan {plan.id[:8]} of {plan.written}: {plan.command}"
     yield ""
     rows: dict[tuple[str, str], Counter[str]] = {}
     for one in standings:
-        network = "teachers" if one.cell["kind"] == "teacher" else one.cell["name"]
-        rows.setdefault((one.cell["dataset"], network), Counter())[one.state] += 1
+        network = "teachers" if one.cell.kind == "teacher" else one.cell.name
+        rows.setdefault((one.cell.dataset, network), Counter())[one.state] += 1
     total = Counter(one.state for one in standings)
     states = [state for state in standing.STATES if total[state]]
     table = [("dataset", "network", "cells", *states)]
@@ -112,7 +112,7 @@ def _table(matrix: standing.Matrix) -> Iterator[str]:
             continue
         these = [one for one in standings if one.state == state]
         for one in these[:LISTED]:
-            yield f"{state:11} {one.cell['id'][:8]}  {one.cell['says']}: {' '.join(one.why.split())}"
+            yield f"{state:11} {one.cell.id[:8]}  {one.cell.says}: {' '.join(one.why.split())}"
         if len(these) > LISTED:
             yield f"{state:11} and {len(these) - LISTED} more (--format json lists all)"
     seconds, at_a_time, correction = matrix.time_left()

@@ -30,7 +30,7 @@ from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of
 from adbench.models import Network, count_parameters
 from adbench.models.precision import multiplies_bfloat16
 from adbench.registry import METHODS
-from adbench.results import layout, record, summary
+from adbench.results import document, layout, record, summary
 from adbench.results.provenance import now, provenance
 from adbench.results.summary import Summary
 from adbench.system import files, locks, signals
@@ -49,8 +49,8 @@ def teacher_network(cell: Cell, place: Place, dataset: Dataset) -> Network:
     path = layout.record_path(cell, place.results)
     if path.is_file() and not record.damage(path):
         judged = record.read(path)
-        if not judged.done and judged["error"]["phase"] != "evaluate":
-            raise UserError(f"teacher '{cell.name}' failed: {judged['error']['message']}")
+        if judged.error and judged.error.phase != "evaluate":
+            raise UserError(f"teacher '{cell.name}' failed: {judged.error.message}")
     return cell_network(cell, dataset, place.results, place.data_dir).to(place.torch_device)
 
 
@@ -116,8 +116,8 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any] | None:
         if not locked:
             return None
         # Another run may have finished the cell since this one looked.
-        if finished := record.finished(path):
-            data = finished.data
+        if record.finished(path):
+            data: dict[str, Any] = document.opened(path)
         else:
             report({"what": "start"})
             if damage := record.damage(path):
@@ -134,8 +134,9 @@ def record_failure(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
     with locks.attempt(cell.folder(place.results)) as locked:
         if not locked:
             return None
-        if finished := record.finished(path):
-            return finished.data
+        if record.finished(path):
+            finished: dict[str, Any] = document.opened(path)
+            return finished
         failure = {"phase": "worker", "type": "WorkerDied", "message": why}
         data = _record(_Run(cell, place, lambda _: None), now(), {}, None, failure)
         record.write(path, data)
@@ -342,7 +343,7 @@ def _record(
         if (log := cell.folder(run.place.results) / layout.LOG).is_file():
             training["log_sha256"] = files.sha256(log)
     return {
-        "schema_version": record.SCHEMA_VERSION,
+        "schema_version": document.SCHEMA_VERSION,
         "kind": cell.kind,
         "id": cell.id,
         "train_id": cell.train_id,

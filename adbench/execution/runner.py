@@ -21,7 +21,7 @@ from adbench.execution.execute import record_failure
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell, Matrix
 from adbench.registry import METHODS
-from adbench.results import layout, record
+from adbench.results import document, layout, record
 from adbench.system import locks, signals
 from adbench.system.machine import cores
 from adbench.training.distributed import local_size
@@ -164,7 +164,7 @@ class _Schedule:
         path = layout.record_path(cell, self.place.results)
         if _written(path) != self.before[cell.id] and not record.damage(path):
             # Failures of another run count as well: each of ten runs would fail in the same way.
-            self._end(cell, record.read(path).data)
+            self._end(cell, document.opened(path))
             return False
         return True
 

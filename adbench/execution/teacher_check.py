@@ -44,10 +44,10 @@ def verify_teacher(
     runner.run(runner.plan(Matrix((cell,), ()), place.results), place, where, on_event)
     judged = record.read(layout.record_path(cell, place.results))
     if not judged.done:
-        raise UserError(f"teacher '{spec.name}' failed in {judged['error']['phase']}: {judged['error']['message']}")
+        raise UserError(f"teacher '{spec.name}' failed in {judged.failure.phase}: {judged.failure.message}")
     lines, agrees = [], True
     for metric, claim in claims.items():
-        correct, n = judged["metrics"][metric]["correct"], judged["metrics"][metric]["n"]
+        correct, n = judged.metrics[metric].correct, judged.metrics[metric].n
         low, high = wilson(correct, n)
         near = abs(correct / n - claim) <= spec.expected.tolerance or (images is not None and low <= claim <= high)
         agrees &= near

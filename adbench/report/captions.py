@@ -29,7 +29,7 @@ def listed(items: Iterable[object], last: str = "and") -> str:
 
 def images(records: Sequence[Record], metrics: Sequence[str]) -> str:
     """How many test images stand behind the numbers, attack by attack where they differ."""
-    counts = {m: sorted({r["metrics"][m]["n"] for r in records if m in r["metrics"]}) for m in metrics}
+    counts = {m: sorted({r.metrics[m].n for r in records if m in r.metrics}) for m in metrics}
     counts = {m: n for m, n in counts.items() if n}
     if not counts:
         return ""
@@ -41,7 +41,7 @@ def images(records: Sequence[Record], metrics: Sequence[str]) -> str:
 
 def seeds(runs: Sequence[Run], spread: str = CI, value: str = "a value") -> str:
     """Which seeds, and what the number after the plus-minus sign means; value: what has none, in words."""
-    numbers = sorted({r["seed"] for run in runs for r in run.done if r["seed"] is not None})
+    numbers = sorted({r.seed for run in runs for r in run.done if r.seed is not None})
     counts = {len(run.done) for run in runs}
     most = max(counts, default=0)
     if most > 1:
@@ -86,8 +86,8 @@ def searches(records: Sequence[Record], metrics: Sequence[str]) -> str:
 def checkpoints(records: Sequence[Record]) -> str:
     """How long was trained and which weights were evaluated."""
     words = {"best": "the epoch best on a held-out split of the training images", "last": "the last epoch"}
-    epochs = sorted({r["training"]["epochs"] for r in records if r["training"]})
-    chosen = sorted({words[c] for r in records if r["model"] and (c := r["model"]["checkpoint"]) in words})
+    epochs = sorted({r.training.epochs for r in records if r.training})
+    chosen = sorted({words[c] for r in records if r.model and (c := r.model.checkpoint) in words})
     trained = f"Trained for {listed(epochs, 'or')} epoch{'s' if epochs != [1] else ''}." if epochs else ""
     return " ".join(filter(None, (trained, f"Weights of {listed(chosen, 'or')}." if chosen else "")))
 
@@ -95,14 +95,14 @@ def checkpoints(records: Sequence[Record]) -> str:
 def versions(records: Sequence[Record]) -> str:
     """The versions of what computed the numbers."""
     names = ("adbench", "torch", "pyautoattack")
-    each = (f"{n} {listed(sorted({r['provenance'][n] for r in records}), 'or')}" for n in names)
+    each = (f"{n} {listed(sorted({getattr(r.provenance, n) for r in records}), 'or')}" for n in names)
     return f"Computed with {listed(each)}." if records else ""
 
 
 def sampling(runs: Sequence[Run], metrics: Sequence[str]) -> str:
     """How far the choice of test images alone moves these numbers."""
     halves = [
-        50 * (metric["ci_test"][1] - metric["ci_test"][0]) for run in runs for m in metrics for metric in run.metrics(m)
+        50 * (metric.ci_test[1] - metric.ci_test[0]) for run in runs for m in metrics for metric in run.metrics(m)
     ]
     return f"95% Wilson interval over test images: at most ±{max(halves):.2f} points." if halves else ""
 
@@ -118,13 +118,13 @@ def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
         elif run.done and total < most:
             notes.append(f"{name(run)}: {total} of {most} seeds.")
         for metric in metrics:
-            flags = dict.fromkeys(flag for judged in run.metrics(metric) for flag in judged["flags"])
+            flags = dict.fromkeys(flag for judged in run.metrics(metric) for flag in judged.flags)
             notes.extend(f"{name(run)}, {heading(metric)}: {flag}" for flag in flags)
     done = [record for run in runs for record in run.done]
     unequal = [m for m in metrics if len({_shown(a) for a in _definitions(done, m)}) > 1]
     if unequal:
         notes.append(f"Not all rows were attacked alike ({listed(map(heading, unequal))}): compare with care.")
-    if len({record["training"]["epochs"] for record in done if record["training"]}) > 1:
+    if len({record.training.epochs for record in done if record.training}) > 1:
         notes.append("Not all rows were trained equally long: compare with care.")
     if any(run.differs for run in runs):
         notes.append("Rows of one name and different # ran with different settings; the digits are their digest.")
@@ -134,8 +134,8 @@ def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
 
 def reason(record: Record) -> str:
     """Why a cell failed, in a sentence."""
-    error = record["error"] or {"phase": "unknown phase", "type": "unknown error", "message": ""}
-    return f"{error['type']} in {error['phase']}: {' '.join(error['message'].split())}"
+    error = record.failure
+    return f"{error.type} in {error.phase}: {' '.join(error.message.split())}"
 
 
 def taught(student: str, teacher: str | None) -> str:
@@ -157,7 +157,7 @@ def attack(definition: dict[str, object]) -> str:
 
 
 def _definitions(records: Sequence[Record], metric: str) -> list[dict[str, object]]:
-    return [r["metrics"][metric]["attack"] for r in records if metric in r["metrics"]]
+    return [r.metrics[metric].attack for r in records if metric in r.metrics]
 
 
 def _shown(attack: dict[str, object]) -> tuple[str, str, str]:

@@ -121,7 +121,7 @@ def _heat_map(
 
 def _names(runs: Sequence[Run], classes: int) -> list[str]:
     """Of each label: the class's name in the records, or in the data set as published, or its number."""
-    recorded = (r["data"].get("class_names") for run in runs for r in run.done if r["data"])
+    recorded = (r.data.class_names for run in runs for r in run.done if r.data)
     names = next(filter(None, recorded), NAMES.get(runs[0].dataset, ()))
     return [names[label] if label < len(names) else str(label) for label in range(classes)]
 
@@ -167,7 +167,7 @@ def _strongest(runs: Sequence[Run]) -> str:
         return "aa"
 
     def accuracy(metric: str) -> float:
-        return math.fsum(m["value"] for run in runs for m in run.metrics(metric)) / sum(
+        return math.fsum(m.value for run in runs for m in run.metrics(metric)) / sum(
             len(run.metrics(metric)) for run in runs
         )
 
@@ -175,12 +175,12 @@ def _strongest(runs: Sequence[Run]) -> str:
 
 
 def _has(run: Run, metric: str) -> bool:
-    return any("per_class" in judged for judged in run.metrics(metric))
+    return any(judged.per_class is not None for judged in run.metrics(metric))
 
 
 def _counts(run: Run, metric: str) -> list[NDArray[Any]]:
     """Of every seed that tells, correct and n by class: (classes, 2)."""
-    return [np.asarray(judged["per_class"]) for judged in run.metrics(metric) if "per_class" in judged]
+    return [np.asarray(judged.per_class) for judged in run.metrics(metric) if judged.per_class is not None]
 
 
 def _by_class(run: Run, metric: str) -> list[Estimate | None]:

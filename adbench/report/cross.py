@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +18,7 @@ from adbench.report.figures import heat
 from adbench.report.figures.plot import NARROWEST, Plot
 from adbench.report.model import Column, Row, Table, TableCell, about
 from adbench.report.view import View
-from adbench.results.analyses import Analysis
+from adbench.results.analyses import Accuracy, Cross
 from adbench.results.runs import slug
 from adbench.results.setting import size
 
@@ -30,43 +29,43 @@ _CELL, _GAP = 0.5, 0.08  # inches
 
 def contents(view: View) -> tuple[tuple[Table, ...], tuple[Plot, ...]]:
     """A table and a figure of every matrix whose networks are all in the report."""
-    analyses = view.analyses("cross")
+    analyses = view.analyses(Cross)
     several: dict[str, int] = {}
     tables, plots = [], []
     for one, names in analyses:
-        number = several[one["dataset"]] = several.get(one["dataset"], 0) + 1
-        label = slug("cross", one["dataset"], *([str(number)] if number > 1 else []))
+        number = several[one.dataset] = several.get(one.dataset, 0) + 1
+        label = slug("cross", one.dataset, *([str(number)] if number > 1 else []))
         tables.append(_table(one, names, label))
         plots.append(_plot(one, names, label))
     return tuple(tables), tuple(plots)
 
 
-def _percent(entry: dict[str, Any]) -> float:
-    return 100 * float(entry["correct"]) / float(entry["n"])
+def _percent(accuracy: Accuracy) -> float:
+    return 100 * accuracy.correct / accuracy.n
 
 
-def _title(one: Analysis) -> str:
-    return f"Cross-transfer, {one['dataset']}, ε = {size(one['setting']['eps'])}"
+def _title(one: Cross) -> str:
+    return f"Cross-transfer, {one.dataset}, ε = {size(one.setting.eps)}"
 
 
-def _caption(one: Analysis) -> str:
-    halves = [50 * (e["ci_test"][1] - e["ci_test"][0]) for row in one["matrix"] for e in row]
+def _caption(one: Cross) -> str:
+    halves = [50 * (e.ci_test[1] - e.ci_test[0]) for row in one.matrix for e in row]
     return (
-        f"Cross-transfer on {one['dataset']}: accuracy (%) of each network (columns) on adversarial examples made on "
-        f"each (rows) by {captions.attack(one['attack'])}. On the diagonal the attacker has the network itself "
-        f"(white-box). n = {captions.whole(one['data']['images'])} test images; 95% Wilson interval over them: at most "
-        f"±{max(halves):.2f} points. Computed with adbench {one['provenance']['adbench']}."
+        f"Cross-transfer on {one.dataset}: accuracy (%) of each network (columns) on adversarial examples made on "
+        f"each (rows) by {captions.attack(one.attack)}. On the diagonal the attacker has the network itself "
+        f"(white-box). n = {captions.whole(one.data.images)} test images; 95% Wilson interval over them: at most "
+        f"±{max(halves):.2f} points. Computed with adbench {one.provenance['adbench']}."
     )
 
 
-def _notes(one: Analysis, names: Sequence[str]) -> tuple[str, ...]:
+def _notes(one: Cross, names: Sequence[str]) -> tuple[str, ...]:
     """Networks that fall to others' examples more often than to their own."""
     notes = []
     for target, name in enumerate(names):
-        column = [row[target]["correct"] for row in one["matrix"]]
+        column = [row[target].correct for row in one.matrix]
         source = min(range(len(names)), key=column.__getitem__)
         if column[source] < column[target]:
-            theirs, own = (_percent(one["matrix"][i][target]) for i in (source, target))
+            theirs, own = (_percent(one.matrix[i][target]) for i in (source, target))
             notes.append(
                 f"{name} is right on fewer images made on {names[source]} than on its own ({theirs:.2f} against "
                 f"{own:.2f}): an attack on its own gradients does not find all there is."
@@ -74,20 +73,20 @@ def _notes(one: Analysis, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _table(one: Analysis, names: Sequence[str], label: str) -> Table:
+def _table(one: Cross, names: Sequence[str], label: str) -> Table:
     columns = (Column("Made on", numeric=False), *(Column(name, "Accuracy of") for name in names))
-    clean = Row((TableCell(_CLEAN), *(TableCell(f"{_percent(network['clean']):.2f}") for network in one["networks"])))
+    clean = Row((TableCell(_CLEAN), *(TableCell(f"{_percent(network.clean):.2f}") for network in one.networks)))
     rows = [
         Row((TableCell(name), *(TableCell(f"{_percent(entry):.2f}") for entry in entries)), "Adversarial images")
-        for name, entries in zip(names, one["matrix"], strict=True)
+        for name, entries in zip(names, one.matrix, strict=True)
     ]
-    facets = about(dataset=one["dataset"])
+    facets = about(dataset=one.dataset)
     return Table(label, _title(one), _caption(one), columns, (clean, *rows), _notes(one, names), facets)
 
 
-def _plot(one: Analysis, names: Sequence[str], label: str) -> Plot:
-    values = np.array([[_percent(entry) for entry in row] for row in one["matrix"]])
-    clean = np.array([[_percent(network["clean"]) for network in one["networks"]]])
+def _plot(one: Cross, names: Sequence[str], label: str) -> Plot:
+    values = np.array([[_percent(entry) for entry in row] for row in one.matrix])
+    clean = np.array([[_percent(network.clean) for network in one.networks]])
     white = "; ".join(f"{name} {values[i, i]:.1f}" for i, name in enumerate(names))
     others = values[~np.eye(len(names), dtype=bool)]
     alt = (
@@ -96,7 +95,7 @@ def _plot(one: Analysis, names: Sequence[str], label: str) -> Plot:
     )
     names = [heat.fitted(name, 2.5) for name in names]
     layout = _Layout.of(names)
-    facets = about(dataset=one["dataset"])
+    facets = about(dataset=one.dataset)
     draw = _draw(values, clean, names, layout)
     return Plot(label, _title(one), _caption(one), alt, draw, layout.inches, about=facets)
 

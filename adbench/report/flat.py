@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from adbench.report.model import MISSING, Table
 from adbench.report.view import View
-from adbench.results.record import frame
+from adbench.results.frame import frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def frames(view: View, tables: Sequence[Table]) -> dict[str, pd.DataFrame]:
-    """`records`: as `record.frame` has them, paths below the results folder. `values`: a row a cell of a table.
+    """`records`: as `frame.frame` has them, paths below the results folder. `values`: a row a cell of a table.
 
     Columns of values: table, setting of the attacks, block, row, group, column, text as printed, value (a number, where
     it is one), spread, mark (best, second, failed or none), tied with the best, details, and the paths of the records

@@ -62,27 +62,27 @@ def overview(records: Sequence[Record], results: Path) -> Overview:
     """Count the cells and read off what they share."""
     failed = [r for r in records if not r.done]
     done = len(records) - len(failed)
-    datasets = sorted({r["dataset"] for r in records}, key=natural)
-    seeds = sorted({r["seed"] for r in records if r["seed"] is not None})
+    datasets = sorted({r.dataset for r in records}, key=natural)
+    seeds = sorted({r.seed for r in records if r.seed is not None})
     kinds = [
         f"{whole(n)} {kind}{'s' if n != 1 else ''}"
         for kind in ("student", "teacher", "checkpoint")
-        if (n := sum(r["kind"] == kind for r in records))
+        if (n := sum(r.kind == kind for r in records))
     ]
     summary = f"{whole(len(records))} cells ({listed(kinds)}): {whole(done)} done, {whole(len(failed))} failed."
-    provenance = [r["provenance"] for r in records]
-    commits = {
-        p["git_commit"][:10] + (" with local changes" if p["git_dirty"] else "") for p in provenance if p["git_commit"]
-    }
+    provenance = [r.provenance for r in records]
+    commits = {p.git_commit[:10] + (" with local changes" if p.git_dirty else "") for p in provenance if p.git_commit}
     facts = (
         ("Data sets", listed(datasets)),
         ("Seeds", listed(seeds) or "none"),
-        *((name, listed(sorted({p[name] for p in provenance}))) for name in ("adbench", "torch", "pyautoattack")),
-        ("Python", listed(sorted({p["python"] for p in provenance}))),
+        ("adbench", listed(sorted({p.adbench for p in provenance}))),
+        ("torch", listed(sorted({p.torch for p in provenance}))),
+        ("pyautoattack", listed(sorted({p.pyautoattack for p in provenance}))),
+        ("Python", listed(sorted({p.python for p in provenance}))),
         ("Commit", listed(sorted(commits)) or "unknown"),
-        ("Ran on", listed(sorted({f"{p['device']} ({p['platform']})" for p in provenance}))),
+        ("Ran on", listed(sorted({f"{p.device} ({p.platform})" for p in provenance}))),
     )
-    alone = frozenset(r["label"] for r in records if r["kind"] == "student" and not r["teacher"])
+    alone = frozenset(r.label for r in records if r.kind == "student" and not r.teacher)
     return Overview(tuple(datasets), summary, facts, _failures(failed, results), alone)
 
 
@@ -177,8 +177,8 @@ def latex(head: Overview, sections: Sequence[Chapter], cells: Table) -> str:
 def _failures(records: Sequence[Record], results: Path) -> tuple[Failure, ...]:
     cells: dict[str, list[tuple[str, str]]] = {}
     for record in records:
-        seed = "" if record["seed"] is None else f", seed {record['seed']}"
-        name = f"{record['dataset']}, {record['label']} on {taught(record['student'], record['teacher'])}{seed}"
+        seed = "" if record.seed is None else f", seed {record.seed}"
+        name = f"{record.dataset}, {record.label} on {taught(record.student, record.teacher)}{seed}"
         cells.setdefault(render.one_line(reason(record)), []).append(
             (name, record.path.relative_to(results).as_posix())
         )

@@ -50,22 +50,20 @@ def records(results: Path, left_out: Callable[[str], object] | None = None) -> l
             left_out(str(error))
             if isinstance(error, Contradiction):
                 continue
-        for metric in record["metrics"].values():
-            metric["attack"] = _once(metric["attack"], known)
-            if "per_class" in metric:
-                metric["per_class"] = np.array(metric["per_class"], dtype=np.int32)
-        for part in ("config", "provenance", "data", "teachers"):
-            record.data[part] = _once(record.data[part], known)
-        for training in (record["config"].get("training"), record["config"].get("evaluation")):
-            if isinstance(training, dict):
-                for key, value in training.items():
-                    training[key] = _once(value, known)
+        for metric in record.metrics.values():
+            metric.attack = _once(metric.attack, known)
+            if metric.per_class is not None:
+                metric.per_class = np.array(metric.per_class, dtype=np.int32)  # type: ignore[assignment]
+        record.provenance, record.teachers = _once(record.provenance, known), _once(record.teachers, known)
+        record.data = _once(record.data, known)
+        for settings in (record.config.training, record.config.evaluation):
+            for key, value in settings.items():
+                settings[key] = _once(value, known)
+        record.config = _once(record.config, known)
         result.append(record)
     return named_apart(result)
 
 
 def _once(value: Any, known: dict[str, Any]) -> Any:
-    """The first object equal to `value` that was seen, where that is a dictionary or a text."""
-    if isinstance(value, dict):
-        return known.setdefault(repr(value), value)
-    return known.setdefault(value, value) if isinstance(value, str) else value
+    """The first object equal to `value` that was seen."""
+    return known.setdefault(value if isinstance(value, str) else repr(value), value)

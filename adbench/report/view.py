@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adbench.errors import unknown
 from adbench.results import analyses, networks
-from adbench.results.analyses import Analysis
+from adbench.results.analyses import A
 from adbench.results.record import Record
 from adbench.results.runs import CI, Run, attacks_of, proxy_and_attack
 
@@ -39,7 +39,7 @@ class View:
     @cached_property
     def teachers(self) -> list[Record]:
         """The finished teachers' records."""
-        return [record for record in self.records if record.done and record["kind"] == "teacher"]
+        return [record for record in self.records if record.done and record.kind == "teacher"]
 
     def metrics(self, runs: Sequence[Run]) -> list[str]:
         """White-box metrics of `runs` to show, in order; those at radii of their own only where they are asked for."""
@@ -50,11 +50,11 @@ class View:
 
     def transferred(self, runs: Sequence[Run]) -> list[tuple[str, str]]:
         """Proxies and attacks of black-box metrics of `runs` to show."""
-        keys = {key for run in runs for r in run.done for key in r["metrics"] if key.startswith("transfer:")}
+        keys = {key for run in runs for r in run.done for key in r.metrics if key.startswith("transfer:")}
         pairs = map(proxy_and_attack, keys)
         return [pair for pair in pairs if not self.columns or pair[1] in self.columns]
 
-    def analyses(self, kind: str) -> list[tuple[Analysis, list[str]]]:
+    def analyses(self, kind: type[A]) -> list[tuple[A, list[str]]]:
         """The analyses of a kind to show, with their networks' names in the report.
 
         Those whose networks are all in the report, the latest of equal or fewer networks.
@@ -66,10 +66,10 @@ class View:
         }
         named = []
         for one in written:
-            group = groups.get((one["data"]["fingerprint"], networks.Setting(**one["setting"])))
+            group = groups.get((one.data.fingerprint, one.setting))
             there = {network.weights: network for network in (group.networks if group else ())}
-            if all(network["weights_sha256"] in there for network in one["networks"]):
-                named.append((one, networks.names([there[network["weights_sha256"]] for network in one["networks"]])))
+            if all(network.weights_sha256 in there for network in one.networks):
+                named.append((one, networks.names([there[network.weights_sha256] for network in one.networks])))
         return named
 
     @cached_property
@@ -84,11 +84,11 @@ class View:
     def check(self) -> None:
         """Raise UserError for a column or a method that no finished record has."""
         done = [record for record in self.records if record.done]
-        attacks = {name.rpartition(":")[2] for record in done for name in record["metrics"]}
+        attacks = {name.rpartition(":")[2] for record in done for name in record.metrics}
         for name in self.columns:
             if name not in attacks:
                 raise unknown("column", name, attacks, f"the attacks in '{self.results}'")
         if self.against is not None:
-            methods = {name for r in done if r["kind"] == "student" for name in (r["method"], r["label"]) if name}
+            methods = {name for r in done if r.kind == "student" for name in (r.method, r.label) if name}
             if self.against not in methods:
                 raise unknown("method", self.against, methods, f"in '{self.results}'")

@@ -223,5 +223,4 @@ def _whole(read: Sequence[tuple[training.Log, list[str]]], view: View) -> list[t
 def _nothing_finished(records: list[Record], results: Path) -> str:
     if not records:
         return f"no record below '{results}'; `adbench run` writes them"
-    first = (records[0]["error"] or {}).get("message", "no reason recorded")
-    return f"all {len(records)} cells below '{results}' failed, the first with: {first}"
+    return f"all {len(records)} cells below '{results}' failed, the first with: {records[0].failure.message}"

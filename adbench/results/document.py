@@ -1,17 +1,23 @@
-"""JSON files with a published schema beside this module: records, plans, and what `adbench cross` and `cam` leave.
+"""JSON files with a published schema: records, plans, and what `adbench cross` and `cam` leave.
 
-Each carries the SHA-256 of its content, so that a file which a disk or a transfer changed is not believed. That proves
-nothing about who wrote it: whoever can write the file can write its digest.
+Each kind is a dataclass, which says of every field what it may be: an annotation, with limits as pydantic-core names
+them and a description beside it. From it come the reader that fills it (`validator`) and the schema that is published
+(`schema`). pydantic itself is not imported to read: it would double the time that `adbench status` takes to start.
+
+Each file carries the SHA-256 of its content, so that one which a disk or a transfer changed is not believed. That
+proves nothing about who wrote it: whoever can write the file can write its digest.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic_core import CoreSchema, SchemaValidator, ValidationError, core_schema, from_json
 
@@ -19,38 +25,50 @@ from adbench.errors import UserError
 from adbench.system import files
 
 DIGEST = "digest"
+SCHEMA_VERSION = 1
+"""Of all kinds of documents."""
+MOST = 2**63 - 1
+"""The largest whole number that tables can hold."""
+
+
+class Limits(dict[str, Any]):
+    """A note on what a field may be: limits as pydantic-core names them, or a whole schema of its."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+Identity = Annotated[str, Limits(pattern="^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, Limits(pattern="^[0-9a-f]{64}$")]
+Text = Annotated[str, Limits(min_length=1)]
+Share = Annotated[float, Limits(ge=0, le=1)]
+Seconds = Annotated[float, Limits(ge=0)]
+Count = Annotated[int, Limits(ge=0)]
+Positive = Annotated[int, Limits(ge=1)]
+Interval = Annotated[list[Share], Limits(min_length=2, max_length=2)]
+Size = Annotated[
+    str,
+    Limits(pattern="^([0-9]+/0*[1-9][0-9]*|[0-9]*[.]?[0-9]+([eE]-?[0-9]{1,3})?)$"),
+    "of a perturbation, as a share of the image range: a fraction or a decimal",
+]
+Kind = Literal["student", "teacher", "checkpoint"]
 
 
 class OtherVersion(UserError):
     """A document that another adbench wrote: not damaged, and not to be written over."""
 
 
-@dataclass(frozen=True)
+class Malformed(UserError):
+    """A document of which a field is not as its schema has it."""
+
+
+@dataclass(slots=True)
 class Document:
-    """The content of one file and where it lies."""
+    """One file's content, and where it lies. The class's name, in small letters, is the kind of document."""
 
-    path: Path
-    data: dict[str, Any]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.data[key]
-
-    def at(self, *keys: str) -> Any:
-        """The value behind keys that its schema does not ask for. Raises UserError that names those it lacks."""
-        value: Any = self.data
-        for key in keys:
-            if not isinstance(value, dict) or key not in value:
-                raise UserError(f"'{self.path}' lacks {'.'.join(keys)}, which is needed here; run its cell again")
-            value = value[key]
-        return value
+    path: Path = field(init=False, compare=False)
 
 
-@cache
-def schema(kind: str) -> dict[str, Any]:
-    """The published JSON schema (draft 2020-12) of "record", "cross", "cam", "plan" or "log"."""
-    text = (resources.files("adbench.results") / f"{kind}.schema.json").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
+D = TypeVar("D", bound=Document)
 
 
 def beside(path: Path, name: str) -> Path:
@@ -98,108 +116,134 @@ def opened(path: Path) -> Any:
     return data
 
 
-def content(path: Path, kind: str, remedy: str) -> dict[str, Any]:
-    """What the file says, without its digest, which older files lack.
+def read(path: Path, kind: type[D], remedy: str) -> D:
+    """The document in the file.
 
     Raises UserError, with the remedy, unless it is whole, unchanged, of a version that is understood, and as its
-    schema has it; of a field that is not, the error names it.
+    schema has it (else Malformed, which names the field).
     """
-    data = stated(path, kind, remedy)
-    if said := complaint(kind, data):
-        raise UserError(f"'{path}' is no {kind} as its schema has it: {said}; {remedy}")
-    return data
-
-
-def stated(path: Path, kind: str, remedy: str) -> dict[str, Any]:
-    """As `content`, but whatever the single fields say."""
+    name = kind.__name__.lower()
     try:
         data = opened(path)
     except FileNotFoundError:
-        raise UserError(f"there is no {kind} '{path}'; give the path of one") from None
+        raise UserError(f"there is no {name} '{path}'; give the path of one") from None
     except IsADirectoryError:
-        raise UserError(f"'{path}' is a folder; give the path of a {kind} in it") from None
+        raise UserError(f"'{path}' is a folder; give the path of a {name} in it") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is not a readable {kind} ({error}); {remedy}") from error
-    found = data.get("schema_version") if isinstance(data, dict) else None
-    understood = schema(kind)["properties"]["schema_version"]["const"]
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise UserError(f"'{path}' is no {kind}, it has no schema version; {remedy}")
-    if found != understood:
-        raise OtherVersion(f"'{path}' has schema version {found}; this adbench reads version {understood}")
-    if lacking := [key for key in schema(kind)["required"] if key not in data]:
-        raise UserError(f"'{path}' is no whole {kind}, it lacks {', '.join(lacking)}; {remedy}")
-    whole: dict[str, Any] = data
-    return whole
-
-
-def complaint(kind: str, data: Any) -> str | None:
-    """Which field of a document is not what its schema says, and why, or None: "seed is "x", input should be ..."."""
+        raise UserError(f"'{path}' is not a readable {name} ({error}); {remedy}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise UserError(f"'{path}' is no {name}, it has no schema version; {remedy}")
+    if version != SCHEMA_VERSION:
+        raise OtherVersion(f"'{path}' has schema version {version}; this adbench reads version {SCHEMA_VERSION}")
+    if lacking := [one.name for one in _content(kind) if one.default is dataclasses.MISSING and one.name not in data]:
+        raise UserError(f"'{path}' is no whole {name}, it lacks {', '.join(lacking)}; {remedy}")
     try:
-        _validator(kind).validate_python(data)
+        document: D = validator(kind).validate_python(data)  # type: ignore[arg-type]
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
-        if first["type"] in ("missing", "extra_forbidden"):
-            return f"{field} is {'missing' if first['type'] == 'missing' else 'unknown'}"
-        return f"{field} is {json.dumps(first['input'])[:60]}, {first['msg'][0].lower()}{first['msg'][1:]}"
-    return None
+        raise Malformed(f"'{path}' is no {name} as its schema has it: {complaint(error)}; {remedy}") from error
+    document.path = path
+    return document
+
+
+def complaint(error: ValidationError) -> str:
+    """Which field is not what its schema says, and why: "seed is "x", input should be ..."."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the whole"
+    match first["type"]:
+        case "missing":
+            return f"{where} is missing"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"{where} is unknown"
+        case _:
+            return f"{where} is {json.dumps(first['input'])[:60]}, {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 @cache
-def _validator(kind: str) -> SchemaValidator:
-    whole = schema(kind)
-    return SchemaValidator(_compiled(whole, whole.get("$defs", {})))
+def validator(kind: Any) -> SchemaValidator:
+    """What turns parsed JSON into a `kind`: a dataclass, or any annotation of one's field."""
+    return SchemaValidator(_compiled(kind))
 
 
-MOST = 2**63 - 1
-"""The largest whole number that tables can hold."""
+def schema(kind: Any) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a kind of document, as it is published beside this module."""
+    from pydantic.json_schema import GenerateJsonSchema  # slow to import, and nothing that reads needs it
+
+    made = GenerateJsonSchema().generate(_compiled(kind))
+    if dataclasses.is_dataclass(kind):
+        made["properties"][DIGEST] = {
+            "type": "string",
+            "pattern": "^[0-9a-f]{64}$",
+            "description": "SHA-256 of everything else, as JSON with sorted keys and no spaces; older files lack it",
+        }
+    return {"$schema": GenerateJsonSchema.schema_dialect, **made}
 
 
-def _compiled(said: dict[str, Any], named: dict[str, Any]) -> CoreSchema:
-    """The part of JSON schema that ours are written in, as pydantic-core checks it: some 100 times faster.
-
-    named: the schema's "$defs".
-    """
-    if "$ref" in said:
-        return _compiled(named[said["$ref"].rpartition("/")[2]], named)
-    if "oneOf" in said:  # null or something else
-        (other,) = (choice for choice in said["oneOf"] if choice != {"type": "null"})
-        return core_schema.nullable_schema(_compiled(other, named))
-    if isinstance(said.get("type"), list):  # the same
-        (kind,) = (kind for kind in said["type"] if kind != "null")
-        return core_schema.nullable_schema(_compiled({**said, "type": kind}, named))
-    if "const" in said or "enum" in said:
-        return core_schema.literal_schema(said.get("enum") or [said["const"]])
-    match said.get("type"):
-        case "string":
-            return core_schema.str_schema(pattern=said.get("pattern"), min_length=said.get("minLength"), strict=True)
-        case "integer":
-            return core_schema.int_schema(ge=said.get("minimum", -MOST), le=said.get("maximum", MOST), strict=True)
-        case "number":
-            low, above, high = said.get("minimum"), said.get("exclusiveMinimum"), said.get("maximum")
-            return core_schema.float_schema(ge=low, gt=above, le=high, allow_inf_nan=False, strict=True)
-        case "boolean":
-            return core_schema.bool_schema(strict=True)
-        case "array":
-            items, least, most = said.get("items", {}), said.get("minItems"), said.get("maxItems")
-            return core_schema.list_schema(_compiled(items, named), min_length=least, max_length=most, strict=True)
-        case "object":
-            return _object(said, named)
-        case _:
-            return core_schema.any_schema()
-
-
-def _object(said: dict[str, Any], named: dict[str, Any]) -> CoreSchema:
-    others = said.get("additionalProperties", True)
-    extra = _compiled(others if isinstance(others, dict) else {}, named)
-    required = said.get("required", ())
-    known: dict[str, Any] = {key: {} for key in required} | said.get("properties", {})
-    if not known:
-        return core_schema.dict_schema(core_schema.str_schema(), extra, strict=True)
+def table(required: Mapping[str, Any] = {}, others: Any = Any, **optional: Any) -> Limits:
+    """A note on a dictionary: what some of its fields must be, and what all others."""
     fields = {
-        key: core_schema.typed_dict_field(_compiled(value, named), required=key in required)
-        for key, value in known.items()
+        name: core_schema.typed_dict_field(_compiled(hint), required=name in required)
+        for name, hint in {**required, **optional}.items()
     }
-    if others is False:
-        return core_schema.typed_dict_schema(fields, extra_behavior="forbid", strict=True)
-    return core_schema.typed_dict_schema(fields, extra_behavior="allow", extras_schema=extra, strict=True)
+    return Limits(
+        **core_schema.typed_dict_schema(fields, extra_behavior="allow", extras_schema=_compiled(others), strict=True)
+    )
+
+
+def _compiled(hint: Any) -> Any:
+    """An annotation as pydantic-core checks it. Nothing is converted: numbers are numbers, text is text."""
+    notes: tuple[Any, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *rest = get_args(hint)
+        notes = tuple(rest)
+    limits = [note for note in notes if isinstance(note, Limits)]
+    whole: list[Any] = [note for note in limits if "type" in note]
+    compiled: Any = whole[0] if whole else _plain(hint, {key: note[key] for note in limits for key in note})
+    if descriptions := [note for note in notes if isinstance(note, str)]:
+        compiled = {**compiled, "metadata": {"pydantic_js_updates": {"description": descriptions[0]}}}
+    return compiled
+
+
+def _plain(hint: Any, limits: dict[str, Any]) -> CoreSchema:
+    kind, inside = get_origin(hint) or hint, get_args(hint)
+    if dataclasses.is_dataclass(kind):
+        return _fields(kind)
+    if kind in (Union, types.UnionType):  # or None
+        return core_schema.nullable_schema(_compiled(inside[0]))
+    if kind is Literal:
+        return core_schema.literal_schema([*inside])
+    if kind is list:
+        return core_schema.list_schema(_compiled(inside[0]), strict=True, **limits)
+    if kind is dict:
+        return core_schema.dict_schema(core_schema.str_schema(), _compiled(inside[1]), strict=True)
+    if kind is int:
+        return core_schema.int_schema(strict=True, **{"ge": -MOST, "le": MOST, **limits})
+    if kind is float:
+        return core_schema.float_schema(allow_inf_nan=False, strict=True, **limits)
+    if kind is str:
+        return core_schema.str_schema(strict=True, **limits)
+    return core_schema.bool_schema(strict=True) if kind is bool else core_schema.any_schema()
+
+
+def _fields(kind: Any) -> CoreSchema:
+    hints, fields = get_type_hints(kind, include_extras=True), _content(kind)
+    arguments = []
+    for one in fields:
+        checked = _compiled(hints[one.name])
+        if one.default is not dataclasses.MISSING:
+            checked = core_schema.with_default_schema(checked, default=one.default)
+        elif one.default_factory is not dataclasses.MISSING:
+            checked = core_schema.with_default_schema(checked, default_factory=one.default_factory)
+        arguments.append(core_schema.dataclass_field(one.name, checked))
+    extras: Any = getattr(kind, "EXTRAS", "forbid")
+    return core_schema.dataclass_schema(
+        kind,
+        core_schema.dataclass_args_schema(kind.__name__, arguments, extra_behavior=extras),
+        [one.name for one in fields],
+        slots="__slots__" in vars(kind),
+    )
+
+
+def _content(kind: Any) -> list[dataclasses.Field[Any]]:
+    """The fields that a file has: all but its path."""
+    return [one for one in dataclasses.fields(kind) if one.init]

@@ -36,8 +36,6 @@ OUTCOMES = "outcomes.parquet"
 ADVERSARIAL = "adversarial"
 PARTIAL = "partial-{}.npz"
 TRACEBACK = "traceback.txt"
-LOGS = (f"../{LOG}", LOG)
-"""Where a record may say that its log lies: beside the weights; older records, beside themselves."""
 
 PLANS = "plans"
 TEACHERS = "teachers"

@@ -104,7 +104,7 @@ def _incomplete(left_out: Iterable[Path]) -> set[Path]:
 
 def _analysis(path: Path, target: Path, into: Path) -> Outcome:
     try:
-        analyses.read(path)
+        analyses.read(path, analyses.KINDS[path.stem])  # type: ignore[type-var]
     except UserError as error:
         return Outcome("damaged", f"{error}; left out", wrong=True)
     if link := _link(target, into):
@@ -177,7 +177,7 @@ def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterat
 
 def _edited(path: Path) -> list[str]:
     found = record.read(path)
-    return edited(found["config"]["training"], found["provenance"]["method_source_sha256"])
+    return edited(found.config.training, found.provenance.method_source_sha256)
 
 
 def _evaluations(cell: Path) -> list[Path]:
@@ -212,7 +212,7 @@ def _evaluation(source: Path, judged: Path, into: Path) -> Outcome:
             _take(judged, target)
         return Outcome("unfinished")
     found = record.read(theirs)
-    if not (judged.parent.name.endswith(found["train_id"][:8]) and judged.name.endswith(found["eval_id"][:8])):
+    if not (judged.parent.name.endswith(found.train_id[:8]) and judged.name.endswith(found.eval_id[:8])):
         return Outcome("misplaced", f"{theirs}: its id belongs elsewhere; left out", wrong=True)
     if have := record.finished(ours):
         if not found.done:
@@ -232,22 +232,22 @@ def _evaluation(source: Path, judged: Path, into: Path) -> Outcome:
 def _apart(ours: Record, theirs: Record) -> list[str]:
     """In which figures two records of one cell differ: here first, there second."""
     said = []
-    if ours["model"]["weights_sha256"] != theirs["model"]["weights_sha256"]:
+    if ours.network.weights_sha256 != theirs.network.weights_sha256:
         said.append("the weights differ")
-    for name in dict.fromkeys([*ours["metrics"], *theirs["metrics"]]):
+    for name in dict.fromkeys([*ours.metrics, *theirs.metrics]):
         one, other = (_correct(side, name) for side in (ours, theirs))
         if one != other:
             said.append(f"{name} {one} here and {other} there")
     # Another version of the writer makes other bytes of the same table.
-    same_bytes = ours["outcomes"]["sha256"] == theirs["outcomes"]["sha256"]
-    if not (said or same_bytes or ours.outcomes().equals(theirs.outcomes())):
+    same_bytes = ours.outcomes == theirs.outcomes
+    if not (said or same_bytes or ours.verdicts().equals(theirs.verdicts())):
         said.append("the verdicts on single images differ")
     return said
 
 
 def _correct(side: Record, name: str) -> str:
-    metric: dict[str, Any] | None = side["metrics"].get(name)
-    return f"{metric['correct']}/{metric['n']}" if metric else "missing"
+    metric = side.metrics.get(name)
+    return f"{metric.correct}/{metric.n}" if metric else "missing"
 
 
 def _keep(source: Path, cell: Path, into: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import Nothing, UserError, unknown
+from adbench.results.analyses import AttackSetting
 from adbench.results.record import Record, read_all
 from adbench.results.runs import collect, natural
 from adbench.results.teachers import fullness, named_apart
@@ -29,40 +30,30 @@ class Finished:
 
     @property
     def kind(self) -> str:
-        return str(self.record["kind"])
+        return self.record.kind
 
     @property
     def weights(self) -> str:
         """SHA-256 of its weights, by which it is known."""
-        return str(self.record["model"]["weights_sha256"])
+        return self.record.network.weights_sha256
 
     @property
     def taught_by(self) -> str | None:
         """SHA-256 of its teacher's weights; None for a network that no robust teacher taught."""
-        robust = self.record["teachers"]["robust"]
-        return str(robust["weights_sha256"]) if robust else None
+        robust = self.record.teachers.robust
+        return robust.weights_sha256 if robust else None
 
     @property
     def run(self) -> tuple[str, str, str]:
         """What it has in common with the same experiment's other seeds."""
-        return self.label, str(self.record["student"]), self.record["teacher"] or ""
+        return self.label, self.record.student, self.record.teacher or ""
 
     def entry(self, name: str, results: Path) -> dict[str, Any]:
         """What an analysis writes down of it."""
         keys = ("kind", "method", "student", "teacher", "seed")
         where = self.record.path.relative_to(results).as_posix()
-        told = {key: self.record[key] for key in keys}
-        return {"name": name, **told, "weights_sha256": self.weights, "record": where}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How networks are attacked: radius and step (as written: "8/255"), start and seed of the noise."""
-
-    eps: str
-    step: str
-    start: str
-    seed: int
+        own = {key: getattr(self.record, key) for key in keys}
+        return {"name": name, **own, "weights_sha256": self.weights, "record": where}
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class Group:
 
     dataset: str
     fingerprint: str
-    setting: Setting
+    setting: AttackSetting
     networks: tuple[Finished, ...]
 
     def __str__(self) -> str:
@@ -98,7 +89,7 @@ def groups(records: Iterable[Record], left_out: Callable[[str], object] | None =
 
     left_out: as of `record.read_all`, of records that do not say how they were judged.
     """
-    found: dict[tuple[str, str, Setting], list[Record]] = defaultdict(list)
+    found: dict[tuple[str, str, AttackSetting], list[Record]] = defaultdict(list)
     for record in records:
         if not record.done:
             continue
@@ -109,26 +100,26 @@ def groups(records: Iterable[Record], left_out: Callable[[str], object] | None =
                 raise
             left_out(str(error))
         else:
-            found[record["dataset"], record["data"]["fingerprint"], setting].append(record)
+            found[record.dataset, record.images.fingerprint, setting].append(record)
     ordered = sorted(found.items(), key=lambda item: (natural(item[0][0]), item[0][1], str(item[0][2])))
     return [Group(*key, tuple(_networks(members))) for key, members in ordered]
 
 
-def _setting(record: Record) -> Setting:
-    threat, judged = record.at("config", "training", "threat"), record["config"]["evaluation"]
+def _setting(record: Record) -> AttackSetting:
+    threat, judged = record.at("training", "threat"), record.config.evaluation
     # Unset, or from before the setting was there.
-    return Setting(
+    return AttackSetting(
         eps=threat["eps"],
         step=judged.get("step") or threat["step"],
         start=judged.get("start") or "uniform",
-        seed=record.at("config", "evaluation", "seed"),
+        seed=record.at("evaluation", "seed"),
     )
 
 
 def _networks(records: Sequence[Record]) -> Iterator[Finished]:
     once: dict[str, Record] = {}
-    for record in sorted(records, key=lambda r: (-KINDS.index(r["kind"]), fullness(r))):
-        once[record["model"]["weights_sha256"]] = record
+    for record in sorted(records, key=lambda r: (-KINDS.index(r.kind), fullness(r))):
+        once[record.network.weights_sha256] = record
     for kind in KINDS:
         for run in collect(once.values(), kind):
             for record in run.done:
@@ -149,15 +140,15 @@ def select(results: Path, wanted: Wanted, left_out: Callable[[str], object] | No
         if not found:
             raise unknown("dataset", wanted.dataset, known, f"in '{results}'")
     students = [n for group in found for n in group.networks if n.kind == "student"]
-    _check_names("method", wanted.methods, [{n.record["method"], n.label} for n in students], results)
-    _check_names("student", wanted.students, [{n.record["student"]} for n in students], results)
-    if isinstance(wanted.seed, int) and wanted.seed not in {n.record["seed"] for n in students}:
+    _check_names("method", wanted.methods, [{n.record.method, n.label} for n in students], results)
+    _check_names("student", wanted.students, [{n.record.student} for n in students], results)
+    if isinstance(wanted.seed, int) and wanted.seed not in {n.record.seed for n in students}:
         raise UserError(f"no finished student in '{results}' has the seed {wanted.seed}")
     return [replace(group, networks=tuple(_chosen(group.networks, wanted))) for group in found]
 
 
-def _check_names(kind: str, asked: Sequence[str], there: Sequence[set[str]], results: Path) -> None:
-    known = set().union(*there)
+def _check_names(kind: str, asked: Sequence[str], there: Sequence[set[str | None]], results: Path) -> None:
+    known = {name for names in there for name in names if name}
     for name in asked:
         if name not in known:
             raise unknown(kind, name, known, f"in '{results}'")
@@ -167,18 +158,18 @@ def _chosen(networks: Sequence[Finished], wanted: Wanted) -> Iterator[Finished]:
     lowest: dict[tuple[str, str, str], int] = {}
     for network in networks:
         if network.kind == "student":
-            seed = network.record["seed"]
+            seed = network.record.seed or 0
             lowest[network.run] = min(seed, lowest.get(network.run, seed))
     for network in networks:
         if network.kind != "student":
             yield network
             continue
-        seed = lowest[network.run] if wanted.seed is None else wanted.seed
-        named = {network.record["method"], network.label}
+        chosen = lowest[network.run] if wanted.seed is None else wanted.seed
+        named = {network.record.method, network.label}
         if (
             (not wanted.methods or named & set(wanted.methods))
-            and (not wanted.students or network.record["student"] in wanted.students)
-            and seed in ("all", network.record["seed"])
+            and (not wanted.students or network.record.student in wanted.students)
+            and chosen in ("all", network.record.seed)
         ):
             yield network
 
@@ -186,17 +177,17 @@ def _chosen(networks: Sequence[Finished], wanted: Wanted) -> Iterator[Finished]:
 def names(networks: Sequence[Finished]) -> list[str]:
     """A name for each: its label, and what else tells these networks apart (architecture, teacher, seed)."""
     students = [n for n in networks if n.kind == "student"]
-    architectures = {n.record["student"] for n in students}
-    teachers = {n.record["teacher"] for n in students if n.record["teacher"]}
+    architectures = {n.record.student for n in students}
+    teachers = {n.record.teacher for n in students if n.record.teacher}
     several_seeds = len({n.run for n in students}) < len(students)
 
     def name(network: Finished) -> str:
         if network.kind != "student":
             return f"{network.kind} {network.label}"
-        taught = network.record["teacher"] if len(teachers) > 1 else None
-        parts = [network.label, *([network.record["student"]] if len(architectures) > 1 else [])]
+        taught = network.record.teacher if len(teachers) > 1 else None
+        parts = [network.label, *([network.record.student] if len(architectures) > 1 else [])]
         parts += [f"from {taught}"] if taught else []
-        parts += [f"seed {network.record['seed']}"] if several_seeds else []
+        parts += [f"seed {network.record.seed}"] if several_seeds else []
         return ", ".join(parts)
 
     found = [name(network) for network in networks]

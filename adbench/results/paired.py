@@ -76,7 +76,7 @@ def networks(first: Record, second: Record, *, anyway: bool = False) -> list[Pai
     one, other = Setting.of(first), Setting.of(second)
     if one.apart(other) and not anyway:
         raise unlike(f"'{first.path}'", f"'{second.path}'", one, other)
-    return [pair(first, second, attack) for attack in first["metrics"] if attack in second["metrics"]]
+    return [pair(first, second, attack) for attack in first.metrics if attack in second.metrics]
 
 
 def unlike(first: str, second: str, one: Setting, other: Setting) -> UserError:
@@ -90,20 +90,20 @@ def unlike(first: str, second: str, one: Setting, other: Setting) -> UserError:
 
 def pair(first: Record, second: Record, attack: str) -> Pair:
     """One attack that both records have, of the same test images. Raises UserError where there are no outcomes."""
-    if first["data"]["fingerprint"] != second["data"]["fingerprint"]:
-        metrics = first["metrics"][attack], second["metrics"][attack]
-        n = min(metric["n"] for metric in metrics)
-        return Pair(attack, first["seed"], n, metrics[0]["value"], metrics[1]["value"], None, None, math.nan)
-    n = min(first["metrics"][attack]["n"], second["metrics"][attack]["n"])
+    if first.images.fingerprint != second.images.fingerprint:
+        metrics = first.metrics[attack], second.metrics[attack]
+        n = min(metric.n for metric in metrics)
+        return Pair(attack, first.seed, n, metrics[0].value, metrics[1].value, None, None, math.nan)
+    n = min(first.metrics[attack].n, second.metrics[attack].n)
     a, b = (record.right(attack)[:n] for record in (first, second))
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return Pair(attack, first["seed"], n, int(a.sum()) / n, int(b.sum()) / n, only_a, only_b, mcnemar(only_a, only_b))
+    return Pair(attack, first.seed, n, int(a.sum()) / n, int(b.sum()) / n, only_a, only_b, mcnemar(only_a, only_b))
 
 
 def shared(first: Run, second: Run) -> list[tuple[Record, Record]]:
     """The finished records of the seeds that both runs have."""
-    other = {record["seed"]: record for record in second.done}
-    return [(record, other[record["seed"]]) for record in first.done if record["seed"] in other]
+    other = {record.seed: record for record in second.done}
+    return [(record, other[record.seed]) for record in first.done if record.seed in other]
 
 
 def methods(first: Run, second: Run, *, anyway: bool = False) -> tuple[list[Seeds], list[Pair]]:
@@ -129,9 +129,9 @@ def standing(run: Run, other: Run, metric: str, *, exact: bool = False, spread: 
     """
     if run.setting.apart(other.setting):
         return None
-    records = [(a, b) for a, b in shared(run, other) if metric in a["metrics"] and metric in b["metrics"]]
+    records = [(a, b) for a, b in shared(run, other) if metric in a.metrics and metric in b.metrics]
     if len(records) > 1:
-        differences = [100 * (a["metrics"][metric]["value"] - b["metrics"][metric]["value"]) for a, b in records]
+        differences = [100 * (a.metrics[metric].value - b.metrics[metric].value) for a, b in records]
         found, p_value = Estimate.over(differences), t_test(differences)
         if found.seeds > 2:
             low, high = found.mean - found.half, found.mean + found.half
@@ -143,12 +143,12 @@ def standing(run: Run, other: Run, metric: str, *, exact: bool = False, spread: 
 
 
 def _on_images(a: Record, b: Record, metric: str, exact: bool) -> Standing | None:
-    one, two = a["metrics"][metric], b["metrics"][metric]
-    n, ahead = one["n"], one["correct"] - two["correct"]
+    one, two = a.metrics[metric], b.metrics[metric]
+    n, ahead = one.n, one.correct - two.correct
     difference = 100 * ahead / n
     # At most so many images are right by the weaker network alone. Where even then the test tells the two apart, the
     # outcomes need not be read: most pairs of a large table end here.
-    fewer, more = sorted((one["correct"], two["correct"]))
+    fewer, more = sorted((one.correct, two.correct))
     most = min(fewer, n - more)
     bound = mcnemar(most + abs(ahead), most)
     if bound < LEVEL and not exact:

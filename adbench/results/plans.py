@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adbench import REVISION, __version__
 from adbench.errors import UserError
 from adbench.registry import METHODS
 from adbench.results import document, layout
+from adbench.results.document import Count, Document, Identity, Kind, Limits, Positive, Seconds, table
 from adbench.results.provenance import now
 from adbench.system import files
 
@@ -25,7 +26,70 @@ if TYPE_CHECKING:
     from adbench.experiment.cell import Cell, Matrix
     from adbench.experiment.config import Experiment
 
-SCHEMA_VERSION = 1
+
+@dataclass(slots=True)
+class PlannedCell:
+    """A cell that a run set out to do."""
+
+    EXTRAS = "ignore"
+
+    id: Identity
+    train_id: Identity
+    eval_id: Identity
+    kind: Kind
+    dataset: str
+    name: str
+    says: str
+    method: str | None
+    student: str
+    teacher: str | None
+    seed: int | None
+    epochs: Count
+    record: Annotated[
+        str,
+        Limits(pattern="^([^/.][^/]*/){4,}record[.]json$"),
+        "where its record is or will be, below the results folder",
+    ]
+    seconds: Annotated[Seconds, "expected of the whole cell"]
+    needs: Annotated[list[Identity], "its teachers, which stand before it"]
+    training: Annotated[
+        dict[str, Any],
+        table({"revision": int, "architecture": str, "data": Annotated[dict[str, Any], table({"name": str})]}),
+        "all that decides the weights",
+    ]
+    evaluation_seconds: Annotated[Seconds | None, "of these, of its evaluation; older plans lack it"] = None
+
+    @property
+    def expected(self) -> tuple[float, float]:
+        """Seconds that the training and the evaluation were expected to take.
+
+        An older plan has their sum alone; training is most of it.
+        """
+        evaluation = self.evaluation_seconds
+        if evaluation is None:
+            evaluation = 0.1 * self.seconds if self.epochs else self.seconds
+        return self.seconds - evaluation, evaluation
+
+
+@dataclass(slots=True)
+class Plan(Document):
+    """What a run set out to do, for `adbench status`."""
+
+    schema_version: Literal[1]
+    id: Annotated[Identity, "identity of the set of cells"]
+    adbench: str
+    revision: int
+    command: str
+    written: str
+    jobs: Annotated[Positive, "cells at a time"]
+    experiment: Annotated[dict[str, Any], "the complete validated configuration"]
+    plugins: Annotated[dict[str, str], "files of methods by name"]
+    evaluations: Annotated[dict[str, dict[str, Any]], "by eval_id"]
+    cells: Annotated[list[PlannedCell], "teachers first"]
+
+    @property
+    def results(self) -> Path:
+        return self.path.parent.parent
 
 
 def write(
@@ -38,7 +102,7 @@ def write(
     path = path_of(results, matrix)
     before = _expected(path)
     content = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": document.SCHEMA_VERSION,
         "id": path.stem,
         "adbench": __version__,
         "revision": REVISION,
@@ -87,19 +151,9 @@ def _entry(cell: Cell, results: Path, expected: tuple[float, float]) -> dict[str
     }
 
 
-def expected(cell: Mapping[str, Any]) -> tuple[float, float]:
-    """Seconds that the training and the evaluation of a planned cell were expected to take.
-
-    An older plan has their sum alone; training is most of it.
-    """
-    whole = cell["seconds"]
-    evaluation = cell.get("evaluation_seconds", 0.1 * whole if cell["epochs"] else whole)
-    return whole - evaluation, evaluation
-
-
 def _expected(path: Path) -> dict[str, tuple[float, float]]:
     try:
-        return {cell["id"]: expected(cell) for cell in read(path).cells}
+        return {cell.id: cell.expected for cell in read(path).cells}
     except UserError:
         return {}
 
@@ -110,42 +164,19 @@ def canonical(experiment: Experiment) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A plan that was read."""
-
-    path: Path
-    data: dict[str, Any]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.data[key]
-
-    @property
-    def cells(self) -> list[dict[str, Any]]:
-        """Its cells, teachers first."""
-        found: list[dict[str, Any]] = self.data["cells"]
-        return found
-
-    @property
-    def results(self) -> Path:
-        return self.path.parent.parent
-
-
-def read(path: Path) -> Planned:
+def read(path: Path) -> Plan:
     """One plan. Raises UserError for a file that is none, and names the field that is not as its schema has it."""
     remedy = "delete it, a run writes it again"
-    found = Planned(path, document.content(path, "plan", remedy))
+    plan = document.read(path, Plan, remedy)
     before: set[str] = set()
-    for cell in found.cells:
-        if not before.issuperset(cell["needs"]):
-            raise UserError(
-                f"'{path}' is no whole plan: {cell['says']} needs a cell that does not stand before; {remedy}"
-            )
-        before.add(cell["id"])
-    return found
+    for cell in plan.cells:
+        if not before.issuperset(cell.needs):
+            raise UserError(f"'{path}' is no whole plan: {cell.says} needs a cell that does not stand before; {remedy}")
+        before.add(cell.id)
+    return plan
 
 
-def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> list[Planned]:
+def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> list[Plan]:
     """The plans of a results folder, the latest first. left_out: as of `record.read_all`."""
     folder, found = results / layout.PLANS, []
     for entry in files.entries(folder):
@@ -156,4 +187,4 @@ def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> 
                 if left_out is None:
                     raise
                 left_out(str(error))
-    return sorted(found, key=lambda plan: (plan["written"], plan["id"]), reverse=True)
+    return sorted(found, key=lambda plan: (plan.written, plan.id), reverse=True)

@@ -11,12 +11,29 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic_core import ValidationError
 
 from adbench.data.identity import is_path
 from adbench.errors import UserError
 from adbench.results import document, layout
+from adbench.results.document import Document, Identity, Kind, Seconds, Text
+from adbench.results.fields import (
+    Configuration,
+    Data,
+    Failure,
+    Log,
+    Masking,
+    Metric,
+    Network,
+    Provenance,
+    Stored,
+    Teachers,
+    Training,
+)
 from adbench.system import files
 from adbench.system.files import below, sha256
 
@@ -24,13 +41,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
-
-SCHEMA_VERSION = 1
-
-
-def schema() -> dict[str, Any]:
-    """The published JSON schema (draft 2020-12) of a record."""
-    return document.schema("record")
 
 
 CONFIGURED = (
@@ -54,14 +64,57 @@ class Contradiction(UserError):
     """A record whose accuracies are not those that its own outcomes give."""
 
 
-class Record(document.Document):
-    """One `record.json` and where it lies."""
+@dataclass(slots=True)
+class Record(Document):
+    """One evaluated network: what it was, how it was made, how it fared under each attack."""
+
+    schema_version: Literal[1]
+    kind: Kind
+    id: Annotated[Identity, "identity of the training and evaluation configuration together"]
+    train_id: Identity
+    eval_id: Identity
+    status: Literal["done", "failed"]
+    error: Failure | None
+    dataset: Text
+    method: Annotated[str | None, "registry name; null for a network that was not trained here"]
+    label: Annotated[str, "the name to print: the method's for a student, the teacher's for a teacher"]
+    teacher: Annotated[str | None, "null for methods without a teacher"]
+    student: Annotated[str, "architecture of the evaluated network"]
+    seed: int | None
+    config: Configuration
+    provenance: Provenance
+    data: Data | None
+    model: Network | None
+    teachers: Teachers
+    training: Training | None
+    metrics: dict[str, Metric]
+    outcomes: Stored | None
+    timing: Annotated[dict[str, Seconds], "wall seconds by phase: prepare, train, evaluate"]
+    masking: Masking | None = None
 
     @property
     def done(self) -> bool:
-        return bool(self.data["status"] == "done")
+        return self.status == "done"
 
-    def outcomes(self) -> pd.DataFrame:
+    @property
+    def network(self) -> Network:
+        """The network that was judged, of a cell that is done."""
+        assert self.model is not None
+        return self.model
+
+    @property
+    def failure(self) -> Failure:
+        """Why it failed, of a cell that did."""
+        assert self.error is not None
+        return self.error
+
+    @property
+    def images(self) -> Data:
+        """The data that it was judged on, of a cell that is done."""
+        assert self.data is not None
+        return self.data
+
+    def verdicts(self) -> pd.DataFrame:
         """Per test image: index, label, prediction, and one boolean column an attack (True: still right).
 
         Raises UserError when the file is missing, unreadable, or not the one that the record was written with.
@@ -72,7 +125,7 @@ class Record(document.Document):
         try:
             return pd.read_parquet(io.BytesIO(content))
         except Exception as error:
-            raise UserError(f"'{self._file}' cannot be read ({error}); run the cell again to restore it") from error
+            raise self._unreadable(error) from error
 
     def right(self, attack: str) -> NDArray[np.bool_]:
         """Per test image that it was run on, whether the network was still right under `attack`: (n,).
@@ -80,20 +133,33 @@ class Record(document.Document):
         Raises UserError when the outcomes are missing, unreadable or not those that the record was written with, and
         Contradiction where they give another accuracy than the record states.
         """
-        return self._verdicts([attack])[attack]
+        return self._right([attack])[attack]
+
+    def at(self, *keys: str) -> Any:
+        """A value of the configuration that its schema does not ask for.
+
+        Raises UserError that names the keys where it is lacking.
+        """
+        value: Any = self.config.table()
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                raise UserError(
+                    f"'{self.path}' lacks config.{'.'.join(keys)}, which is needed here; run its cell again"
+                )
+            value = value[key]
+        return value
 
     def check_configuration(self) -> None:
         """Raise UserError unless the configuration has what it takes to get the data and the network again."""
-        trained = self["method"] is not None
-        for keys in (*CONFIGURED, *(TRAINED_HERE if trained else FROM_ELSEWHERE)):
-            self.at("config", *keys)
+        for keys in (*CONFIGURED, *(FROM_ELSEWHERE if self.method is None else TRAINED_HERE)):
+            self.at(*keys)
 
     def check_outcomes(self) -> None:
         """Raise UserError, as `right` does, unless the outcomes are the record's and give all its accuracies."""
-        if self.done and self.data["outcomes"] is not None:
-            self._verdicts(list(self["metrics"]))
+        if self.done and self.outcomes is not None:
+            self._right(list(self.metrics))
 
-    def _verdicts(self, attacks: list[str]) -> dict[str, NDArray[np.bool_]]:
+    def _right(self, attacks: list[str]) -> dict[str, NDArray[np.bool_]]:
         import numpy as np
         import pyarrow.parquet as parquet
 
@@ -102,39 +168,39 @@ class Record(document.Document):
         try:
             table = parquet.ParquetFile(io.BytesIO(content)).read(columns=columns, use_threads=False)
             clean = np.asarray(table["prediction"]) == np.asarray(table["label"])
-            found = {
+            right = {
                 attack: clean if attack == "clean" else np.asarray(table[attack].drop_null()).astype(bool)
                 for attack in attacks
             }
         except Exception as error:
-            raise UserError(f"'{self._file}' cannot be read ({error}); run the cell again to restore it") from error
-        for attack, verdicts in found.items():
-            metric = self["metrics"][attack]
-            found[attack] = verdicts[: metric["n"]]
-            given = int(found[attack].sum()), len(found[attack])
-            if given != (metric["correct"], metric["n"]):
+            raise self._unreadable(error) from error
+        for attack in attacks:
+            metric = self.metrics[attack]
+            right[attack] = right[attack][: metric.n]
+            correct, n = int(right[attack].sum()), len(right[attack])
+            if (correct, n) != (metric.correct, metric.n):
                 raise Contradiction(
-                    f"'{self.path}' states {metric['correct']} of {metric['n']} under {attack}, its outcomes give "
-                    f"{given[0]} of {given[1]}; run the cell again"
+                    f"'{self.path}' states {metric.correct} of {metric.n} under {attack}, its outcomes give "
+                    f"{correct} of {n}; run the cell again"
                 )
-        return found
+        return right
 
     @property
     def _file(self) -> Path:
         return self.path.parent / layout.OUTCOMES
 
+    def _unreadable(self, why: object) -> UserError:
+        return UserError(f"'{self._file}' cannot be read ({why}); run the cell again to restore it")
+
     def _outcomes(self) -> bytes:
         """The content of the outcomes' file, which has to be the one that the record was written with."""
-        stated = (self.data["outcomes"] or {}).get("sha256")
-        if stated is None:
+        if self.outcomes is None:
             raise UserError(f"'{self.path}' has no outcomes of single images")
         try:
             content = files.content(self._file)
         except OSError as error:
-            raise UserError(
-                f"'{self._file}' cannot be read ({error.strerror}); run the cell again to restore it"
-            ) from error
-        if hashlib.sha256(content).hexdigest() != stated:
+            raise self._unreadable(error.strerror) from error
+        if hashlib.sha256(content).hexdigest() != self.outcomes.sha256:
             raise UserError(
                 f"'{self._file}' is damaged: it has another SHA-256 than its record states; "
                 f"run the cell again to restore it"
@@ -146,21 +212,21 @@ class Record(document.Document):
 
         Raises UserError when it is not the log that the record was written with.
         """
-        training = self.data["training"]
-        # The record comes from anywhere; its log is one of these two files and no other.
-        file = self.path.parent / training["log"] if training and training["log"] in layout.LOGS else None
-        if file is None or not files.there(file):
+        file = self.path.parent / self.training.log if self.training else None
+        if self.training is None or file is None or not files.there(file):
             return []
         try:
             content = files.content(file)
-            if training.get("log_sha256") not in (None, hashlib.sha256(content).hexdigest()):
+            if self.training.log_sha256 not in (None, hashlib.sha256(content).hexdigest()):
                 raise ValueError("it has another SHA-256 than its record states")
             lines = (line for line in content.decode("utf-8").splitlines() if line.strip())
             # What a method logs may be infinite.
-            found: list[dict[str, Any]] = document.parsed(f"[{','.join(lines)}]", finite=False)
-            if said := document.complaint("log", found):
-                raise ValueError(f"line {said}")
-            return found
+            epochs = document.parsed(f"[{','.join(lines)}]", finite=False)
+            try:
+                log: list[dict[str, Any]] = document.validator(Log).validate_python(epochs)
+            except ValidationError as error:
+                raise ValueError(f"line {document.complaint(error)}") from error
+            return log
         except (OSError, ValueError) as error:
             raise UserError(f"'{file}' is damaged ({error}); delete it to go on without its curve") from error
 
@@ -179,36 +245,35 @@ def read(path: Path) -> Record:
     Raises UserError when it is not a record of a version that is understood; where a field is not as the schema has
     it, or contradicts another, it names the field.
     """
-    data = document.content(path, "record", _REMEDY)
-    if said := _contradiction(data):
-        raise UserError(f"'{path}' contradicts itself: {said}; {_REMEDY}")
-    return Record(path, data)
+    record = stated(path)
+    if contradiction := _contradiction(record):
+        raise UserError(f"'{path}' contradicts itself: {contradiction}; {_REMEDY}")
+    return record
 
 
 def stated(path: Path) -> Record:
-    """As `read`, but whatever the single fields say: for `adbench verify`, which judges them."""
-    return Record(path, document.stated(path, "record", _REMEDY))
+    """As `read`, but whatever its fields say of each other: for `adbench verify`, which judges them."""
+    return document.read(path, Record, _REMEDY)
 
 
-def _contradiction(data: dict[str, Any]) -> str | None:
+def _contradiction(record: Record) -> str | None:
     """What cannot be true of fields that are right by themselves."""
-    needed = ("model", "data") if data["status"] == "done" else ("error",)
-    for field in needed:
-        if data[field] is None:
-            return f"status is '{data['status']}', but {field} is null"
-    for name, metric in data["metrics"].items():
-        correct, n = metric["correct"], metric["n"]
-        if correct > n or abs(metric["value"] - correct / n) > 1e-9:
-            return f"metrics.{name}.value is {metric['value']}, of {correct} correct of {n}"
-        if any(right > of for right, of in metric.get("per_class", ())):
+    needed = ("model", "data") if record.done else ("error",)
+    for name in needed:
+        if getattr(record, name) is None:
+            return f"status is '{record.status}', but {name} is null"
+    for name, metric in record.metrics.items():
+        if metric.correct > metric.n or abs(metric.value - metric.correct / metric.n) > 1e-9:
+            return f"metrics.{name}.value is {metric.value}, of {metric.correct} correct of {metric.n}"
+        if any(correct > n for correct, n in metric.per_class or ()):
             return f"metrics.{name}.per_class has more correct than there are"
     return None
 
 
 def finished(path: Path) -> Record | None:
     """The record of a finished cell, unless it or its outcomes are damaged; None where the cell is to be run."""
-    found, said = examined(path)
-    return found if found and found.done and not said else None
+    record, damaged = examined(path)
+    return record if record and record.done and not damaged else None
 
 
 def damage(path: Path) -> str | None:
@@ -224,21 +289,21 @@ def examined(path: Path) -> tuple[Record | None, str | None]:
     """The record at `path`, if it is there and can be read, and what `damage` says of it."""
     if not files.there(path):
         return None, None
-    found = None
+    record = None
     try:
-        found = read(path)
+        record = read(path)
         file = path.parent / layout.OUTCOMES
-        if found.done and found["outcomes"] is None:
-            return found, f"'{path}' is done without outcomes"
-        if found.done and sha256(file) != found["outcomes"]["sha256"]:
-            return found, f"'{file}' has another SHA-256 than its record states"
+        if record.done and record.outcomes is None:
+            return record, f"'{path}' is done without outcomes"
+        if record.done and record.outcomes and sha256(file) != record.outcomes.sha256:
+            return record, f"'{file}' has another SHA-256 than its record states"
     except document.OtherVersion:
         raise
     except UserError as error:
         return None, str(error)
     except OSError as error:
-        return found, f"'{error.filename}' cannot be read ({error.strerror})"
-    return found, None
+        return record, f"'{error.filename}' cannot be read ({error.strerror})"
+    return record, None
 
 
 def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> Iterator[Record]:
@@ -249,66 +314,24 @@ def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> 
     """
     if not results.is_dir():
         raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
-    found = []
+    records = []
     for path in below(results, layout.RECORD):
         try:
-            found.append(read(path))
+            records.append(read(path))
         except UserError as error:
             if left_out is None:
                 raise
             left_out(str(error))
-    yield from _one_name(found)
+    _name_alike(records)
+    yield from records
 
 
-def _one_name(records: list[Record]) -> Iterator[Record]:
-    """Records, those of one's own data that lie at several paths under the shortest: the data are their content."""
+def _name_alike(records: list[Record]) -> None:
+    """Give one's own data that lie at several paths the shortest as their name: the data are their content."""
     names: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        if record["data"] and is_path(record["dataset"]):
-            names[record["data"]["fingerprint"]].add(record["dataset"])
+        if record.data and is_path(record.dataset):
+            names[record.data.fingerprint].add(record.dataset)
     for record in records:
-        known = names.get((record["data"] or {}).get("fingerprint", ""), set())
-        if len(known) > 1 and record["dataset"] in known:
-            record = Record(record.path, {**record.data, "dataset": min(known, key=lambda name: (len(name), name))})
-        yield record
-
-
-def frame(records: Iterator[Record] | list[Record]) -> pd.DataFrame:
-    """Records as a table, one row each, ready for pandas.
-
-    Columns: kind, status, dataset, method, label, teacher, student, seed, eps, step (of PGD and C&W), n (test images),
-    id, train_seconds, evaluate_seconds, parameters, path, error; for every metric m the accuracy `m` (fraction in
-    [0, 1]) and `m.n`; and for AutoAttack how it searched, `m.search`.
-    """
-    import pandas as pd
-
-    from adbench.results.setting import Setting, search
-
-    rows = []
-    for record in records:
-        data = record.data
-        row = {key: data[key] for key in ("kind", "status", "dataset", "method", "label", "teacher", "student")}
-        row |= {
-            "seed": data["seed"],
-            "eps": (setting := Setting.of(record)).items.get("eps"),
-            "step": setting.items.get("step"),
-            "n": max((metric["n"] for metric in data["metrics"].values()), default=None),
-            "id": data["id"],
-            "train_seconds": data["timing"].get("train"),
-            "evaluate_seconds": data["timing"].get("evaluate"),
-            "parameters": (data["model"] or {}).get("parameters"),
-            "error": (data["error"] or {}).get("message"),
-            "path": str(record.path),
-        }
-        for name, metric in data["metrics"].items():
-            row[name] = metric["value"]
-            row[f"{name}.n"] = metric["n"]
-            if "version" in metric["attack"]:
-                row[f"{name}.search"] = search(metric["attack"])
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def load(results: Path | str = "results", left_out: Callable[[str], object] | None = None) -> pd.DataFrame:
-    """All records below a results folder as a pandas DataFrame (see `frame`). left_out: as of `read_all`."""
-    return frame(read_all(Path(results), left_out))
+        if record.data and record.dataset in (known := names.get(record.data.fingerprint, set())):
+            record.dataset = min(known, key=lambda name: (len(name), name))

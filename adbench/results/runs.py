@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from adbench.results.fields import Metric
 from adbench.results.record import Record
 from adbench.results.setting import Setting, alike
 from adbench.results.stats import student_t
@@ -118,9 +119,9 @@ class Run:
         known = [*METHODS, *ABLATION]
         return (known.index(self.method) if self.method in known else len(known), self.label.lower(), self.label)
 
-    def metrics(self, name: str) -> list[dict[str, Any]]:
+    def metrics(self, name: str) -> list[Metric]:
         """The metric `name` of every finished seed that has it."""
-        return [metric for record in self.done if (metric := record["metrics"].get(name))]
+        return [metric for record in self.done if (metric := record.metrics.get(name))]
 
     @cached_property
     def setting(self) -> Setting:
@@ -130,7 +131,7 @@ class Run:
     def estimate(self, name: str) -> Estimate | None:
         """Accuracy under `name` in percent; None where no finished seed was attacked so."""
         if name not in self._known:
-            values = [100 * metric["value"] for metric in self.metrics(name)]
+            values = [100 * metric.value for metric in self.metrics(name)]
             self._known[name] = Estimate.over(values) if values else None
         return self._known[name]
 
@@ -143,7 +144,7 @@ class Run:
         estimate = self.estimate(name)
         assert estimate is not None, f"{self.label} was not evaluated under {name}"
         if estimate.seeds == 1:
-            low, high = self.metrics(name)[0]["ci_test"]
+            low, high = self.metrics(name)[0].ci_test
             return 100 * low, 100 * high
         return estimate.reach()
 
@@ -160,9 +161,9 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
     # All settings of a label on a student, whatever the teacher, so that rows are named alike under every teacher.
     families: dict[tuple[str, str, str], dict[str, Record]] = defaultdict(dict)
     for record in records:
-        if record["kind"] == kind:
-            dataset, student, label = record["dataset"], record["student"], record["label"]
-            groups[(dataset, student, record["teacher"], label)][_settings(record)].append(record)
+        if record.kind == kind:
+            dataset, student, label = record.dataset, record.student, record.label
+            groups[(dataset, student, record.teacher, label)][_settings(record)].append(record)
             families[(dataset, student, label)][_settings(record, _PLACE)] = record
     names = {family: _differences(variants) for family, variants in families.items()}
     runs = []
@@ -177,7 +178,7 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
                 dataset=dataset,
                 student=student,
                 teacher=teacher,
-                method=members[0]["method"],
+                method=members[0].method,
                 label=label,
                 done=tuple(r for r in members if r.done),
                 failed=tuple(r for r in members if not r.done),
@@ -233,7 +234,7 @@ def attacks_of(runs: Sequence[Run], everywhere: bool = False) -> list[str]:
 
     Attacks at a radius of their own ("pgd20@4/255") are left out unless `everywhere`: no table sets them beside others.
     """
-    found = {name for run in runs for r in run.done for name in r["metrics"] if not name.startswith("transfer:")}
+    found = {name for run in runs for r in run.done for name in r.metrics if not name.startswith("transfer:")}
     if not everywhere:
         found = {name for name in found if "@" not in name}
     return [*(a for a in ATTACKS if a in found), *sorted(found - set(ATTACKS))] or list(ATTACKS)
@@ -254,8 +255,8 @@ def heading(attack: str) -> str:
 
 def _one_per_seed(records: list[Record]) -> list[Record]:
     by_seed: dict[int, Record] = {}
-    for record in sorted(records, key=lambda r: (r.done, r["provenance"]["finished"], str(r.path))):
-        by_seed[-1 if record["seed"] is None else record["seed"]] = record
+    for record in sorted(records, key=lambda r: (r.done, r.provenance.finished, str(r.path))):
+        by_seed[-1 if record.seed is None else record.seed] = record
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
@@ -268,7 +269,7 @@ def _differences(variants: dict[str, Record]) -> dict[str, str]:
 
     {} where they are many, or where one has no name that says anything: hashes of data, source or proxies.
     """
-    flat = {key: dict(_leaves(_stripped(record["config"], _PLACE))) for key, record in variants.items()}
+    flat = {key: dict(_leaves(_stripped(record.config.table(), _PLACE))) for key, record in variants.items()}
     paths = {path: None for leaves in flat.values() for path in leaves}
     apart = [path for path in paths if len({repr(leaves.get(path)) for leaves in flat.values()}) > 1]
     # The seed of the attacks is not the one that a table has its seeds by.
@@ -289,7 +290,7 @@ MOST_TOLD = 8
 
 def _told(variants: Mapping[str, Record], ignored: frozenset[str]) -> dict[str, str]:
     """For each variant, its values of the settings in which they differ, in words; hashes by their beginning."""
-    flat = {key: dict(_leaves(_stripped(record["config"], ignored))) for key, record in variants.items()}
+    flat = {key: dict(_leaves(_stripped(record.config.table(), ignored))) for key, record in variants.items()}
     paths = {path: None for leaves in flat.values() for path in leaves}
     apart = [path for path in paths if len({repr(leaves.get(path)) for leaves in flat.values()}) > 1]
     more = f" and {len(apart) - MOST_TOLD} more settings" if len(apart) > MOST_TOLD else ""
@@ -323,7 +324,7 @@ def _spelt(value: Any) -> str:
 
 def _settings(record: Record, ignored: frozenset[str] = _REPEATED) -> str:
     """A digest of the record's configuration without what lies at the paths `ignored` ("training.seed")."""
-    return content_id(_stripped(record["config"], ignored))
+    return content_id(_stripped(record.config.table(), ignored))
 
 
 def _stripped(value: Any, ignored: frozenset[str], path: str = "") -> Any:

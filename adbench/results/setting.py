@@ -53,17 +53,16 @@ class Setting:
     def of(cls, record: Record) -> Setting:
         """The record's, by its metrics; of a failed cell what its configuration says."""
         items: dict[str, str] = {}
-        if record["data"]:
-            items["fingerprint"] = record["data"]["fingerprint"]
-        for metric, found in record["metrics"].items():
-            items[f"{metric} n"] = str(found["n"])
-            items = _of_attack(metric, found["attack"]) | items
-        config = record["config"]
-        threat, judged = config.get("training", {}).get("threat", {}), config.get("evaluation", {})
+        if record.data:
+            items["fingerprint"] = record.data.fingerprint
+        for name, metric in record.metrics.items():
+            items[f"{name} n"] = str(metric.n)
+            items = _of_attack(name, metric.attack) | items
+        threat, judged = record.config.training.get("threat", {}), record.config.evaluation
         asked = {"eps": threat.get("eps"), "step": judged.get("step") or threat.get("step"), "seed": judged.get("seed")}
         asked = {key: str(value) if key == "seed" else size(value) for key, value in asked.items() if value is not None}
         for proxy, train_id in (judged.get("proxies") or {}).items():
-            if any(metric.startswith(f"transfer:{proxy}:") for metric in record["metrics"]):
+            if any(metric.startswith(f"transfer:{proxy}:") for metric in record.metrics):
                 items[f"transfer:{proxy} network"] = str(train_id)
         return cls(asked | items)
 

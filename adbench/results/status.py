@@ -14,7 +14,7 @@ from adbench import REVISION
 from adbench.errors import UserError
 from adbench.results import document, layout, record
 from adbench.results.diff import differences, edited
-from adbench.results.plans import Planned, expected
+from adbench.results.plans import Plan, PlannedCell
 from adbench.results.record import Record
 from adbench.system import files, locks
 
@@ -28,7 +28,7 @@ trained: only the evaluation is missing. waiting: for a teacher."""
 class Standing:
     """One planned cell and where it stands."""
 
-    cell: dict[str, Any]
+    cell: PlannedCell
     state: str
     why: str = ""
     todo: tuple[float, float] = (0.0, 0.0)
@@ -48,7 +48,7 @@ class Standing:
 class Matrix:
     """The cells of one plan, looked up in its results folder."""
 
-    plan: Planned
+    plan: Plan
     _folders: dict[Path, dict[str, list[Path]]] = field(default_factory=dict)
     _edited: dict[tuple[str | None, str, str], list[str]] = field(default_factory=dict)
 
@@ -67,61 +67,59 @@ class Matrix:
                 # What is there stays as it is; what is not is made anew in any case.
                 if one.state in ("done", "failed", "trained", "interrupted"):
                     one = replace(one, state="stale", why=changed)
-            found[cell["id"]] = one
+            found[cell.id] = one
         return found
 
-    def folder(self, cell: dict[str, Any]) -> Path:
+    def folder(self, cell: PlannedCell) -> Path:
         """Where the cell's weights are."""
-        return (self.results / str(cell["record"])).parent.parent
+        return (self.results / cell.record).parent.parent
 
-    def _standing(self, cell: dict[str, Any], others: dict[str, Standing]) -> Standing:
-        path = self.results / cell["record"]
+    def _standing(self, cell: PlannedCell, others: dict[str, Standing]) -> Standing:
+        path = self.results / cell.record
         found, damage = _examined(path)
         if found and found.done and not damage:
-            return Standing(
-                cell, "done", took=(found["timing"].get("train", 0.0), found["timing"].get("evaluate", 0.0))
-            )
+            return Standing(cell, "done", took=(found.timing.get("train", 0.0), found.timing.get("evaluate", 0.0)))
         folder = path.parent.parent
         epochs = _epochs(folder / layout.LOG)
-        progress = f"epoch {epochs} of {cell['epochs']}" if cell["epochs"] else "evaluation"
-        training, evaluation = expected(cell)
-        trained = (folder / layout.SUMMARY).is_file() or not cell["epochs"]
+        progress = f"epoch {epochs} of {cell.epochs}" if cell.epochs else "evaluation"
+        training, evaluation = cell.expected
+        trained = (folder / layout.SUMMARY).is_file() or not cell.epochs
         # How far an evaluation is, is not known from outside.
-        todo = (0.0 if trained else training * (1 - min(1.0, epochs / cell["epochs"])), evaluation)
+        todo = (0.0 if trained else training * (1 - min(1.0, epochs / cell.epochs)), evaluation)
         if owner := locks.holder(folder):
             return Standing(cell, "running", f"{'evaluation' if trained else progress}, {owner}", todo)
         if damage:
             return Standing(cell, "damaged", damage, todo)
         if found:
-            return Standing(cell, "failed", f"{found['error']['phase']}: {found['error']['message']}", todo)
+            return Standing(cell, "failed", f"{found.failure.phase}: {found.failure.message}", todo)
         if (folder / layout.SUMMARY).is_file():
             return Standing(cell, "trained", "trained, but not judged in this way", todo)
         if any((folder / name).is_file() for name in layout.STATES):
             return Standing(cell, "interrupted", f"{progress} done", todo)
-        missing = [others[needed] for needed in cell["needs"] if others[needed].state != "done"]
+        missing = [others[needed] for needed in cell.needs if others[needed].state != "done"]
         if missing:
-            told = ", ".join(f"{one.cell['says']} ({one.state})" for one in missing)
+            told = ", ".join(f"{one.cell.says} ({one.state})" for one in missing)
             return Standing(cell, "waiting", f"for {told}", todo)
         if relatives := self.relatives(cell):
-            return Standing(cell, "stale", f"{relatives[0].name} has other settings (--why {cell['id'][:8]})", todo)
+            return Standing(cell, "stale", f"{relatives[0].name} has other settings (--why {cell.id[:8]})", todo)
         return Standing(cell, "new", todo=todo)
 
-    def outdated(self, cell: dict[str, Any], others: Mapping[str, Standing]) -> str:
+    def outdated(self, cell: PlannedCell, others: Mapping[str, Standing]) -> str:
         """Why the cell's result is no longer what a run would make, "" where it is."""
-        if self.plan["revision"] != REVISION:
-            return f"adbench computes otherwise since (revision {REVISION}, planned with {self.plan['revision']})"
-        training = cell["training"]
-        made_with = (cell["method"], training["architecture"], training["data"]["name"])
+        if self.plan.revision != REVISION:
+            return f"adbench computes otherwise since (revision {REVISION}, planned with {self.plan.revision})"
+        training = cell.training
+        made_with = (cell.method, training["architecture"], training["data"]["name"])
         if made_with not in self._edited:
-            self._edited[made_with] = edited(training, plugins=self.plan["plugins"])
+            self._edited[made_with] = edited(training, plugins=self.plan.plugins)
         if changed := self._edited[made_with]:
             return f"the code of {' and '.join(changed)} changed since; a run now makes other cells"
-        for needed in cell["needs"]:
+        for needed in cell.needs:
             if others[needed].outdated:
-                return f"{others[needed].cell['says']} is stale"
+                return f"{others[needed].cell.says} is stale"
         return ""
 
-    def relatives(self, cell: dict[str, Any]) -> list[Path]:
+    def relatives(self, cell: PlannedCell) -> list[Path]:
         """Folders of the same network (dataset, method, teacher, student, seed) with other settings."""
         own = self.folder(cell)
         if own.parent not in self._folders:
@@ -144,7 +142,7 @@ class Matrix:
             return sum(correction * left for correction, left in zip(corrections, one.todo, strict=True))
 
         open_ = [one for one in standings if one.left]
-        at_a_time = max(1, min(len(open_), sum(one.state == "running" for one in open_) or self.plan["jobs"]))
+        at_a_time = max(1, min(len(open_), sum(one.state == "running" for one in open_) or self.plan.jobs))
         rest = sum(map(corrected, open_))
         # One cell cannot be shared out.
         longest = max(map(corrected, open_), default=0.0)
@@ -152,9 +150,9 @@ class Matrix:
 
     def _correction(self, phase: int) -> float:
         ratios = [
-            one.took[phase] / expected(one.cell)[phase]
+            one.took[phase] / one.cell.expected[phase]
             for one in self.standings.values()
-            if one.took and one.took[phase] and expected(one.cell)[phase] > 1
+            if one.took and one.took[phase] and one.cell.expected[phase] > 1
         ]
         return median(ratios) if ratios else 1.0
 
@@ -167,17 +165,14 @@ class Matrix:
         found = [
             one
             for one in self.standings.values()
-            if one.cell["id"].startswith(text)
-            or one.cell["says"] == text
-            or (
-                len(inside) > 1
-                and _ends(self.folder(one.cell).parts, inside, (self.results / one.cell["record"]).parts)
-            )
+            if one.cell.id.startswith(text)
+            or one.cell.says == text
+            or (len(inside) > 1 and _ends(self.folder(one.cell).parts, inside, (self.results / one.cell.record).parts))
         ]
         if len(found) == 1:
             return found[0]
         if found:
-            named = ", ".join(f"{one.cell['id'][:8]} ({one.cell['says']})" for one in found[:5])
+            named = ", ".join(f"{one.cell.id[:8]} ({one.cell.says})" for one in found[:5])
             raise UserError(f"'{text}' names {len(found)} cells of the plan: {named}; give more of the id")
         raise UserError(
             f"no cell of the plan is '{text}'; give the beginning of an id, the path of a record, or a description as "
@@ -195,17 +190,17 @@ def why(matrix: Matrix, one: Standing, left_out: Callable[[str], object]) -> Ite
     left_out: hears of records and configurations of other cells that cannot be read.
     """
     cell = one.cell
-    path, folder = matrix.results / cell["record"], matrix.folder(cell)
-    yield f"{cell['says']}: {one.state}" + (f", {one.why}" if one.why else "")
-    yield f"  id {cell['id']}, weights {cell['train_id']}, evaluation {cell['eval_id']}"
+    path, folder = matrix.results / cell.record, matrix.folder(cell)
+    yield f"{cell.says}: {one.state}" + (f", {one.why}" if one.why else "")
+    yield f"  id {cell.id}, weights {cell.train_id}, evaluation {cell.eval_id}"
     found, damage = _examined(path)
     yield f"  {path}{'' if found or damage else ' is not there'}"
     if found:
-        origin = found["provenance"]
-        yield f"  {found['status']} {origin['finished']} by adbench {origin['adbench']} on {origin['device']}"
-        yield f"  {origin['command']}"
-        if found["error"]:
-            yield f"  failed in {found['error']['phase']}: {' '.join(found['error']['message'].split())}"
+        origin = found.provenance
+        yield f"  {found.status} {origin.finished} by adbench {origin.adbench} on {origin.device}"
+        yield f"  {origin.command}"
+        if found.error:
+            yield f"  failed in {found.failure.phase}: {' '.join(found.failure.message.split())}"
             if (path.parent / layout.TRACEBACK).is_file():
                 yield f"  {path.parent / 'traceback.txt'}"
         return
@@ -219,7 +214,7 @@ def why(matrix: Matrix, one: Standing, left_out: Callable[[str], object]) -> Ite
         return
     candidates = [(len(lines), str(other), lines) for other, lines in _candidates(matrix, cell, left_out)]
     if not candidates:
-        yield f"  nothing of {cell['name']} on {cell['dataset']} is there to compare it with"
+        yield f"  nothing of {cell.name} on {cell.dataset} is there to compare it with"
         return
     _, nearest_folder, lines = min(candidates)
     yield f"  nearest: {nearest_folder}, which differs in"
@@ -227,10 +222,10 @@ def why(matrix: Matrix, one: Standing, left_out: Callable[[str], object]) -> Ite
 
 
 def _candidates(
-    matrix: Matrix, cell: dict[str, Any], left_out: Callable[[str], object]
+    matrix: Matrix, cell: PlannedCell, left_out: Callable[[str], object]
 ) -> Iterator[tuple[Path, list[str]]]:
     """Other folders of the method (or of teachers) on this dataset, with what sets each apart."""
-    parts = Path(cell["record"]).parts
+    parts = Path(cell.record).parts
     own, folders = matrix.folder(cell), [matrix.results / parts[0] / parts[1]]
     for _ in parts[4:]:
         folders = [folder / entry.name for folder in folders for entry in files.entries(folder)]
@@ -252,16 +247,16 @@ def _readable(path: Path, left_out: Callable[[str], object]) -> bool:
     return True
 
 
-def _apart(matrix: Matrix, cell: dict[str, Any], path: Path) -> list[str]:
+def _apart(matrix: Matrix, cell: PlannedCell, path: Path) -> list[str]:
     """What sets a planned cell apart from a record, or from the configuration of a training."""
     judged = None
     if path.name == layout.RECORD:
-        there, judged = record.read(path)["config"]["training"], record.read(path)["config"]["evaluation"]
+        there, judged = record.read(path).config.training, record.read(path).config.evaluation
     else:
         there = _configuration(path)
-    lines = differences(there, cell["training"], lambda identity: _network(matrix, identity))
+    lines = differences(there, cell.training, lambda identity: _network(matrix, identity))
     if judged is not None:
-        evaluation = matrix.plan["evaluations"][cell["eval_id"]]
+        evaluation = matrix.plan.evaluations[cell.eval_id]
         lines += differences(judged, evaluation, lambda identity: _network(matrix, identity), "eval.")
     return lines
 
@@ -279,8 +274,8 @@ def _configuration(path: Path) -> dict[str, Any]:
 def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
     """The training configuration behind a teacher's id: of the plan, or of a folder."""
     for cell in matrix.plan.cells:
-        if cell["train_id"] == train_id:
-            training: dict[str, Any] = cell["training"]
+        if cell.train_id == train_id:
+            training: dict[str, Any] = cell.training
             return training
     for dataset in files.entries(matrix.results):
         teachers = matrix.results / dataset.name / layout.TEACHERS
@@ -288,7 +283,7 @@ def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
             if folder.name.endswith(f"-{train_id[:8]}"):
                 for path in _records(teachers / folder.name):
                     with suppress(UserError):
-                        found: dict[str, Any] = record.read(path)["config"]["training"]
+                        found: dict[str, Any] = record.read(path).config.training
                         return found
     return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from copy import copy
 from typing import Any
 
 from adbench.results.record import Record
@@ -32,40 +32,41 @@ def named_apart(records: Sequence[Record]) -> list[Record]:
     for record in records:
         known = _teacher_of(record)
         if known is not None and several[known[:2]] > 1:
-            key = "label" if record["kind"] == "teacher" else "teacher"
+            key = "label" if record.kind == "teacher" else "teacher"
             digest = min(ids[known[:3]])[:6]
-            record = replace(record, data=record.data | {key: f"{known[1]} #{digest}"})
+            record = copy(record)
+            setattr(record, key, f"{known[1]} #{digest}")
         found.append(record)
     return found
 
 
 def _teacher_of(record: Record) -> tuple[str, str, str, str] | None:
     """Data set, name, weights and, where it is said, train_id of the teacher that a record is of, or is taught by."""
-    if record["kind"] == "teacher" and record["model"]:
-        return record["dataset"], record["label"], record["model"]["weights_sha256"], record["train_id"]
-    robust = record["teachers"]["robust"]
-    if record["kind"] == "student" and record["teacher"] and robust:
-        told = record["config"].get("training", {}).get("teacher")
-        return record["dataset"], record["teacher"], robust["weights_sha256"], told if isinstance(told, str) else ""
+    if record.kind == "teacher" and record.model:
+        return record.dataset, record.label, record.model.weights_sha256, record.train_id
+    robust = record.teachers.robust
+    if record.kind == "student" and record.teacher and robust:
+        told = record.config.training.get("teacher")
+        return record.dataset, record.teacher, robust.weights_sha256, told if isinstance(told, str) else ""
     return None
 
 
 def shown(records: Iterable[Record]) -> list[Record]:
     """Teachers' records to print, one a network: its fullest evaluation, or a failure where it has none."""
-    teachers = [r for r in records if r["kind"] == "teacher"]
-    finished = {r["train_id"] for r in teachers if r.done}
+    teachers = [r for r in records if r.kind == "teacher"]
+    finished = {r.train_id for r in teachers if r.done}
     found: dict[tuple[str, ...], Record] = {}
     for record in sorted(teachers, key=fullness):
         if record.done:
-            found[record["dataset"], record["label"], _weights(record)] = record
-        elif record["train_id"] not in finished:
-            found[record["dataset"], record["label"], record["train_id"]] = record
+            found[record.dataset, record.label, _weights(record)] = record
+        elif record.train_id not in finished:
+            found[record.dataset, record.label, record.train_id] = record
     return list(found.values())
 
 
 def teacher_accuracy(run: Run, records: Iterable[Record], metric: str) -> float | None:
     """Accuracy (%) under `metric` of the network that taught `run`; None where no record has it."""
-    taught = {r["teachers"]["robust"]["weights_sha256"] for r in run.done if r["teachers"]["robust"]}
+    taught = {r.teachers.robust.weights_sha256 for r in run.done if r.teachers.robust}
     return _accuracy([r for r in _finished(records, run.dataset) if _weights(r) in taught], metric, run.done)
 
 
@@ -73,11 +74,11 @@ def proxy_accuracy(name: str, runs: Sequence[Run], records: Iterable[Record], me
     """Accuracy (%) under `metric` of the proxy `name` of `runs`; None where no record, or no single network, has it."""
     students = [record for run in runs for record in run.done]
     # The train_id that students recorded tells the proxy from another network of its name.
-    used = {proxies[name] for r in students if name in (proxies := _evaluation(r).get("proxies", {}))}
+    used = {proxies[name] for r in students if name in (proxies := r.config.evaluation.get("proxies", {}))}
     found = [
         r
         for r in _finished(records, runs[0].dataset)
-        if r["label"] == name and (not used or r["train_id"] in used) and metric in r["metrics"]
+        if r.label == name and (not used or r.train_id in used) and metric in r.metrics
     ]
     return _accuracy(found, metric, students) if len(set(map(_weights, found))) == 1 else None
 
@@ -86,11 +87,11 @@ def _accuracy(found: Sequence[Record], metric: str, students: Sequence[Record]) 
     """From the record evaluated as the students were, else from the fullest that was attacked as they were."""
     alike = [_judged(record) for record in students]
     settings = [Setting.of(record) for record in students]
-    having = [r for r in found if metric in r["metrics"] and _attacked_alike(Setting.of(r), settings, metric)]
+    having = [r for r in found if metric in r.metrics and _attacked_alike(Setting.of(r), settings, metric)]
     if not having:
         return None
     best = max(having, key=lambda record: (_judged(record) in alike, fullness(record)))
-    return 100 * float(best["metrics"][metric]["value"])
+    return 100 * best.metrics[metric].value
 
 
 def _attacked_alike(own: Setting, settings: Sequence[Setting], metric: str) -> bool:
@@ -106,24 +107,19 @@ def _attacked_alike(own: Setting, settings: Sequence[Setting], metric: str) -> b
 
 
 def _finished(records: Iterable[Record], dataset: str) -> list[Record]:
-    return [r for r in records if r["kind"] == "teacher" and r.done and r["dataset"] == dataset]
+    return [r for r in records if r.kind == "teacher" and r.done and r.dataset == dataset]
 
 
 def _weights(record: Record) -> str:
-    return str(record["model"]["weights_sha256"])
+    return record.network.weights_sha256
 
 
 def fullness(record: Record) -> tuple[int, int, str, str]:
     """More metrics first, then more test images; the rest only makes the order total."""
-    metrics = record["metrics"].values()
-    return len(metrics), sum(m["n"] for m in metrics), record["provenance"]["finished"], str(record.path)
-
-
-def _evaluation(record: Record) -> dict[str, Any]:
-    settings: dict[str, Any] = record["config"].get("evaluation", {})
-    return settings
+    metrics = record.metrics.values()
+    return len(metrics), sum(m.n for m in metrics), record.provenance.finished, str(record.path)
 
 
 def _judged(record: Record) -> dict[str, Any]:
     # Teachers have no proxies and are always judged by their best epoch; neither changes the attacks themselves.
-    return {key: value for key, value in _evaluation(record).items() if key not in ("proxies", "checkpoint")}
+    return {key: value for key, value in record.config.evaluation.items() if key not in ("proxies", "checkpoint")}

@@ -53,7 +53,8 @@ class Finding:
 
 def differing(stated: Any, due: dict[str, Any]) -> list[str]:
     """The keys in which `stated` is not what is due."""
-    return [key for key, value in due.items() if not equal(stated.get(key), value)]
+    values = stated if isinstance(stated, dict) else {key: getattr(stated, key, None) for key in due}
+    return [key for key, value in due.items() if not equal(values.get(key), value)]
 
 
 def equal(stated: Any, due: Any) -> bool:
@@ -81,14 +82,14 @@ class Paper:
 
     def __init__(self, found: Record) -> None:
         self.record = found
-        self.training, self.judged = found["config"]["training"], found["config"]["evaluation"]
+        self.training, self.judged = found.config.training, found.config.evaluation
         self.method: Method | None = None
         self.no_method = ""
-        if found["method"] is not None:
+        if found.method is not None:
             self._configure()
 
     def _configure(self) -> None:
-        name = self.record["method"]
+        name = str(self.record.method)
         if name not in METHODS:
             self.no_method = f"method '{name}' is not installed, which its label, settings and cost would follow from"
             return
@@ -106,14 +107,14 @@ class Paper:
         yield self._configuration()
         yield self._training()
         yield self._log()
-        if "masking" in self.record.data or self.judged.get("masking"):
+        if self.record.masking or self.judged.get("masking"):
             yield self._masking()
 
     def _configuration(self) -> Finding:
         said, training, judged = self.record, self.training, self.judged
         ids = {"train_id": content_id(training)[:16], "eval_id": content_id(judged)[:16]}
         # One's own data are their content; older records have the file's name.
-        names = [said["dataset"]] if said["dataset"] in DATASETS else ["", Path(said["dataset"]).name]
+        names = [said.dataset] if said.dataset in DATASETS else ["", Path(said.dataset).name]
         due = {
             **ids,
             "id": content_id([ids["train_id"], ids["eval_id"]])[:16],
@@ -122,46 +123,45 @@ class Paper:
             "student": training["architecture"],
             "error": None,
         }
-        wrong = differing(said.data, due)
+        wrong = differing(said, due)
         wrong += [] if training["data"]["name"] in names else ["dataset"]
         unknown: list[str] = []
-        student, trained = said["kind"] == "student", said["method"] is not None
-        if (student and not trained) or (said["kind"] == "checkpoint" and trained):
+        student, trained = said.kind == "student", said.method is not None
+        if (student and not trained) or (said.kind == "checkpoint" and trained):
             wrong.append("kind")
-        if not student and (said["teacher"], training.get("teacher"), training.get("natural")) != (None, None, None):
+        if not student and (said.teacher, training.get("teacher"), training.get("natural")) != (None, None, None):
             wrong.append("kind")
-        if (said["teacher"] is None) != (training.get("teacher") is None):
+        if (said.teacher is None) != (training.get("teacher") is None):
             wrong.append("teacher")
-        model = said["model"]
+        model = said.model
         source = None if trained else training["source"]["source"]["kind"]
         model_due = {
-            "name": said["method"] if student else said["label"],
+            "name": said.method if student else said.label,
             "architecture": training["architecture"],
             "checkpoint": judged["checkpoint"] if trained else source,
         }
         wrong += [f"model.{key}" for key in differing(model, model_due)]
-        if said["kind"] == "teacher" and (judged["checkpoint"], judged["proxies"]) != ("best", {}):
+        if said.kind == "teacher" and (judged["checkpoint"], judged["proxies"]) != ("best", {}):
             wrong.append("kind")
         if trained and self.method is None:
-            (wrong if said["method"] in METHODS and self.same_code else unknown).append(self.no_method)
+            (wrong if str(said.method) in METHODS and self.same_code else unknown).append(self.no_method)
         if self.method is not None:
-            if student and said["label"] != self.method.label:
+            if student and said.label != self.method.label:
                 wrong.append("label")
             if self.same_code and training["hyper"] != self.method.model_dump(mode="json"):
                 wrong.append("hyper")
         unknown += self._code()
         wrong += self._recipe()
-        wrong += [f"timing.{key}" for key in differing(said["timing"], self._times())]
-        if judged["images"] is not None and (said["data"] or {}).get("test_images") != judged["images"]:
+        wrong += [f"timing.{key}" for key in differing(said.timing, self._times())]
+        if judged["images"] is not None and said.images.test_images != judged["images"]:
             wrong.append("data.test_images")
-        origin = said["provenance"]
-        if judged.get("pyautoattack", origin["pyautoattack"]) != origin["pyautoattack"]:
+        origin = said.provenance
+        if judged.get("pyautoattack", origin.pyautoattack) != origin.pyautoattack:
             wrong.append("provenance.pyautoattack")
-        if said["metrics"].get("clean", {}).get("attack") not in (
-            {"name": "clean", "implementation": f"adbench {origin['adbench']}"},
-        ):
+        clean = said.metrics.get("clean")
+        if clean is None or clean.attack != {"name": "clean", "implementation": f"adbench {origin.adbench}"}:
             wrong.append("clean's definition")
-        if (said["outcomes"] or {}).get("file") != layout.OUTCOMES:
+        if said.outcomes is None or said.outcomes.file != layout.OUTCOMES:
             wrong.append("outcomes.file")
         wrong += self._place(ids["train_id"])
         fine = "identity, method, kind, label, seed, architecture, recipe and checkpoint are the configuration's"
@@ -170,7 +170,7 @@ class Paper:
     @property
     def same_code(self) -> bool:
         """Whether the method is, in this adbench, the one that the record was made with."""
-        name, stated = self.record["method"], self.training.get("source")
+        name, stated = str(self.record.method), self.training.get("source")
         return self.ours and (name not in METHODS or METHODS.code(name).sha256 == stated)
 
     def _code(self) -> list[str]:
@@ -178,7 +178,7 @@ class Paper:
         if self.method is None or self.same_code:
             return []
         older = "" if self.ours else f" (revision {self.training.get('revision')}, here {REVISION})"
-        return [f"the code of method '{self.record['method']}' is not what is installed here{older}"]
+        return [f"the code of method '{self.record.method}' is not what is installed here{older}"]
 
     def _recipe(self) -> list[str]:
         """What is wrong with the recipe as such."""
@@ -191,8 +191,8 @@ class Paper:
         return []
 
     def _times(self) -> dict[str, Any]:
-        summary = self.record["training"]
-        return {} if summary is None else {"train": summary["seconds"]}
+        summary = self.record.training
+        return {} if summary is None else {"train": summary.seconds}
 
     def _place(self, train_id: str) -> list[str]:
         """What is wrong with where it lies, if that is a place as `adbench run` makes it."""
@@ -202,9 +202,9 @@ class Paper:
             return []
         if named[2] != train_id[:8]:
             return [f"its folder '{folder.name}'"]
-        head = f"s{said['seed']}" if said["kind"] == "student" else safe(said["label"])
-        pair = f"{safe(said['teacher'] or 'none')}__{safe(said['student'])}"
-        above = (safe(said["method"] or ""), pair) if said["kind"] == "student" else (f"{said['kind']}s",)
+        head = f"s{said.seed}" if said.kind == "student" else safe(said.label)
+        pair = f"{safe(said.teacher or 'none')}__{safe(said.student)}"
+        above = (safe(said.method or ""), pair) if said.kind == "student" else (f"{said.kind}s",)
         if named[1] != head:
             return [f"its folder '{folder.name}'"]
         around = folder.parts[-1 - len(above) : -1]
@@ -212,33 +212,33 @@ class Paper:
         return [f"its folder '{'/'.join(around)}'"] if usual and around != above else []
 
     def _training(self) -> Finding:
-        said = self.record["training"]
-        if self.record["method"] is None:
+        said = self.record.training
+        if self.record.method is None:
             return Finding.of("training", "none: the weights are from elsewhere", ["training"] if said else [])
         if said is None:
             return Finding.of("training", "", ["there is none"])
         asked, wrong, unknown = self.training["train"], [], []
-        if said["epochs"] != asked["epochs"] or not 1 <= said["best_epoch"] <= said["epochs"]:
+        if said.epochs != asked["epochs"] or not 1 <= said.best_epoch <= said.epochs:
             wrong.append("epochs")
-        if asked.get("precision", "auto") not in ("auto", said.get("precision", "float32")):
+        if asked.get("precision", "auto") not in ("auto", said.precision):
             wrong.append("precision")
-        if (size := asked.get("micro_batch")) and not 2 <= (said.get("micro_batch") or 0) <= size:
+        if (size := asked.get("micro_batch")) and not 2 <= (said.micro_batch or 0) <= size:
             wrong.append("micro_batch")
-        if self.method is not None and "passes" in said and self.same_code:
-            cost = passes(self.method, self.record["method"], asked["attack_steps"])
+        if self.method is not None and said.passes is not None and self.same_code:
+            cost = passes(self.method, str(self.record.method), asked["attack_steps"])
             due = {kind: number for kind, number in asdict(cost).items() if number} | {"total": cost.total}
-            wrong += [] if said["passes"] == due else ["passes"]
-        weights = said.get("weights")
+            wrong += [] if said.passes == due else ["passes"]
+        weights = said.weights
         if weights is None:
             unknown.append("its training left no hash of the weights (an older adbench)")
-        elif weights.get(self.record["model"]["checkpoint"]) != self.record["model"]["weights_sha256"]:
+        elif getattr(weights, self.record.network.checkpoint, None) != self.record.network.weights_sha256:
             wrong.append("weights")
         beside, problem = self._beside(layout.SUMMARY)
         wrong += [problem] if problem else []
         if beside is None and not problem:
             unknown.append(f"its {layout.SUMMARY} is not there")
         elif beside is not None:
-            wrong += [f"{layout.SUMMARY}: {key}" for key in differing(said, beside)]
+            wrong += [f"{layout.SUMMARY}: {key}" for key in differing(asdict(said), beside)]
         planned, problem = self._beside(layout.CONFIGURATION)
         if planned is not None and planned != self.training:
             wrong.append(layout.CONFIGURATION)
@@ -255,7 +255,7 @@ class Paper:
         return (found, "") if isinstance(found, dict) else (None, f"{name} is no table")
 
     def _log(self) -> Finding:
-        said = self.record["training"]
+        said = self.record.training
         if said is None:
             return Finding.of("training log", "none: nothing was trained", [])
         try:
@@ -269,34 +269,34 @@ class Paper:
         if self._recipe():
             return Finding.of("training log", "", ["its recipe is none"])
         wrong, (train, drops) = [], recipe(self.training["train"])
-        if [entry.get("epoch") for entry in log] != [*range(1, said["epochs"] + 1)]:
+        if [entry.get("epoch") for entry in log] != [*range(1, said.epochs + 1)]:
             return Finding.of("training log", "", ["epochs"])
         rates = (train.lr * train.lr_factor ** sum(1 <= drop <= done for drop in drops) for done in range(len(log)))
         wrong += [] if all(equal(entry.get("lr"), rate) for entry, rate in zip(log, rates, strict=True)) else ["lr"]
-        judged = [epoch % train.val_every == 0 or epoch == said["epochs"] for epoch in range(1, said["epochs"] + 1)]
+        judged = [epoch % train.val_every == 0 or epoch == said.epochs for epoch in range(1, said.epochs + 1)]
         if judged != [entry.get("val_robust") is not None for entry in log]:
             return Finding.of("training log", "", [*wrong, "epochs judged on the held-out split"])
-        if not equal(log[said["best_epoch"] - 1]["val_robust"], said["best_val_robust"]):
+        if not equal(log[said.best_epoch - 1]["val_robust"], said.best_val_robust):
             wrong.append("best_val_robust")
         if self.method is not None and not wrong:
             scores = [-1.0 if entry[self.method.selects] is None else entry[self.method.selects] for entry in log]
-            wrong += [] if said["best_epoch"] == 1 + scores.index(max(scores)) else ["best_epoch"]
-        if sum(entry.get("seconds", 0.0) for entry in log) > said["seconds"] * (1 + 1e-6):
+            wrong += [] if said.best_epoch == 1 + scores.index(max(scores)) else ["best_epoch"]
+        if sum(entry.get("seconds", 0.0) for entry in log) > said.seconds * (1 + 1e-6):
             wrong.append("seconds")
-        unknown = [] if "log_sha256" in said else ["the record has no hash of it (an older adbench)"]
+        unknown = [] if said.log_sha256 else ["the record has no hash of it (an older adbench)"]
         return Finding.of(
             "training log", "epochs, rates, best epoch and held-out accuracy are the log's", wrong, unknown
         )
 
     def _masking(self) -> Finding:
-        entry = self.record.data.get("masking")
+        entry = self.record.masking
         if entry is None or not self.judged.get("masking"):
             return Finding.of("masking", "", ["what the configuration asks for"])
-        tests, wrong = entry["tests"], []
-        n = self.record["metrics"]["clean"]["n"]
-        if entry["images"] != min(self.judged["masking"], n):
+        tests, wrong = entry.tests, []
+        n = self.record.metrics["clean"].n
+        if entry.images != min(self.judged["masking"], n):
             wrong.append("images")
-        names = {test["name"] for test in tests}
+        names = {test.name for test in tests}
         asked = {
             "fgsm-weaker-than-pgd",
             "more-steps",
@@ -307,29 +307,29 @@ class Paper:
             "black-box",
             "determinism",
         }
-        asked |= {"transfer"} if any(label.startswith("transfer:") for label in self.record["metrics"]) else set()
+        asked |= {"transfer"} if any(label.startswith("transfer:") for label in self.record.metrics) else set()
         asked |= {"autoattack-flags"} if {"aa", "aa-plus", "aa-rand"} & {*self.judged["attacks"]} else set()
         if names != asked or len(names) != len(tests):
             wrong.append("tests")
-        wrong += [f"{test['name']}: {key}" for test in tests for key in contradicted(test)]
-        if entry["verdict"] != max((test["verdict"] for test in tests), key=VERDICTS.index):
+        wrong += [f"{test.name}: {key}" for test in tests for key in contradicted(asdict(test))]
+        if entry.verdict != max((test.verdict for test in tests), key=VERDICTS.index):
             wrong.append("verdict")
-        return Finding.of("masking", f"verdict {entry['verdict']} follows from the {len(tests)} tests' figures", wrong)
+        return Finding.of("masking", f"verdict {entry.verdict} follows from the {len(tests)} tests' figures", wrong)
 
 
 def guides(found: Record, dataset: Dataset) -> Iterator[Finding]:
     """Whether the teachers and proxies that a record names are the networks of its configuration."""
-    training, named = found["config"]["training"], found["teachers"]
+    training, named = found.config.training, found.teachers
     for key, id_key in (("robust", "teacher"), ("natural", "natural")):
-        entry, train_id = named[key], training.get(id_key)
+        entry, train_id = getattr(named, key), training.get(id_key)
         if entry is None and train_id is None:
             continue
         if entry is None or train_id is None:
             yield Finding.of(f"teacher ({key})", "", ["teachers and configuration differ in whether there is one"])
             continue
-        wrong = ["teacher"] if key == "robust" and entry["name"] != found["teacher"] else []
-        yield _guide(found, dataset, f"teacher ({key})", entry, train_id, wrong)
-    for name, train_id in found["config"]["evaluation"]["proxies"].items():
+        wrong = ["teacher"] if key == "robust" and entry.name != found.teacher else []
+        yield _guide(found, dataset, f"teacher ({key})", asdict(entry), train_id, wrong)
+    for name, train_id in found.config.evaluation["proxies"].items():
         yield _guide(found, dataset, f"proxy {name}", {"name": name}, train_id, [])
 
 
@@ -339,8 +339,11 @@ def _guide(
     near = beside(found, train_id)
     if near is not None:
         own = {
-            "name": near["label"],
-            **{key: near["model"][key] for key in ("architecture", "parameters", "weights_sha256", "checkpoint")},
+            "name": near.label,
+            **{
+                key: getattr(near.network, key)
+                for key in ("architecture", "parameters", "weights_sha256", "checkpoint")
+            },
         }
         wrong = [*wrong, *differing(entry, {key: own[key] for key in entry if key in own})]
         return Finding.of(what, f"'{entry['name']}' of the configuration, with the weights that it ended with", wrong)
@@ -362,14 +365,14 @@ def beside(found: Record, train_id: str) -> Record | None:
                 other = record.read(path)
             except UserError:
                 continue
-            if other.done and other["train_id"] == train_id == content_id(other["config"]["training"])[:16]:
+            if other.done and other.train_id == train_id == content_id(other.config.training)[:16]:
                 return other
     return None
 
 
 def _known(found: Record, dataset: Dataset) -> dict[str, str]:
     """The teachers that adbench knows by name, as this record's recipe would have them, by identity."""
-    training = found["config"]["training"]
+    training = found.config.training
     train, drops = recipe(training.get("train", {}))
     shares = tuple(drop / train.epochs for drop in drops if 0 < drop < train.epochs)
     experiment = Experiment(
@@ -378,10 +381,10 @@ def _known(found: Record, dataset: Dataset) -> dict[str, str]:
         threat=ThreatModel(**training["threat"]),
     )
     known: dict[str, str] = {}
-    specs = [teacher.find(name, found["dataset"]) for name in teacher.names()]
+    specs = [teacher.find(name, found.dataset) for name in teacher.names()]
     for spec in itertools.chain(specs, teacher.published()):
-        if spec.dataset in (None, found["dataset"]):
+        if spec.dataset in (None, found.dataset):
             for one in (spec, teacher.natural_partner(spec)):
-                cell = teacher_cell(experiment, found["dataset"], one, lambda *_: dataset)
+                cell = teacher_cell(experiment, found.dataset, one, lambda *_: dataset)
                 known.setdefault(cell.train_id, one.name)
     return known

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import torch
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from adbench.models import Network, count_parameters
 from adbench.models.precision import Precision
 from adbench.models.verdict import predicted
 from adbench.results import document, record
+from adbench.results.fields import Metric
 from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
@@ -78,13 +78,15 @@ def verify(
     weights: the checkpoint, where it does not lie where the record has it.
     Raises UserError for a file that is no record, or the record of a failed cell.
     """
-    found = record.stated(path)
+    try:
+        found = record.stated(path)
+    except document.Malformed as error:
+        yield Finding("form", CONTRADICTS, str(error))
+        return
     if not found.done:
         raise UserError(f"'{path}' is the record of a failed cell; it states no figure to verify")
-    problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(record.schema()).iter_errors(found.data))
-    if problem:
-        where = ".".join(map(str, problem.absolute_path)) or "record"
-        yield Finding("form", CONTRADICTS, f"{where}: {problem.message}")
+    if found.model is None or found.data is None:
+        yield Finding("form", CONTRADICTS, "it is done, but has no model or no data")
         return
     try:
         yield from _Verification(found, data_dir, device, weights, asked).findings()
@@ -99,7 +101,7 @@ class _Verification:
 
     def __init__(self, found: Record, data_dir: Path, device: torch.device, weights: Path | None, asked: Asked) -> None:
         self.record, self.data_dir, self.device, self.weights, self.asked = found, data_dir, device, weights, asked
-        self.training, self.judged = found["config"]["training"], found["config"]["evaluation"]
+        self.training, self.judged = found.config.training, found.config.evaluation
         self.paper = Paper(found)
         self.evaluator: Evaluator | None = None
         """None without the network's weights."""
@@ -133,7 +135,7 @@ class _Verification:
                 **self._settings(),
             )
         try:
-            self.table = self.record.outcomes()
+            self.table = self.record.verdicts()
         except UserError as error:
             yield Finding("outcomes", CONTRADICTS, str(error))
             return
@@ -142,7 +144,7 @@ class _Verification:
         yield self._attacks()
         if outcomes.answer == CONTRADICTS:
             return
-        for name in self.record["metrics"]:
+        for name in self.record.metrics:
             yield self._figure(name)
         if self.asked.again and self.evaluator:
             yield from self._again(self.asked.again)
@@ -155,7 +157,7 @@ class _Verification:
             return networks.dataset_of(self.record, self.data_dir)
         except UserError as error:
             try:
-                load(self.record["dataset"], self.data_dir)
+                load(self.record.dataset, self.data_dir)
             except UserError:
                 return Finding("data", NOT_SHOWN, str(error))
             return Finding("data", CONTRADICTS, str(error))
@@ -184,31 +186,31 @@ class _Verification:
 
     def _data(self) -> Finding:
         said = self.dataset.summary()
-        wrong = [key for key, value in said.items() if self.record["data"].get(key, value) != value]
-        return Finding.of("data", f"'{self.record['dataset']}' with the recorded fingerprint and counts", wrong)
+        wrong = [key for key, value in said.items() if getattr(self.record.images, key) not in (None, value)]
+        return Finding.of("data", f"'{self.record.dataset}' with the recorded fingerprint and counts", wrong)
 
     def _model(self, parameters: int) -> Finding:
-        model = self.record["model"]
+        model = self.record.network
         said = {"parameters": parameters, "architecture": self.training["architecture"]}
-        wrong = [key for key, value in said.items() if model[key] != value]
-        return Finding.of("checkpoint", f"weights {model['weights_sha256'][:12]}..., {parameters:,} parameters", wrong)
+        wrong = [key for key, value in said.items() if getattr(model, key) != value]
+        return Finding.of("checkpoint", f"weights {model.weights_sha256[:12]}..., {parameters:,} parameters", wrong)
 
     def _held_out(self) -> Finding:
         """Whether the weights have the held-out accuracy that chose them."""
-        what, said = "held-out accuracy", self.record["training"]
+        what, said = "held-out accuracy", self.record.training
         if said is None:
             return Finding.of(what, "none: nothing was trained", [])
-        which = self.record["model"]["checkpoint"]
-        epoch = said["best_epoch"] if which == "best" else said["epochs"]
+        which = self.record.network.checkpoint
+        epoch = said.best_epoch if which == "best" else said.epochs
         log = self.record.log()
         stated = {"val_robust": log[epoch - 1]["val_robust"], "val_clean": log[epoch - 1]["val_clean"]} if log else {}
         if not log and which == "best":
-            stated = {"val_robust": said["best_val_robust"]}
+            stated = {"val_robust": said.best_val_robust}
         if not stated:
             return Finding.of(what, "", [], ["there is no log, which has that of the last epoch"])
         recipe = self.training["train"]
         ball = Ball(float(self.dataset.threat.eps), float(self.dataset.threat.step), recipe["val_steps"])
-        narrow = said.get("precision", "float32") == "bfloat16"
+        narrow = said.precision == "bfloat16"
         shape = self.dataset.image_shape
         precision = Precision.chosen("bfloat16" if narrow else "float32", self.network, shape)
         val = self.dataset.val.to(self.device)
@@ -217,7 +219,7 @@ class _Verification:
         )
         found, n = {"val_clean": clean, "val_robust": robust}, len(val)
         # The start noise is drawn on the device.
-        alike = self.device.type == "cpu" and "CPU" in self.record["provenance"]["device"] and not narrow
+        alike = self.device.type == "cpu" and "CPU" in self.record.provenance.device and not narrow
         limits = {
             "val_clean": most(n, reattack.REPEATED),
             "val_robust": most(n, reattack.REPEATED if alike else OTHER_NOISE),
@@ -232,7 +234,7 @@ class _Verification:
     def _outcomes(self) -> Finding:
         table, test = self.table, self.dataset.test
         wrong, unknown, said = [], [], ""
-        if [*table.columns] != ["index", "label", "prediction", *self.record["metrics"]] or len(table) != len(test):
+        if [*table.columns] != ["index", "label", "prediction", *self.record.metrics] or len(table) != len(test):
             wrong.append("columns or rows")
         elif table["label"].tolist() != test.labels.tolist() or table["index"].tolist() != list(range(len(test))):
             wrong.append("labels")
@@ -257,10 +259,10 @@ class _Verification:
         expected = {"clean": None} | {name: name for name in self.judged["attacks"]}
         for proxy in self.judged["proxies"]:
             expected |= {f"transfer:{proxy}:{name}": name for name in self.judged["transfer_attacks"]}
-        wrong = sorted(set(expected) ^ set(self.record["metrics"]))
+        wrong = sorted(set(expected) ^ set(self.record.metrics))
         for label, name in expected.items():
             if label not in wrong and name is not None:
-                stated = self.record["metrics"][label]["attack"]
+                stated = self.record.metrics[label].attack
                 wrong += [f"{label}: {key}" for key in self._otherwise(name, label, stated)]
         return Finding.of("attacks", "those of the configuration, with its radius, steps, starts and seed", wrong)
 
@@ -287,7 +289,7 @@ class _Verification:
 
     def _figure(self, name: str) -> Finding:
         """One attack's figures, from its outcomes, and these from its x'."""
-        metric, column = self.record["metrics"][name], self.table.get(name)
+        metric, column = self.record.metrics[name], self.table.get(name)
         if column is None:
             return Finding(name, CONTRADICTS, "the outcomes have no such column")
         count = self._images(name)
@@ -297,18 +299,18 @@ class _Verification:
             return Finding(name, CONTRADICTS, f"the outcomes are not those of the first {count:,} test images")
         due = Outcome(right, {}, 0.0).entry(self.dataset)
         for key in ("n", "correct", "value", "ci_test", "per_class"):
-            if key not in metric:
+            if getattr(metric, key) is None:
                 # Who hashed the weights also counted by class.
-                if (self.record["training"] or {}).get("weights"):
+                if self.record.training and self.record.training.weights:
                     return Finding(name, CONTRADICTS, f"{key} is missing, which this adbench writes")
-            elif not equal(metric[key], due[key]):
-                said = f"{key} = {_brief(metric[key])}, but the outcomes give {_brief(due[key])}"
+            elif not equal(getattr(metric, key), due[key]):
+                said = f"{key} = {_brief(getattr(metric, key))}, but the outcomes give {_brief(due[key])}"
                 return Finding(name, CONTRADICTS, said)
         problem, shown = self._evidence(name, metric, right)
         if problem:
             return Finding(name, CONTRADICTS, problem)
         low, high = wilson(int(right.sum()), count)
-        figure = f"{100 * metric['value']:.2f}% of {count:,} images ({100 * low:.1f}-{100 * high:.1f})"
+        figure = f"{100 * metric.value:.2f}% of {count:,} images ({100 * low:.1f}-{100 * high:.1f})"
         if shown is None and self.evaluator is None:
             return Finding(
                 name, NOT_SHOWN, f"{figure} follows from the outcomes, but without weights nothing shows these"
@@ -334,7 +336,7 @@ class _Verification:
             return reattack.needed([name]) <= self.proxies.keys()
         return bool(self.asked.again) and name in self._repeatable()
 
-    def _evidence(self, name: str, metric: dict[str, Any], right: Tensor) -> tuple[str, str | None]:
+    def _evidence(self, name: str, metric: Metric, right: Tensor) -> tuple[str, str | None]:
         """What is wrong with the x' of an attack, if anything is; else what to add, None without x' or weights."""
         images = self.dataset.test.images[: len(right)]
         standing = torch.tensor(self.table["clean"][: len(right)].astype(bool).tolist())
@@ -347,17 +349,17 @@ class _Verification:
         if name == "clean":
             x_adv = to_float(images)
         else:
-            if "adversarial" not in metric:
+            stored = metric.adversarial
+            if stored is None:
                 return "", None
-            stored = metric["adversarial"]
             eps = radius(name, self.dataset.threat.eps)
             try:
-                path = document.beside(self.record.path, stored["file"])
+                path = document.beside(self.record.path, stored.file)
                 x_adv = adversarial.unpack(images, adversarial.read(path, images), eps)
             except UserError as error:
                 return str(error), None
-            if files.sha256(path) != stored["sha256"]:
-                return f"'{stored['file']}' has another SHA-256 than the record states", None
+            if files.sha256(path) != stored.sha256:
+                return f"'{stored.file}' has another SHA-256 than the record states", None
             if (away := adversarial.outside(images, x_adv, eps)).any():
                 return f"x' of image {int(away.nonzero()[0])} lies outside the ball or [0, 1]", None
         found, unclear = adversarial.verdicts(self.evaluator.logits(x_adv.to(self.device)), y)
@@ -414,7 +416,7 @@ class _Verification:
 
     def _survivors(self, count: int) -> Iterator[Finding]:
         assert self.evaluator is not None
-        for name, metric in self.record["metrics"].items():
+        for name, metric in self.record.metrics.items():
             if name == "clean":
                 continue
             what = f"{name} survivors"
@@ -428,7 +430,7 @@ class _Verification:
                 self._threat(),
                 self.evaluator,
                 self._settings(),
-                metric["n"],
+                metric.n,
                 self.proxies,
                 self.asked.seed,
             ).of(name, right, count)

@@ -17,6 +17,7 @@ from adbench.experiment.cell import safe
 from adbench.models import Network
 from adbench.models.names import is_deepmind, wide_shape
 from adbench.registry import DATASETS
+from adbench.results.fields import Metric
 from adbench.results.record import Record
 from adbench.system import files
 from adbench.weights import checkpoint, networks
@@ -35,11 +36,11 @@ def export(
     where the record has them. Raises UserError for a failed cell, a network that was not trained here, weights that are
     not the record's, and where a written file does not give the network's logits.
     """
-    if record["method"] is None and record["kind"] != "teacher":
+    if record.method is None and record.kind != "teacher":
         raise UserError(f"'{record.path}' is about weights from elsewhere; export is for networks trained by adbench")
     dataset = networks.dataset_of(record, data_dir, whole_test=True)
     network = networks.network_of(record, dataset, data_dir, file)
-    stem = out / safe(name or f"{record['label']}_{record['student']}")
+    stem = out / safe(name or f"{record.label}_{record.student}")
     plain, tensors = stem.with_name(f"{stem.name}.pt"), stem.with_name(f"{stem.name}.safetensors")
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     written, lacking = card(record, dataset, network)
@@ -57,20 +58,20 @@ def metadata(record: Record, dataset: Dataset, network: Network) -> dict[str, st
     """What the header of the safetensors says of the network: all it takes to build it, and where it came from."""
     said: dict[str, Any] = {
         "adbench": __version__,
-        "architecture": record["student"],
+        "architecture": record.student,
         "classes": dataset.classes,
         "class_names": list(dataset.class_names),
         "channels": dataset.image_shape[0],
         "normalisation": _normalisation(network),
-        "dataset": record["dataset"],
+        "dataset": record.dataset,
         "data_sha256": dataset.fingerprint,
-        "method": record["method"],
-        "teacher": record["teacher"],
-        "seed": record["seed"],
-        "checkpoint": record["model"]["checkpoint"],
-        "threat": record.at("config", "training", "threat"),
-        "accuracy": {name: [metric["correct"], metric["n"]] for name, metric in record["metrics"].items()},
-        "record": record["id"],
+        "method": record.method,
+        "teacher": record.teacher,
+        "seed": record.seed,
+        "checkpoint": record.network.checkpoint,
+        "threat": record.at("training", "threat"),
+        "accuracy": {name: [metric.correct, metric.n] for name, metric in record.metrics.items()},
+        "record": record.id,
     }
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in said.items()}
 
@@ -80,27 +81,27 @@ def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, 
 
     Accuracies are percentages, as there, and claimed only of all test images.
     """
-    metrics, eps = record["metrics"], record.at("config", "training", "threat", "eps")
+    metrics, eps = record.metrics, record.at("training", "threat", "eps")
     whole = len(dataset.test)
     written: dict[str, Any] = {
         "link": "",
-        "name": record["label"],
+        "name": record.label,
         "authors": "",
         "additional_data": False,
         "number_forward_passes": 1,
-        "dataset": record["dataset"],
+        "dataset": record.dataset,
         "venue": "",
-        "architecture": spoken(record["student"]),
+        "architecture": spoken(record.student),
         "eps": eps,
     }
     left = ["link, authors and venue are yours to fill in"]
-    if metrics["clean"]["n"] < whole:
-        left.append(f"clean_acc is left out, since it was measured on {metrics['clean']['n']:,} images of {whole:,}")
+    if metrics["clean"].n < whole:
+        left.append(f"clean_acc is left out, since it was measured on {metrics['clean'].n:,} images of {whole:,}")
     else:
         written["clean_acc"] = _percent(metrics["clean"])
     judged = metrics.get("aa")
-    if judged is None or judged["n"] < whole or parse_fraction(judged["attack"]["eps"]) != parse_fraction(eps):
-        seen = f"AutoAttack ran on {judged['n']:,} images of {whole:,}" if judged else "AutoAttack was not run"
+    if judged is None or judged.n < whole or parse_fraction(judged.attack["eps"]) != parse_fraction(eps):
+        seen = f"AutoAttack ran on {judged.n:,} images of {whole:,}" if judged else "AutoAttack was not run"
         left.append(f"autoattack_acc is left out, since {seen}")
     else:
         written |= {"reported": _percent(judged), "autoattack_acc": _percent(judged)}
@@ -108,7 +109,7 @@ def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, 
     if normalisation := _normalisation(network):
         mean, std = normalisation["mean"], normalisation["std"]
         notes.append(f"The network normalises its inputs: mean {mean}, std {std}.")
-    if record["dataset"] not in DATASETS:
+    if record.dataset not in DATASETS:
         notes.append(f"Classes, in the order of the logits: {', '.join(dataset.class_names)}.")
     written["footnote"] = " ".join(notes)
     return written, "; ".join(left)
@@ -121,8 +122,8 @@ def spoken(architecture: str) -> str:
     return _SPOKEN.get(architecture, architecture)
 
 
-def _percent(metric: dict[str, Any]) -> str:
-    return f"{100 * metric['value']:.2f}"
+def _percent(metric: Metric) -> str:
+    return f"{100 * metric.value:.2f}"
 
 
 def _normalisation(network: Network) -> dict[str, list[float]] | None:
@@ -132,7 +133,7 @@ def _normalisation(network: Network) -> dict[str, list[float]] | None:
 
 
 def _options(record: Record, network: Network) -> list[str]:
-    words = ["--arch", record["student"], "--dataset", record["dataset"]]
+    words = ["--arch", record.student, "--dataset", record.dataset]
     for name, values in (_normalisation(network) or {}).items():
         words += [f"--{name}", ",".join(str(np.float32(value)) for value in values)]
     return words
@@ -141,7 +142,7 @@ def _options(record: Record, network: Network) -> list[str]:
 @torch.no_grad()
 def _same(path: Path, network: Network, record: Record, dataset: Dataset) -> None:
     """Raise UserError unless the file, read as anybody's would be, gives the network's logits bit for bit."""
-    again = networks.built(record["config"]["training"], dataset)
+    again = networks.built(record.config.training, dataset)
     checkpoint.load(again, path)
     x = dataset.test.images[:_PROBES].float() / 255
     if not torch.equal(again.eval()(x), network(x)):

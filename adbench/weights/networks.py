@@ -58,7 +58,7 @@ def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> D
     dataset of that name has other images or labels today.
     """
     record.check_configuration()
-    training, judged = record["config"]["training"], record["config"]["evaluation"]
+    training, judged = record.config.training, record.config.evaluation
     data = training["data"]
     dataset = load(
         _place(record, data_dir),
@@ -69,7 +69,7 @@ def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> D
     )
     if dataset.fingerprint != data["content"]:
         raise UserError(
-            f"dataset '{record['dataset']}' has the fingerprint {dataset.fingerprint[:12]}..., "
+            f"dataset '{record.dataset}' has the fingerprint {dataset.fingerprint[:12]}..., "
             f"'{record.path}' was made with {data['content'][:12]}...; give the same data"
         )
     return _under_threat(dataset, training)
@@ -85,7 +85,7 @@ def _place(record: Record, data_dir: Path) -> str:
 
     That is the recorded one; from one of the folders around the record, where it is relative; or in `data_dir`.
     """
-    name: str = record["dataset"]
+    name = record.dataset
     if not is_path(name) or Path(name).exists():
         return name
     for path in (*(folder / name for folder in record.path.absolute().parents), data_dir / Path(name).name):
@@ -145,43 +145,43 @@ def network_of(
     weights that are not there, for weights with another hash than the record's, and for such as the record's training
     did not end with.
     """
-    model = record["model"]
+    model = record.model
     if not record.done or model is None:
         raise UserError(f"'{record.path}' is the record of a failed cell; there is no network")
     record.check_configuration()
-    training = record["config"]["training"]
-    source = training["source"]["source"] if record["method"] is None else {}
+    training = record.config.training
+    source = training["source"]["source"] if record.method is None else {}
     if file is None and source.get("kind") == "robustbench":
-        network = _robustbench(str(source.get("id")), record["dataset"], data_dir)
+        network = _robustbench(str(source.get("id")), record.dataset, data_dir)
     else:
         network = built(training, dataset)
         path, key = split_key(file) if file else (_weights(record, source, data_dir, remedy), source.get("key"))
         _read(network, path, {**source, "key": key})
     sha256 = checkpoint.weights_sha256(network)
-    if sha256 != model["weights_sha256"]:
+    if sha256 != model.weights_sha256:
         where = f"the weights in '{file}'" if file else "the weights"
         raise UserError(
             f"{where} have the SHA-256 {sha256[:12]}..., '{record.path}' was made with "
-            f"{model['weights_sha256'][:12]}...; give the checkpoint that the record is about"
+            f"{model.weights_sha256[:12]}...; give the checkpoint that the record is about"
         )
-    ended = (record["training"] or {}).get("weights") or {}
-    if ended.get(model["checkpoint"], sha256) != sha256:
+    ended = record.training.weights if record.training else None
+    if ended and sha256 != (due := ended.best if model.checkpoint == "best" else ended.last):
         raise UserError(
             f"'{record.path}' judges weights with the SHA-256 {sha256[:12]}..., its training ended with "
-            f"{ended[model['checkpoint']][:12]}...; delete the folder '{record.path.parent.parent}' to train again"
+            f"{due[:12]}...; delete the folder '{record.path.parent.parent}' to train again"
         )
     return network.eval()
 
 
 def _weights(record: Record, source: Mapping[str, Any], data_dir: Path, remedy: str) -> Path:
     """The file that the record's network lies in. source: of weights that were not trained here."""
-    model = record["model"]
+    model = record.network
     if not source:
-        path = record.path.parent.parent / layout.WEIGHTS["best" if model["checkpoint"] == "best" else "last"]
+        path = record.path.parent.parent / layout.WEIGHTS["best" if model.checkpoint == "best" else "last"]
     elif source["kind"] == "download" and source.get("id"):
-        path = robustbench_file(data_dir, record["dataset"], source["id"])
-    elif "file" in model:
-        path = Path(model["file"])
+        path = robustbench_file(data_dir, record.dataset, source["id"])
+    elif model.file:
+        path = Path(model.file)
     else:
         raise Missing(f"'{record.path}' does not say where its weights lay; {remedy}")
     if not path.is_file():

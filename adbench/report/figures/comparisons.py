@@ -180,7 +180,7 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
 
 def _cost(run: Run) -> float:
     """Seconds of training, the mean over seeds; 0 where none was measured."""
-    seconds = [record["training"]["seconds"] for record in run.done if record["training"]]
+    seconds = [record.training.seconds for record in run.done if record.training]
     return math.fsum(seconds) / len(seconds) if seconds else 0.0
 
 
@@ -237,7 +237,7 @@ def _by_radius(run: Run, attack: str) -> list[Point]:
         if metric != "clean" and metric.partition("@")[0] != attack:
             continue
         if metrics := run.metrics(metric):
-            eps = Fraction(0) if metric == "clean" else Fraction(str(metrics[0]["attack"]["eps"]))
+            eps = Fraction(0) if metric == "clean" else Fraction(str(metrics[0].attack["eps"]))
             # The threat model's own radius wins over the same one named by itself.
             if eps not in points or "@" not in metric:
                 points[eps] = _point(float(255 * eps), run, metric, "")
@@ -248,9 +248,7 @@ def _point(x: float, run: Run, metric: str, note: str) -> Point:
     """A run's accuracy with its interval, and over what that spans."""
     low, high = run.interval(metric)
     (first, *others) = run.metrics(metric)
-    over = (
-        f"95% interval over {1 + len(others)} seeds" if others else f"95% interval over {whole(first['n'])} test images"
-    )
+    over = f"95% interval over {1 + len(others)} seeds" if others else f"95% interval over {whole(first.n)} test images"
     over = "range of two seeds" if len(others) == 1 else over
     return Point(x, _mean(run, metric), low, high, "; ".join(filter(None, (note, over))))
 

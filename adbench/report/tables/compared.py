@@ -23,7 +23,7 @@ def tables(runs: Sequence[Run], view: View) -> list[Table]:
 
 
 def _is(run: Run, name: str | None) -> bool:
-    return name is not None and name in (run.method, run.label, *(record["label"] for record in run.done[:1]))
+    return name is not None and name in (run.method, run.label, *(record.label for record in run.done[:1]))
 
 
 def _table(label: str, references: Sequence[Run], runs: Sequence[Run], view: View) -> Table:

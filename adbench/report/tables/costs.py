@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
 
 from adbench.report import captions
 from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.report.tables.robustness import mean
 from adbench.report.view import View
+from adbench.results.fields import Training
 from adbench.results.record import Record
 from adbench.results.runs import Run, slug
 
@@ -28,25 +28,25 @@ HOUR = 3600
 
 def on_gpu(records: Sequence[Record]) -> bool:
     """Whether all trained on a GPU."""
-    return all(not record["provenance"]["device"].upper().startswith("CPU") for record in records)
+    return all(not record.provenance.device.upper().startswith("CPU") for record in records)
 
 
 def passes(record: Record) -> float | None:
     """Forward and backward passes an image over the whole training, each counting one; None where none are recorded."""
-    training: dict[str, Any] = record["training"] or {}
-    return training["passes"]["total"] * training["epochs"] if training.get("passes") else None
+    training = record.training
+    return training.passes["total"] * training.epochs if training and training.passes else None
 
 
 def tables(runs: Sequence[Run], view: View) -> list[Table]:
     """One table a data set: time, speed, passes, memory; means over seeds."""
     by_dataset = [list(members) for _, members in groupby(runs, key=lambda run: run.dataset)]
-    trained = [[record for run in members for record in run.done if record["training"]] for members in by_dataset]
+    trained = [[record for run in members for record in run.done if record.training] for members in by_dataset]
     return [_table(members, done, view) for members, done in zip(by_dataset, trained, strict=True) if done]
 
 
 def _table(runs: Sequence[Run], done: Sequence[Record], view: View) -> Table:
     dataset = runs[0].dataset
-    long = max(record["training"]["seconds"] for record in done) >= HOUR
+    long = max(record.training.seconds for record in done if record.training) >= HOUR
     unit, scale = ("h", HOUR) if long else ("s", 1)
     training = ("GPU-hours" if unit == "h" else "GPU seconds") if on_gpu(done) else f"Time ({unit})"
     columns = (
@@ -61,25 +61,25 @@ def _table(runs: Sequence[Run], done: Sequence[Record], view: View) -> Table:
         Column("Evaluation (s)"),
     )
 
-    def of_training(read: Callable[[dict[str, Any]], float]) -> Callable[[Record], float | None]:
-        return lambda record: read(record["training"]) if record["training"] else None
+    def of_training(read: Callable[[Training], float]) -> Callable[[Record], float | None]:
+        return lambda record: read(record.training) if record.training else None
 
     rows = []
     for run in runs:
         measured = (
-            mean(run, lambda r: r["model"] and r["model"]["parameters"] / 1e6, ".3g"),
-            mean(run, of_training(lambda t: t["seconds"] / scale), ".2f" if long else ".1f"),
-            mean(run, of_training(lambda t: t["images_per_second"]), ".0f"),
-            mean(run, of_training(lambda t: t["peak_memory_bytes"] / 2**20), ".0f"),
+            mean(run, lambda r: r.network.parameters / 1e6, ".3g"),
+            mean(run, of_training(lambda t: t.seconds / scale), ".2f" if long else ".1f"),
+            mean(run, of_training(lambda t: t.images_per_second), ".0f"),
+            mean(run, of_training(lambda t: t.peak_memory_bytes / 2**20), ".0f"),
             _iteration(run),
             mean(run, passes, ".0f"),
-            mean(run, lambda r: r["timing"].get("evaluate"), ".1f"),
+            mean(run, lambda r: r.timing.get("evaluate"), ".1f"),
         )
         teacher = TableCell(run.teacher) if run.teacher else MISSING
         facets = about(student=run.student, teacher=run.teacher, method=run.label)
         cells = (TableCell(run.label, records=view.where([run])), teacher, *measured)
         rows.append(Row(cells, f"Student {run.student}", facets))
-    devices = captions.listed(sorted({r["provenance"]["device"] for r in done}), "or")
+    devices = captions.listed(sorted({r.provenance.device for r in done}), "or")
     caption = (
         f"What training and evaluating each method on {dataset} cost on {devices}; means over seeds. Images/s counts "
         "training images, with the attack on each included. Passes: forward and backward passes of any network, each "
@@ -94,7 +94,7 @@ def _table(runs: Sequence[Run], done: Sequence[Record], view: View) -> Table:
 
 def _iteration(run: Run) -> TableCell:
     """Passes of one iteration; which, on asking."""
-    iteration = next((r["training"]["passes"] for r in run.done if r["training"] and r["training"].get("passes")), None)
+    iteration = next((r.training.passes for r in run.done if r.training and r.training.passes), None)
     if iteration is None:
         return mean(run, passes, "")
     kinds = tuple((words, f"{iteration[kind]:g}") for kind, words in KINDS.items() if kind in iteration)

@@ -33,7 +33,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     )
     rows, unlike = [], []
     for name, run in methods.items():
-        label = str((run.done or run.failed)[0]["label"])
+        label = (run.done or run.failed)[0].label
         objectives = (known[name].get("attack", ""), _objective(known[name])) if name in known else ("", "")
         rows.append(
             Row(
@@ -41,7 +41,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
                 about=about(method=label),
             )
         )
-        if any(edited(r["config"]["training"], r["provenance"]["method_source_sha256"]) for r in run.done):
+        if any(edited(r.config.training, r.provenance.method_source_sha256) for r in run.done):
             unlike.append(label)
     caption = (
         "Objectives of the methods, as the docstrings of their plugins state them. S: student; T: teacher; x: image, "

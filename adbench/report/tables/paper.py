@@ -92,13 +92,13 @@ def _method(run: Run) -> str:
 
 
 def _architecture(run: Run) -> str:
-    robust = next((r["teachers"]["robust"] for r in run.done if r["teachers"]["robust"]), None)
-    return str(robust["architecture"]) if robust and run.teacher else (run.teacher or "")
+    robust = next((r.teachers.robust for r in run.done if r.teachers.robust), None)
+    return str(robust.architecture) if robust and run.teacher else (run.teacher or "")
 
 
 def _proxy(name: str, run: Run, view: View) -> str:
     """The architecture of a proxy, as the paper spells it; its own record tells, else its name."""
-    architectures = {r["student"] for r in view.teachers if (r["dataset"], r["label"]) == (run.dataset, name)} or {name}
+    architectures = {r.student for r in view.teachers if (r.dataset, r.label) == (run.dataset, name)} or {name}
     architecture = architectures.pop()
     return str(STUDENTS.get(architecture, architecture))
 

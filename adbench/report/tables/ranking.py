@@ -130,25 +130,25 @@ def percent(estimate: Estimate, spread: str) -> TableCell:
 
 def _details(run: Run, metric: str, estimate: Estimate, view: View) -> tuple[tuple[str, str], ...]:
     metrics = run.metrics(metric)
-    records = [record for record in run.done if metric in record["metrics"]]
+    records = [record for record in run.done if metric in record.metrics]
     low, high = run.interval(metric)
-    n = captions.listed((captions.whole(size) for size in sorted({each["n"] for each in metrics})), "or")
+    n = captions.listed((captions.whole(size) for size in sorted({each.n for each in metrics})), "or")
     details = [("n", f"{n} test images")]
     if len(metrics) > 1:
         kind = "95% interval over seeds" if len(metrics) > 2 else "Range of the two seeds"
         details.append((kind, f"{low:.2f} to {high:.2f}"))
         details.append(("Standard deviation over seeds", f"{estimate.std:.2f}"))
         if len(metrics) <= MOST_SEEDS:
-            each = ", ".join(f"{100 * r['metrics'][metric]['value']:.2f} ({r['seed']})" for r in records)
+            each = ", ".join(f"{100 * r.metrics[metric].value:.2f} ({r.seed})" for r in records)
             details.append(("Each seed", each))
         else:
             details.append(("Seeds", str(len(metrics))))
     else:
         details.append(("95% interval over test images", f"{low:.2f} to {high:.2f}"))
-        if records[0]["seed"] is not None:
-            details.append(("Seed", str(records[0]["seed"])))
-    if "eps" in metrics[0]["attack"]:
-        details.append(("Attack", captions.attack(metrics[0]["attack"])))
+        if records[0].seed is not None:
+            details.append(("Seed", str(records[0].seed)))
+    if "eps" in metrics[0].attack:
+        details.append(("Attack", captions.attack(metrics[0].attack)))
     theirs = paper.value(run, metric, view)
     if theirs is not None:
         details.append(("Paper", f"{theirs:.2f}, ours {paper.signed(estimate.mean - theirs)}"))

@@ -220,13 +220,10 @@ def cells(view: View, used: set[str]) -> Table:
     rows = []
     for r in view.records:
         path = view.names[id(r)]
-        state = TableCell("done" if path in used else unused.get(r["kind"], "repeated")) if r.done else FAILED
-        texts = (r["dataset"], r["label"], r["teacher"], r["student"], None if r["seed"] is None else str(r["seed"]))
+        state = TableCell("done" if path in used else unused.get(r.kind, "repeated")) if r.done else FAILED
+        texts = (r.dataset, r.label, r.teacher, r.student, None if r.seed is None else str(r.seed))
         facets = about(
-            dataset=r["dataset"],
-            teacher=r["teacher"],
-            student=r["student"],
-            method=r["label"] if r["kind"] == "student" else None,
+            dataset=r.dataset, teacher=r.teacher, student=r.student, method=r.label if r.kind == "student" else None
         )
         cells = (
             *(MISSING if text is None else TableCell(text) for text in texts),
@@ -257,7 +254,7 @@ def _networks(runs: Sequence[Run], view: View, label: str, name: str, title: str
             (
                 TableCell(run.label),
                 TableCell(run.student),
-                mean(run, lambda r: r["model"] and r["model"]["parameters"] / 1e6, ".3g"),
+                mean(run, lambda r: r.network.parameters / 1e6, ".3g"),
                 *(accuracy(run, metric, view) for metric in metrics),
             ),
             blocks[id(run)],

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adbench.errors import Nothing, UserError
+from adbench.report import render
 from adbench.results import record
+from adbench.results.frame import frame
 from adbench.results.record import Record
+from adbench.results.runs import METHODS, collect, natural
+from adbench.results.setting import images
+from adbench.results.teachers import named_apart
 from adbench.system import files, terminal
 
 if TYPE_CHECKING:
@@ -38,17 +43,15 @@ def export(
     spread: a row for all seeds of a network, with their mean and what `Estimate.spread` calls so. Raises UserError when
     nothing matches.
     """
-    from adbench.results.teachers import named_apart
-
     everything = list(record.read_all(results, left_out))
     records = [
         named
         for plain, named in zip(everything, named_apart(everything), strict=True)
-        if all(value in (plain[key], named[key]) for key, value in wanted.items())
+        if all(value in (getattr(plain, key), getattr(named, key)) for key, value in wanted.items())
     ]
     if form in ("table", "latex", "markdown"):
         records.sort(key=_order)
-    table = _over_seeds(records, spread) if spread else record.frame(records)
+    table = _over_seeds(records, spread) if spread else frame(records)
     if table.empty:
         asked = ", ".join(f"{k} = {v}" for k, v in wanted.items()) or "any"
         raise Nothing(f"no record in '{results}' matches ({asked})")
@@ -69,29 +72,25 @@ def export(
 
 def _order(one: Record) -> tuple[Any, ...]:
     """As the report's tables have them: students by method in the paper's order, then teachers, then others."""
-    from adbench.results.runs import METHODS, natural
-
     kinds, known = ("student", "teacher", "checkpoint"), list(METHODS)
-    method = known.index(one["method"]) if one["method"] in known else len(known)
-    seed = -1 if one["seed"] is None else one["seed"]
+    method = known.index(one.method) if one.method in known else len(known)
+    seed = -1 if one.seed is None else one.seed
     return (
-        natural(one["dataset"]),
-        kinds.index(one["kind"]),
-        natural(one["student"]),
+        natural(one.dataset),
+        kinds.index(one.kind),
+        natural(one.student),
         method,
-        natural(one["label"]),
-        natural(one["teacher"] or ""),
+        natural(one.label),
+        natural(one.teacher or ""),
         seed,
     )
 
 
 def _over_seeds(records: Sequence[Record], spread: str) -> pd.DataFrame:
-    """A row for the finished seeds of each network that were judged alike: `record.frame`'s columns of what they share,
+    """A row for the finished seeds of each network that were judged alike: `frame.frame`'s columns of what they share,
     the number of seeds, and for every metric m the mean `m`, `m.spread` (fractions) and `m.spread_is`."""
-    from adbench.results.runs import collect
-
     runs = [run for kind in ("student", "teacher", "checkpoint") for run in collect(records, kind) if run.done]
-    table = record.frame([run.done[0] for run in runs])
+    table = frame([run.done[0] for run in runs])
     if table.empty:
         return table
     table["label"] = [run.label for run in runs]
@@ -108,8 +107,6 @@ def _over_seeds(records: Sequence[Record], spread: str) -> pd.DataFrame:
 
 
 def _text(table: pd.DataFrame, form: str) -> str:
-    from adbench.report import render
-
     if form == "json":
         return str(table.to_json(orient="records", indent=1))
     if form == "csv":
@@ -145,8 +142,6 @@ def _terminal(rows: Sequence[Sequence[str]], note: str) -> str:
 
 
 def _latex(rows: Sequence[Sequence[str]], note: str) -> str:
-    from adbench.report import render
-
     head, *body = ([render.tex(text) for text in row] for row in rows)
     numbers = sum(name not in _NAMES for name in rows[0])
     lines = [rf"\begin{{tabular}}{{{'l' * (len(head) - numbers)}{'r' * numbers}}}", r"\toprule"]
@@ -190,6 +185,4 @@ def _percent(value: float | None, spread: float | None) -> str:
 
 def _images(row: dict[Any, Any], metrics: Sequence[str]) -> str:
     """How many test images, of each metric where they differ: "360", "360 (AA 100)"."""
-    from adbench.results.setting import images
-
     return images({m: int(row[f"{m}.n"]) for m in metrics if row[f"{m}.n"] == row[f"{m}.n"] and row[f"{m}.n"]}) or "-"
