@@ -36,7 +36,7 @@ def judged(
     """A record whose attacks' definitions say what `attack` says of each ("*": of all)."""
     metrics = {"clean": 0.9, "pgd20": share + 0.1, "aa": share}
     path = add(results, method=method, metrics=metrics, **({"n": 1000} | more))
-    data = read(path).data
+    data = document.opened(path)
     del data["metrics"]["clean"]["attack"]["seed"]
     for name, metric in data["metrics"].items():
         if name != "clean":
@@ -96,7 +96,7 @@ def test_networks_that_were_not_judged_alike_are_not_compared(what: str, tmp_pat
 
 def test_data_sets_of_one_name_do_not_mix(tmp_path: Path) -> None:
     one = judged(tmp_path, "rslad", 0.45)
-    data = read(judged(tmp_path, "ard", 0.40)).data
+    data = document.opened(judged(tmp_path, "ard", 0.40))
     other = tmp_path / "other" / layout.RECORD
     record.write(other, data | {"data": data["data"] | {"fingerprint": "0" * 64}})
     result = cli("compare", one, other)
@@ -129,7 +129,7 @@ def test_a_teachers_accuracy_under_another_attack_places_no_student(tmp_path: Pa
     def plots(eps: str) -> int:
         folder = tmp_path / eps.replace("/", "-")
         teacher = add(folder, kind="teacher", label="t", student="wrn-10-2", metrics={"clean": 0.9, "aa": 0.6})
-        data = read(teacher).data
+        data = document.opened(teacher)
         data["metrics"]["aa"]["attack"]["eps"] = eps
         record.write(teacher, data)
         for method in ("rslad", "ard"):
@@ -253,7 +253,7 @@ def test_two_teachers_of_one_name_have_the_same_digest_wherever_they_are_named(t
     for weights, share in (("a", 0.5), ("b", 0.6)):
         add(tmp_path, kind="teacher", label="best", student="cnn-16", weights=weights, metrics={"clean": share})
         path = add(tmp_path, method="rslad", teacher="best", metrics={"clean": share}, settings={"at": weights})
-        data = read(path).data
+        data = document.opened(path)
         data["teachers"]["robust"]["weights_sha256"] = content_id(weights)
         record.write(path, data)
     records = reading.records(tmp_path)
