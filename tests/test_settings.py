@@ -114,7 +114,7 @@ def test_seeds_that_were_searched_otherwise_are_not_averaged(tmp_path: Path) -> 
         judged(tmp_path, "rslad", 0.4 + seed / 10, {"aa": {"search": search}}, seed=seed)
     view = View(tmp_path, list(read_all(tmp_path)))
     exact, fast = sorted(collect(view.records, "student"), key=lambda run: len(run.done), reverse=True)
-    assert [[r["seed"] for r in run.done] for run in (exact, fast)] == [[0, 1], [2]]
+    assert [[r.seed for r in run.done] for run in (exact, fast)] == [[0, 1], [2]]
     assert exact.setting.search() == "exact"
     shown = robustness.white_box([exact, fast], view)
     assert len(shown) == 2
@@ -257,8 +257,8 @@ def test_two_teachers_of_one_name_have_the_same_digest_wherever_they_are_named(t
         data["teachers"]["robust"]["weights_sha256"] = content_id(weights)
         record.write(path, data)
     records = reading.records(tmp_path)
-    own = {r["model"]["weights_sha256"]: r["label"] for r in records if r["kind"] == "teacher"}
-    taught = {r["teachers"]["robust"]["weights_sha256"]: r["teacher"] for r in records if r["kind"] == "student"}
+    own = {r.network.weights_sha256: r.label for r in records if r.kind == "teacher"}
+    taught = {r.teachers.robust.weights_sha256: r.teacher for r in records if r.teachers.robust}
     assert own == taught
     assert len(set(own.values())) == 2
     assert all(name.startswith("best #") for name in own.values())
