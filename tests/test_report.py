@@ -606,7 +606,7 @@ def test_results_marked_as_separate_are_read_by_themselves_alone(tmp_path: Path)
     assert len(list(read_all(tmp_path))) == 2
     (study / SEPARATE).touch()
     (mine,), (theirs,) = read_all(tmp_path), read_all(study)
-    assert (mine["method"], theirs["method"]) == ("ard", "rslad")
+    assert (mine.method, theirs.method) == ("ard", "rslad")
 
 
 def test_the_committed_study_is_in_nobodys_first_report() -> None:
