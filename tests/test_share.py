@@ -112,7 +112,7 @@ def test_weights_beside_an_exported_card_are_held_to_it(results: Path, tmp_path:
     for kind in ("student", "teacher"):
         assert cli("export", record_path(results, kind), "--out", tmp_path / kind, "--name", "x").exit_code == 0
     judged = record.read(record_path(results, "student"))
-    assert judged["model"]["weights_sha256"] in (tmp_path / "student" / "x.json").read_text(encoding="utf-8")
+    assert judged.network.weights_sha256 in (tmp_path / "student" / "x.json").read_text(encoding="utf-8")
     eval_ = ("--arch", "cnn-4", "--attacks", "fgsm", "--images", "4", "--results", tmp_path / "results")
     for suffix in ("pt", "safetensors"):
         path = tmp_path / "student" / f"x.{suffix}"

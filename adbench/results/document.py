@@ -58,7 +58,11 @@ class OtherVersion(UserError):
 
 
 class Malformed(UserError):
-    """A document of which a field is not as its schema has it."""
+    """A document of which a field is not as its schema has it; `complaint` says which and why."""
+
+    def __init__(self, message: str, complaint: str = "") -> None:
+        super().__init__(message)
+        self.complaint = complaint
 
 
 @dataclass(slots=True)
@@ -141,7 +145,8 @@ def read(path: Path, kind: type[D], remedy: str) -> D:
     try:
         document: D = validator(kind).validate_python(data)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise Malformed(f"'{path}' is no {name} as its schema has it: {complaint(error)}; {remedy}") from error
+        why = complaint(error)
+        raise Malformed(f"'{path}' is no {name} as its schema has it: {why}; {remedy}", why) from error
     document.path = path
     return document
 

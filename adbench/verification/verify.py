@@ -81,7 +81,7 @@ def verify(
     try:
         found = record.stated(path)
     except document.Malformed as error:
-        yield Finding("form", CONTRADICTS, str(error))
+        yield Finding("form", CONTRADICTS, error.complaint)
         return
     if not found.done:
         raise UserError(f"'{path}' is the record of a failed cell; it states no figure to verify")
