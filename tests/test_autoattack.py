@@ -27,7 +27,7 @@ from tiny import SETTINGS, cli, shorten_autoattack
 from torch import Tensor, nn
 
 from adbench import FAST_SEARCH
-from adbench.attacks import autoattack, targets
+from adbench.attacks import autoattack, targeted
 from adbench.attacks.hyperplane import nearest_in_box
 from adbench.attacks.linf import attacking
 from adbench.cli import main
@@ -267,8 +267,8 @@ def test_what_only_bfloat16_calls_broken_meets_the_next_attack_and_apgd_in_float
         found: Tensor = perturb(*given)
         return found
 
-    monkeypatch.setattr(targets, "apgd", partial(meet, "apgd_targeted", targets.apgd))
-    monkeypatch.setattr(targets, "fab", partial(meet, "fab", targets.fab))
+    monkeypatch.setattr(targeted, "apgd", partial(meet, "apgd_targeted", targeted.apgd))
+    monkeypatch.setattr(targeted, "fab", partial(meet, "fab", targeted.fab))
     monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", watched)
     x = split.images.float() / 255
     y = net(x).argmax(1)
@@ -348,11 +348,11 @@ def test_targets_are_taken_together_by_rank_until_one_breaks_the_image() -> None
         toward = x_adv.flatten() // 10 - 1
         return ((images.flatten() == 1) & (toward >= 3)) | ((images.flatten() == 0) & (toward == 4))
 
-    found = targets.together(run, falls, x, y, logits, classes=4, most=6)
+    found = targeted.together(run, falls, x, y, logits, classes=4, most=6)
     assert asked == [([0, 0, 1, 1, 3, 3], [1, 2, 2, 3, 1, 0]), ([0, 0, 3, 3], [3, 4, 3, 4])]
     assert found.flatten().tolist() == [50, 41, 2, 3]
     asked.clear()
-    targets.together(run, falls, x, y, logits, classes=1, most=1)
+    targeted.together(run, falls, x, y, logits, classes=1, most=1)
     assert asked == [([0, 1, 3], [1, 2, 1])], "at least one target, and no more than there are to be"
 
 
@@ -368,7 +368,7 @@ def test_targets_together_break_what_the_package_breaks(few, named: str, monkeyp
         one = getattr(adversary, named)
         one.seed, one.targeted, one.n_restarts, one.n_target_classes = 0, True, 1, 4
         theirs = autoattack.falls(net, x, one.perturb(x, y), y, EPS)
-        together = targets.fab if named == "fab" else targets.apgd
+        together = targeted.fab if named == "fab" else targeted.apgd
         for most in (1, 64, 1000):
             found = together(one, partial(autoattack.falls, net, eps=EPS), most, x, y)
             ours = autoattack.falls(net, x, found, y, EPS)
@@ -386,7 +386,7 @@ def test_fab_without_targets_is_the_packages_own(few) -> None:
         one = pyautoattack.AutoAttack(net, norm="Linf", eps=float(EPS), version="plus", seed=0, device="cpu").fab
         one.seed, one.targeted, one.n_iter, one.n_restarts = 0, False, 5, 2
         theirs = one.perturb(x, y)
-        one.perturb = partial(targets.fab, one, partial(autoattack.falls, net, eps=EPS), 64)
+        one.perturb = partial(targeted.fab, one, partial(autoattack.falls, net, eps=EPS), 64)
         assert torch.equal(one.perturb(x, y), theirs)
         one.targeted, one.n_target_classes = True, 4
         one.perturb(x, y)
@@ -401,20 +401,20 @@ def test_only_a_search_that_may_takes_several_targets(few, monkeypatch) -> None:
     with torch.no_grad():
         right = net(x).argmax(1) == y
     took: list[int] = []
-    really = targets.together
+    really = targeted.together
 
     def counting(*given: Any) -> Tensor:
         took.append(given[-1])
         return really(*given)
 
-    monkeypatch.setattr(targets, "together", counting)
+    monkeypatch.setattr(targeted, "together", counting)
     autoattack.attack(net, x[right], y[right], EPS / 4, seed=0)
     assert not took
     autoattack.attack(net, x[right], y[right], EPS / 4, seed=0, search="fast")
     assert set(took) == {autoattack.TOGETHER}
     took.clear()
     many = x[right].repeat(6, 1, 1, 1)
-    monkeypatch.setattr(targets, "together", lambda *given: took.append(given[-1]) or given[2])
+    monkeypatch.setattr(targeted, "together", lambda *given: took.append(given[-1]) or given[2])
     autoattack.attack(net, many, y[right].repeat(6), Fraction(1, 255), seed=0, search="fast")
     assert set(took) == {len(many)}, "as many pairs as there are images, where these are more"
     assert len(many) > autoattack.TOGETHER

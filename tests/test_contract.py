@@ -241,10 +241,10 @@ def test_a_loss_that_ends_the_program_fails_its_cell(tmp_path: Path, monkeypatch
 
 def test_what_plugin_authors_import_from_adbench_is_what_the_package_itself_uses() -> None:
     from adbench.attacks import linf
-    from adbench.results import record
+    from adbench.results import frame
     from adbench.training import method, step
 
-    homes = {"Start": linf, "load": record, "losses": None}
+    homes = {"Start": linf, "load": frame, "losses": None}
     homes |= dict.fromkeys(("ATTACK_BN", "Method", "Passes", "hyper"), method)
     homes |= dict.fromkeys(("Mode", "Need", "Net", "Step"), step)
     assert set(adbench.__all__) == set(homes)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adbench.errors import UserError
-from adbench.evaluation import adversarial, outcome_files
+from adbench.evaluation import outcome_files, stored_examples
 from adbench.evaluation.evaluator import Outcome
 from adbench.results import layout
 
@@ -42,5 +42,5 @@ def test_no_bit_of_a_zip_makes_a_reader_fail_in_another_way(part: str, tmp_path:
             believed += 1
             assert flips.equal(found, outcome), bit
         with pytest.raises(UserError, match=r"partial-"):
-            adversarial.read(path, torch.zeros(8, 1, 8, 8, dtype=torch.uint8))
+            stored_examples.read(path, torch.zeros(8, 1, 8, 8, dtype=torch.uint8))
     assert believed < len(bits), "dates and permissions in a zip say nothing, the rest does"

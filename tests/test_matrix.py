@@ -195,6 +195,7 @@ def test_nothing_of_where_a_cell_runs_is_known_when_it_gets_its_identity() -> No
         "seed",
         "method",
         "hyper",
+        "namesake",
         "spec",
         "teacher",
         "natural",

@@ -17,7 +17,7 @@ from adbench.analysis.common import Testbed
 from adbench.attacks.linf import NOT_FOLLOWED
 from adbench.data import Split, Threat
 from adbench.errors import UserError
-from adbench.evaluation import adversarial
+from adbench.evaluation import stored_examples
 from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.models import build, verdict
 from adbench.training import trainer
@@ -52,7 +52,7 @@ def test_right_is_a_finite_logit_above_all_others(dtype: torch.dtype) -> None:
     assert torch.equal(verdict.predicted(logits, y) == y, found.right)
     ordinary = ~(found.tied | found.unfinite)
     assert torch.equal(verdict.predicted(logits, y)[ordinary], logits[ordinary].argmax(1))
-    right, unclear = adversarial.verdicts(logits, y)
+    right, unclear = stored_examples.verdicts(logits, y)
     assert torch.equal(right, found.right)
     assert not unclear[found.unfinite].any(), "what is not finite is no matter of rounding"
 

@@ -21,7 +21,7 @@ from tiny import TEACHER, cli, run, shorten_autoattack
 from torch import Tensor
 
 from adbench import FAST_SEARCH
-from adbench.evaluation import adversarial, masking
+from adbench.evaluation import masking, stored_examples
 from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.evaluation.masking_rules import RATES
 from adbench.evaluation.outcome_files import write_table
@@ -604,10 +604,10 @@ def test_one_huge_bias_opens_no_margin_of_the_other_classes() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, y = torch.randn(400, 10, generator=generator), torch.randint(0, 9, (400,), generator=generator)
     logits[:, 9] = -1e6
-    right, unclear = adversarial.verdicts(logits, y)
+    right, unclear = stored_examples.verdicts(logits, y)
     assert int(unclear.sum()) <= 1
     assert 0.05 < right.float().mean() < 0.2
-    _, unclear = adversarial.verdicts(logits[:, :9] + 1e8, y)
+    _, unclear = stored_examples.verdicts(logits[:, :9] + 1e8, y)
     assert unclear.float().mean() > 0.9, "these logits have lost their digits"
 
 
@@ -701,9 +701,9 @@ def test_examples_on_the_grid_are_stored_in_whole_steps_and_come_back_exactly() 
     images = torch.randint(0, 256, (4, 1, 3, 3), dtype=torch.uint8)
     steps = torch.randint(-12, 13, images.shape)
     x_adv = ((images.int() + steps).clamp(0, 255)) / 255
-    arrays = adversarial.pack(images, x_adv, torch.ones(4, dtype=torch.bool), EPS, always(True))
+    arrays = stored_examples.pack(images, x_adv, torch.ones(4, dtype=torch.bool), EPS, always(True))
     assert arrays["delta"].dtype == np.int8
-    assert torch.equal(adversarial.unpack(images, arrays, EPS), x_adv)
+    assert torch.equal(stored_examples.unpack(images, arrays, EPS), x_adv)
 
 
 def test_other_examples_come_back_in_the_ball_and_with_their_verdict() -> None:
@@ -716,16 +716,16 @@ def test_other_examples_come_back_in_the_ball_and_with_their_verdict() -> None:
     def judge(z: Tensor) -> tuple[Tensor, Tensor]:
         return z.double().mean((1, 2, 3)) >= mean, torch.zeros(len(z), dtype=torch.bool)
 
-    arrays = adversarial.pack(images, x_adv, torch.ones(50, dtype=torch.bool), EPS, judge)
-    read = adversarial.unpack(images, arrays, EPS)
+    arrays = stored_examples.pack(images, x_adv, torch.ones(50, dtype=torch.bool), EPS, judge)
+    read = stored_examples.unpack(images, arrays, EPS)
     assert arrays["delta"].dtype == np.float16
     assert 0 < len(arrays["exact_index"]) < 50
     assert judge(read)[0].all()
-    assert not adversarial.outside(images, read, EPS).any()
+    assert not stored_examples.outside(images, read, EPS).any()
     assert (read - x_adv).abs().max() < 3e-5
 
 
 def test_an_example_without_its_verdict_is_not_written() -> None:
     images = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="does not have its verdict"):
-        adversarial.pack(images, torch.zeros(2, 1, 3, 3), torch.ones(2, dtype=torch.bool), EPS, always(False))
+        stored_examples.pack(images, torch.zeros(2, 1, 3, 3), torch.ones(2, dtype=torch.bool), EPS, always(False))

@@ -26,7 +26,7 @@ from pyautoattack import checks, fab_base
 from torch import Tensor, nn
 
 from adbench import FAST_SEARCH
-from adbench.attacks import targets
+from adbench.attacks import targeted
 from adbench.attacks.hyperplane import nearest_in_box
 from adbench.attacks.linf import NOT_FOLLOWED, ascend, attacking, usable
 from adbench.data.threat import as_text
@@ -285,8 +285,8 @@ def _run(
         attack.attacks_to_run = [each for each in attack.attacks_to_run if each.startswith("apgd")]
     if together:
         broken, most = partial(falls, network, eps=eps), max(TOGETHER, len(x))
-        attack.apgd_targeted.perturb = partial(targets.apgd, attack.apgd_targeted, broken, most)
-        attack.fab.perturb = partial(targets.fab, attack.fab, broken, most)
+        attack.apgd_targeted.perturb = partial(targeted.apgd, attack.apgd_targeted, broken, most)
+        attack.fab.perturb = partial(targeted.fab, attack.fab, broken, most)
     # The package seeds torch's global generator; the caller's stream goes on as if it had not.
     # Its check for dynamic defences counts calls by a trace function, and leaves none behind: a debugger's goes on.
     tracing = sys.gettrace()

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adbench.cli.options import FilePath, leaving_out, results_option, spread_option
-from adbench.report.results import export
+from adbench.report.record_table import export
 from adbench.results import merge as merging
 from adbench.system import terminal
 

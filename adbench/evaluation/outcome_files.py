@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adbench.attacks.named import radius
 from adbench.data import Dataset
-from adbench.evaluation import adversarial
+from adbench.evaluation import stored_examples
 from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.experiment.cell import safe
 from adbench.results import layout
@@ -102,12 +102,12 @@ def _store(
 ) -> dict[str, str]:
     """Write the adversarial examples of an attack; returns where, relative to the record, and their hash."""
     n, device = len(right), evaluator.x.device
-    arrays = adversarial.pack(
+    arrays = stored_examples.pack(
         dataset.test.images[:n],
         x_adv,
         right,
         radius(name, dataset.threat.eps),
-        lambda x: adversarial.verdicts(evaluator.logits(x.to(device)), evaluator.y[:n]),
+        lambda x: stored_examples.verdicts(evaluator.logits(x.to(device)), evaluator.y[:n]),
     )
     file = f"{layout.ADVERSARIAL}/{safe(name)}-{files.content_id(name)[:8]}.npz"
     files.write_npz(folder / file, arrays)

@@ -24,7 +24,7 @@ from adbench.attacks.named import gradient_attack, radius
 from adbench.data import Dataset, Threat, load, parse_fraction
 from adbench.data.batches import to_float
 from adbench.errors import UserError
-from adbench.evaluation import adversarial
+from adbench.evaluation import stored_examples
 from adbench.evaluation.evaluator import Evaluator, Outcome
 from adbench.evaluation.masking_rules import CHANCE, most
 from adbench.models import Network, count_parameters
@@ -248,7 +248,7 @@ class _Verification:
             if ((stated < 0) | (stated >= logits.shape[1])).any():
                 wrong.append("predictions")
             else:
-                right, unclear = adversarial.verdicts(logits, stated)
+                right, unclear = stored_examples.verdicts(logits, stated)
                 right |= stated == predicted(logits, test.labels)  # where no class is first, by the rule of verdicts
                 problem, said = rounding(torch.ones_like(right), right, unclear)
                 wrong += [f"predictions ({problem})"] if problem else []
@@ -355,14 +355,14 @@ class _Verification:
             eps = radius(name, self.dataset.threat.eps)
             try:
                 path = document.beside(self.record.path, stored.file)
-                x_adv = adversarial.unpack(images, adversarial.read(path, images), eps)
+                x_adv = stored_examples.unpack(images, stored_examples.read(path, images), eps)
             except UserError as error:
                 return str(error), None
             if files.sha256(path) != stored.sha256:
                 return f"'{stored.file}' has another SHA-256 than the record states", None
-            if (away := adversarial.outside(images, x_adv, eps)).any():
+            if (away := stored_examples.outside(images, x_adv, eps)).any():
                 return f"x' of image {int(away.nonzero()[0])} lies outside the ball or [0, 1]", None
-        found, unclear = adversarial.verdicts(self.evaluator.logits(x_adv.to(self.device)), y)
+        found, unclear = stored_examples.verdicts(self.evaluator.logits(x_adv.to(self.device)), y)
         found, unclear = found.cpu(), unclear.cpu()
         # An image that is misclassified as it is counts as broken, whatever its x'.
         judged = standing | right

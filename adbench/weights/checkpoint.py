@@ -75,7 +75,7 @@ def load(
     The names are looked for in all mappings of the file, behind one prefix ('state_dict', 'module', ...).
     sha256: what the file's hash has to be, in hex.  key: the prefix that is meant, or its beginning.  prefer: the same,
     where several networks fit and no key is given.  optional: names that may be absent.
-    Raises UserError where the file cannot be read (see `weights_file.read`), and where no network in it fits, or
+    Raises UserError where the file cannot be read (see `file_reader.read`), and where no network in it fits, or
     several do that differ.  Warns of tensors beside the network's that may have been a part of it.
     """
     content = file_reader.read(path, sha256)
