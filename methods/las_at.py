@@ -86,7 +86,7 @@ class LASAT(Method):
         counts = self.steps_choices or tuple(range(3, 15 if classes <= 10 else 13))
         self._choices = {"eps": self.radii(), "steps": counts, "step": self.step_choices}
         sizes = {name: len(values) for name, values in self._choices.items()}
-        self._policy = Policy(self.policy, step.x.shape[1], sizes).to(step.x)
+        self._policy = Policy(self.policy, step.x.shape[1], sizes).to(step.x.device, step.x.dtype)
         self._optimiser = torch.optim.SGD(
             self._policy.parameters(),
             lr=self.policy_lr,
