@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from synthetic import LABELS, TEACHERLESS, add
+from synthetic import TEACHERLESS, add
+
+from adbench.results.runs import METHODS
 
 STUDENTS = ("rn18", "mn-v2", "cnn-16", "cnn-32", "wrn-10-2", "wrn-16-4")
 TEACHERS = ("wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-40-4", "wrn-70-16", "rn152")
@@ -35,7 +37,7 @@ EPOCHS = 200
 
 def cells() -> Iterator[tuple[str, str, str, str | None]]:
     """Data set, student, method and teacher of every run of one seed."""
-    for dataset, student, method in product(DATASETS, STUDENTS, LABELS):
+    for dataset, student, method in product(DATASETS, STUDENTS, METHODS):
         for teacher in [None] if method in TEACHERLESS else [*TEACHERS]:
             yield dataset, student, method, teacher
 
@@ -67,7 +69,7 @@ def make(results: Path, records: int, shape: str) -> None:
     for turn in range(records):
         for dataset, student, method, teacher in cells():
             settings: dict[str, Any] = {"hyper": {"gamma": turn}} if shape == "runs" else {}
-            worth = 0.01 * list(LABELS).index(method) - 0.02 * STUDENTS.index(student)
+            worth = 0.01 * list(METHODS).index(method) - 0.02 * STUDENTS.index(student)
             add(
                 results,
                 dataset=dataset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # Test processes share the cores; more threads than cores would only wait for each other. Also in what they start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Coverage goes on after a test, and fixtures, that call pyautoattack itself, which leaves no trace function."""
+    tracing = sys.gettrace()
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracing)
 
 
 def _shared() -> Path:
@@ -100,14 +110,6 @@ def apart_from_other_tests() -> Iterator[None]:
     METHODS._files = files
     torch.use_deterministic_algorithms(deterministic)
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def traced_on() -> Iterator[None]:
-    """Coverage goes on after a test that calls pyautoattack itself, which leaves no trace function behind."""
-    tracing = sys.gettrace()
-    yield
-    sys.settrace(tracing)
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,32 @@ from adbench.errors import UserError
 from adbench.results import analyses, document, plans, record, summary
 
 VALUES: tuple[Any, ...] = (
-    None, True, "x", "", "\0", "\x1b[31m", "x" * 5000, -1, -0.5, 7.0, 1e308, 2**62, 2**70, [], ["x"], {}, {"x": 1},
-    [[]], [None], 0, "9" * 40, "8/0", "inf", "a/b/c", "../x",
-)  # fmt: skip
+    None,
+    True,
+    "x",
+    "",
+    "\0",
+    "\x1b[31m",
+    "x" * 5000,
+    -1,
+    -0.5,
+    7.0,
+    1e308,
+    2**62,
+    2**70,
+    [],
+    ["x"],
+    {},
+    {"x": 1},
+    [[]],
+    [None],
+    0,
+    "9" * 40,
+    "8/0",
+    "inf",
+    "a/b/c",
+    "../x",
+)
 
 FILES = {
     "student's record": ("digits/ard/*/*/*/record.json", record.read),

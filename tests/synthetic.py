@@ -16,21 +16,10 @@ import numpy as np
 import pandas as pd
 
 from adbench.results import document, layout, record
+from adbench.results.runs import METHODS as LABELS
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256
 
-LABELS = {
-    "pgd-at": "PGD-AT",
-    "trades": "TRADES",
-    "las-at": "LAS-AT",
-    "ard": "ARD",
-    "iad": "IAD",
-    "rslad": "RSLAD",
-    "mtard": "MTARD",
-    "adaad": "AdaAD",
-    "smaraad": "SmaraAD",
-    "smaraad-pp": "SmaraAD++",
-}
 TEACHERLESS = ("pgd-at", "trades", "las-at")
 
 ATTACKS: dict[str, dict[str, Any]] = {

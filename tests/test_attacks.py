@@ -204,7 +204,6 @@ def test_every_attack_states_its_exact_definition() -> None:
         gradient_attack("pdg20", EPS, STEP)
 
 
-@pytest.mark.usefixtures("traced_on")
 def test_autoattack_gives_the_same_verdicts_as_the_package_called_plainly(trained, monkeypatch) -> None:
     import pyautoattack
 

@@ -64,7 +64,10 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults()
-print(faults(), keep_freed_memory(), faults(), faults())
+before, kept = faults(), keep_freed_memory()
+for _ in range(3):  # the heap grows to what is needed
+    faults()
+print(before, kept, min(faults() for _ in range(3)))
 """
 
 
@@ -74,9 +77,9 @@ print(faults(), keep_freed_memory(), faults(), faults())
 )
 def test_what_is_freed_is_kept_and_costs_no_page_faults_when_it_is_allocated_again() -> None:
     ran = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
-    before, kept, _, after = ran.stdout.split()
+    before, kept, after = ran.stdout.split()
     assert kept == "True"
-    assert int(before) > 4 * max(1, int(after)), "64 MiB five times over: all are new pages, or at most one's are"
+    assert int(before) > 100 * max(1, int(after)), "64 MiB five times over: 80,000 pages, or none"
 
 
 @pytest.mark.parametrize(("name", "folded"), [("rn18", 20), ("mn-v2", 57), ("wrn-10-2", 4), ("cnn-16", 3)])

@@ -240,7 +240,6 @@ def test_a_rescaled_network_is_attacked_as_if_it_had_been_scaled_by_hand(trained
     assert count(found, "zero-gradients") == zeros == 40
 
 
-@pytest.mark.usefixtures("traced_on")
 def test_square_is_autoattacks_own(trained: tuple[nn.Module, Split]) -> None:
     import pyautoattack
 

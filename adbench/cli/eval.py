@@ -17,7 +17,7 @@ from adbench.cli.options import (
     fast_aa_option,
     keep_option,
     make_writable,
-    names,
+    names_option,
     numbers,
     place_of,
     results_option,
@@ -33,7 +33,7 @@ from adbench.system import terminal
 @click.argument("checkpoint", type=FilePath())
 @click.option("--arch", required=True, metavar="NAME", help="Architecture of the checkpoint.")
 @click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="Dataset, by name or path.")
-@click.option("--attacks", multiple=True, callback=names, metavar="NAMES", help="[default: fgsm,pgd20,cw,aa]")
+@names_option("--attacks", text="[default: fgsm,pgd20,cw,aa]")
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="First N test images. [default: all]")
 @click.option("--aa-images", type=click.IntRange(min=1), metavar="N", help="Of these, images for AutoAttack.")
 @click.option("--eps", metavar="FRACTION", help="Radius, as in 8/255. [default: the dataset's]")

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adbench.cli.options import FilePath, fast_aa_option, keep_option, names, plugin_option, precision_option, seeds_of
+from adbench.cli.options import (
+    FilePath,
+    fast_aa_option,
+    keep_option,
+    names_option,
+    plugin_option,
+    precision_option,
+    seeds_of,
+)
 
 if TYPE_CHECKING:
     from adbench.experiment.config import Experiment
@@ -68,41 +76,24 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
     wrapped: Callable[..., None] = with_matrix
     for option in reversed(
         (
-            click.option(
+            names_option(
                 "--methods",
                 "--method",
-                multiple=True,
-                callback=names,
-                metavar="NAMES",
-                help="Methods, comma-separated or repeated; 'all' is the ten of the paper. [default: all]",
+                text="Methods, comma-separated or repeated; 'all' is the ten of the paper. [default: all]",
             ),
-            click.option(
-                "--student",
-                "--students",
-                "students",
-                multiple=True,
-                callback=names,
-                metavar="NAMES",
-                help="Student architectures. [default: cnn-16]",
-            ),
-            click.option(
+            names_option("--student", "--students", "students", text="Student architectures. [default: cnn-16]"),
+            names_option(
                 "--teacher",
                 "--teachers",
                 "teachers",
-                multiple=True,
-                callback=names,
-                metavar="NAMES",
-                help="Teachers: a name (adbench teachers), FILE.toml, ARCHITECTURE@CHECKPOINT or "
+                text="Teachers: a name (adbench teachers), FILE.toml, ARCHITECTURE@CHECKPOINT or "
                 "robustbench:ID. [default: the dataset's own]",
             ),
-            click.option(
+            names_option(
                 "--dataset",
                 "--datasets",
                 "datasets",
-                multiple=True,
-                callback=names,
-                metavar="NAMES",
-                help="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
+                text="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
             ),
             fast_aa_option,
             precision_option,
@@ -113,13 +104,10 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="N|LIST",
                 help="How many seeds (3 means 0,1,2), or which. [default: 1]",
             ),
-            click.option(
+            names_option(
                 "--preset",
                 "presets",
-                multiple=True,
-                callback=names,
-                metavar="NAMES",
-                help="Recipe: adbench list presets; of several, later ones win. [default: digits for "
+                text="Recipe: adbench list presets; of several, later ones win. [default: digits for "
                 "digits, else paper]",
             ),
             click.option("--config", type=FilePath(), metavar="FILE.toml", help="Settings; they win over the preset."),

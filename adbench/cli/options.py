@@ -33,6 +33,13 @@ def names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple
     return tuple(dict.fromkeys(name for value in values for name in listed(value)))
 
 
+def names_option(
+    *declarations: str, text: str, metavar: str = "NAMES"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option that takes names, comma-separated or repeated. text: its help."""
+    return click.option(*declarations, multiple=True, callback=names, metavar=metavar, help=text)
+
+
 def listed(value: str) -> list[str]:
     """The names in a comma list."""
     parts, items = value.split(","), []
@@ -255,22 +262,11 @@ def finished_options(command: Callable[..., Iterator[str]]) -> Callable[..., Non
     for option in reversed(
         (
             click.option("--dataset", metavar="NAME", help="Only this dataset. [default: each]"),
-            click.option(
-                "--methods",
-                "--method",
-                multiple=True,
-                callback=names,
-                metavar="NAMES",
-                help="Only students of these methods (or labels of the report). [default: all]",
+            names_option(
+                "--methods", "--method", text="Only students of these methods (or labels of the report). [default: all]"
             ),
-            click.option(
-                "--student",
-                "--students",
-                "students",
-                multiple=True,
-                callback=names,
-                metavar="NAMES",
-                help="Only students of these architectures. [default: all]",
+            names_option(
+                "--student", "--students", "students", text="Only students of these architectures. [default: all]"
             ),
             click.option(
                 "--seed",

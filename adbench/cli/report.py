@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adbench.cli.options import FilePath, leaving_out, names, results_option, spread_option
+from adbench.cli.options import FilePath, leaving_out, names, names_option, results_option, spread_option
 from adbench.errors import unknown
 from adbench.report.view import FORMATS, GROUPS
 
@@ -34,13 +34,7 @@ def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     metavar="NAMES",
     help=f"{', '.join(FORMATS)}. [default: all]",
 )
-@click.option(
-    "--columns",
-    multiple=True,
-    callback=names,
-    metavar="ATTACKS",
-    help="Attacks to show, in this order, as clean,pgd20,aa. [default: all]",
-)
+@names_option("--columns", metavar="ATTACKS", text="Attacks to show, in this order, as clean,pgd20,aa. [default: all]")
 @click.option(
     "--group-by",
     type=click.Choice(GROUPS),

@@ -97,8 +97,8 @@ Origin = Annotated[
 
 
 @dataclass(slots=True)
-class Cross(Document):
-    """Accuracy of every network on adversarial examples made on every network of one dataset and setting."""
+class Analysis(Document):
+    """Finished networks on the same test images under one attack."""
 
     schema_version: Literal[1]
     id: Annotated[Identity, "identity of weights, attack, setting and images together"]
@@ -106,6 +106,12 @@ class Cross(Document):
     data: Images
     setting: AttackSetting
     attack: Attack
+
+
+@dataclass(slots=True)
+class Cross(Analysis):
+    """Accuracy of every network on adversarial examples made on every network of one dataset and setting."""
+
     networks: Annotated[list[Crossed], Limits(min_length=2)]
     matrix: Annotated[
         list[Annotated[list[Accuracy], Limits(min_length=2)]],
@@ -172,15 +178,9 @@ class Examples(Stored):
 
 
 @dataclass(slots=True)
-class Cam(Document):
+class Cam(Analysis):
     """Class activation maps of a teacher and of its students on the same images, and how much they agree."""
 
-    schema_version: Literal[1]
-    id: Annotated[Identity, "identity of weights, attack, setting and images together"]
-    dataset: Text
-    data: Images
-    setting: AttackSetting
-    attack: Attack
     networks: Annotated[
         list[Judged],
         Limits(min_length=2),
@@ -199,8 +199,7 @@ class Cam(Document):
         return _uneven(len(self.networks) - 1, {"agreement": self.agreement, **cosines})
 
 
-Analysis = Cross | Cam
-KINDS: dict[str, type[Analysis]] = {"cross": Cross, "cam": Cam}
+KINDS: dict[str, type[Cross] | type[Cam]] = {"cross": Cross, "cam": Cam}
 A = TypeVar("A", Cross, Cam)
 
 
@@ -252,7 +251,7 @@ def latest(analyses: Iterable[A]) -> list[A]:
     return sorted(standing, key=lambda a: str(a.path))
 
 
-def _replaces(later: Analysis, earlier: Analysis) -> bool:
+def _replaces(later: A, earlier: A) -> bool:
     of_later, of_earlier = ([network.weights_sha256 for network in one.networks] for one in (later, earlier))
     return (
         (later.dataset, later.setting, later.data.fingerprint)
