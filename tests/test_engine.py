@@ -423,6 +423,20 @@ def test_out_of_memory_ends_where_batches_cannot_be_divided(tmp_path: Path, monk
                 run(it)
 
 
+def test_an_update_that_runs_out_of_memory_is_not_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = trainer(tmp_path, images=64, epochs=1)
+    taken = []
+
+    def step() -> None:
+        taken.append(it.iteration)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(it.optimiser, "step", step)
+    with pytest.raises(UserError, match=r"train\.batch_size"):
+        run(it)
+    assert taken == [1]
+
+
 def test_what_a_gpu_is_not_asked_at_once_is_named_with_its_own_batch(tmp_path: Path) -> None:
     """The host looks every few iterations; weights and examples are those of the batch that failed."""
     it = trainer(tmp_path, Broken(how="one term"), images=320, batch_size=32, epochs=1)

@@ -301,8 +301,17 @@ class Trainer:
         self._stop_if_failed()
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
-        self.optimiser.step()
+        self._update()
         return mean, parts
+
+    def _update(self) -> None:
+        """The optimiser's step. Raises UserError where memory runs out in it: some weights may have moved already."""
+        try:
+            self.optimiser.step()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"method '{self.method.label}': out of memory in the optimiser's step; lower train.batch_size"
+            ) from error
 
     def _steps(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> Iterator[tuple[Step, int]]:
         """This rank's part of each micro-batch, and the number of images that its summed loss is divided by."""
