@@ -334,8 +334,8 @@ def matrix_rates(job: Job) -> dict[str, float]:
 STEPS: dict[str, tuple[str, str, dict[str, bool]]] = {
     "plain": ("plain", "tf32", {}),
     "bfloat16": ("bfloat16", "bfloat16", {}),
-    "float32": ("auto", "float32", {}),
-    "float32, TF32 allowed": ("auto", "tf32", {"allow_tf32": True}),
+    "auto": ("auto", "tf32", {}),
+    "float32 as written": ("exact", "float32", {}),
     "bfloat16, cuDNN searches": ("bfloat16", "bfloat16", {"benchmark": True}),
     "plain, cuDNN searches": ("plain", "tf32", {"benchmark": True}),
 }
@@ -830,9 +830,7 @@ def _out_of_memory(job: Job) -> None:
     if job.on_gpu:
         held = max(held, _held(place))
         allowed = held + 0.6 * (needed - held)
-        torch.cuda.set_per_process_memory_fraction(
-            allowed / torch.cuda.get_device_properties(place).total_memory, place
-        )
+        torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(place).total_memory)
     else:
         trainer.student.register_forward_pre_hook(_refuses(batch // 2))
     noise = torch.Generator(device=place).manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import platform
 import subprocess
 import sys
@@ -263,18 +264,46 @@ def test_trades_first_gradient_is_lost_in_half_precision_and_taken_in_single() -
 
 
 @pytest.mark.parametrize(
-    ("asked", "name", "expected"),
+    ("asked", "name", "place", "expected"),
     [
-        ("float32", "wrn-10-2", AS_WRITTEN),
-        ("auto", "wrn-10-2", FAST),
-        ("auto", "cnn-16", AS_WRITTEN),  # too small to gain
-        ("bfloat16", "cnn-16", HALF),
+        ("float32", "wrn-10-2", "cpu", AS_WRITTEN),
+        ("float32", "wrn-10-2", "cuda", AS_WRITTEN),
+        ("auto", "wrn-10-2", "cpu", FAST),
+        ("auto", "wrn-10-2", "cuda", Precision("tf32", lean=True)),
+        ("auto", "cnn-16", "cpu", AS_WRITTEN),  # too small to gain
+        ("auto", "cnn-16", "cuda", Precision("tf32")),
+        ("bfloat16", "cnn-16", "cpu", HALF),
+        ("bfloat16", "cnn-16", "cuda", HALF),
     ],
 )
-def test_the_precision_follows_from_what_is_asked_and_the_network(asked: str, name: str, expected: Precision) -> None:
+def test_the_precision_follows_from_what_is_asked_the_network_and_the_device(
+    asked: str, name: str, place: str, expected: Precision
+) -> None:
     network = build(name, classes=10)
-    assert Precision.chosen(asked, network, (3, 32, 32)) == expected
+    assert Precision.chosen(asked, network, (3, 32, 32), torch.device(place)) == expected
     assert network.training
+
+
+def test_tf32_is_for_the_steps_of_a_training_alone(tmp_path: Path) -> None:
+    """Not for what needs float32: TRADES' clean outputs and first step, and the verdicts of a validation."""
+    it = trainer(tmp_path, configured("trades", {}), images=32, epochs=1)
+    it.attack = it.validation = dataclasses.replace(it.attack, steps=3)
+    it.precision = Precision("tf32")
+    it.set_up()
+    allowed: list[bool] = []
+    conv = next(module for module in it.student.modules() if isinstance(module, torch.nn.Conv2d))
+    conv.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+    conv.weight.register_hook(lambda _: allowed.append(torch.backends.cudnn.allow_tf32))
+    torch.backends.cudnn.allow_tf32 = False
+    ((index, crops), *_) = it.batches()
+    it.iterate(index, crops, torch.Generator().manual_seed(0), {})
+    clean, first, *later = allowed
+    assert (clean, first) == (False, False)
+    assert later == [True] * 5  # two steps more, two passes of the loss, and its backward pass
+    allowed.clear()
+    it._validate()
+    assert allowed == [True] * 3 + [False] * 2  # the search, and two verdicts
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_multiply_adds_are_those_of_a_hand_count() -> None:

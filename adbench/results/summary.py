@@ -23,7 +23,7 @@ class Summary:
     seconds: Seconds
     images_per_second: Seconds
     peak_memory_bytes: Count
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     micro_batch: Annotated[int, Limits(ge=2)] | None = None
     devices: Positive = 1
     weights: Annotated[dict[str, Any], table({"best": Sha256, "last": Sha256}, others=Sha256)] | None = None

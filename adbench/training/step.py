@@ -81,7 +81,7 @@ class Net:
         exact: in float32, whatever the network's precision.
         """
         before = self._attacked, self.precision
-        with attacking(self.module, training=training):
+        with attacking(self.module, training=training), (AS_WRITTEN if exact else self.precision).convolutions():
             try:
                 if exact and self.precision.arithmetic != "float32":
                     self.precision = AS_WRITTEN

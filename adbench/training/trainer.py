@@ -28,7 +28,7 @@ from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.losses import cross_entropy
 from adbench.models import Network
-from adbench.models.precision import Precision
+from adbench.models.precision import AS_WRITTEN, Precision
 from adbench.models.verdict import right
 from adbench.results import document, layout
 from adbench.results.summary import Summary
@@ -85,7 +85,7 @@ class Trainer:
         self.ranks = ranks
         self.method = method
         self.student = student.to(device)
-        self.precision = Precision.chosen(config.precision, student, dataset.image_shape)
+        self.precision = Precision.chosen(config.precision, student, dataset.image_shape, device)
         self.net = Net(self.student, self.precision)
         self.teachers = {need: Teacher(network.to(device), self.precision) for need, network in teachers.items()}
         self.images = dataset.train.images.to(device)
@@ -263,7 +263,8 @@ class Trainer:
         before = noise.get_state()
         while True:
             try:
-                loss, parts = self.train_step(index, crops, noise)
+                with self.precision.convolutions():
+                    loss, parts = self.train_step(index, crops, noise)
                 break
             except torch.OutOfMemoryError:
                 pass  # all that the failed pass held is free only outside this block
@@ -495,7 +496,7 @@ def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> tu
                 generator=noise,
             )
             # In float32, whatever the precision of the search.
-            with torch.no_grad():
+            with torch.no_grad(), AS_WRITTEN.convolutions():
                 right += _correct(net.module, x, labels)
                 robust += _correct(net.module, x_adv, labels)
     return right / len(val), robust / len(val)

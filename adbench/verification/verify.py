@@ -212,7 +212,7 @@ class _Verification:
         ball = Ball(float(self.dataset.threat.eps), float(self.dataset.threat.step), recipe["val_steps"])
         narrow = said.precision == "bfloat16"
         shape = self.dataset.image_shape
-        precision = Precision.chosen("bfloat16" if narrow else "float32", self.network, shape)
+        precision = Precision.chosen("bfloat16" if narrow else "float32", self.network, shape, self.device)
         val = self.dataset.val.to(self.device)
         clean, robust = trainer.held_out(
             Net(self.network, precision), val, ball, recipe["batch_size"], self.training["seed"]

@@ -23,7 +23,7 @@ Send = Callable[[dict[str, Any]], None]
 
 
 def set_up_torch(place: Place, threads: int) -> None:
-    """Set the number of threads, full float32 (no TF32), and on a CPU determinism."""
+    """Set the number of threads, full float32 (no TF32 but where `Precision` allows it), and on a CPU determinism."""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
