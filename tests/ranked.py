@@ -9,6 +9,7 @@ image, so that an image meets the same on whatever rank it is.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from datetime import timedelta
@@ -97,6 +98,40 @@ def main(out: Path, wanted: list[str]) -> None:
             torch.save(found, out / f"{method}-{way}-{mine.rank}.pt")
         if not mine.first:
             mine.wait_for_lead(print)  # ends when the first rank leaves
+
+
+class Counting(PGDAT):
+    """Remembers, of every batch, how many images there are of each class, and the extremes of their indices."""
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        total = step.total(torch.bincount(step.y, minlength=10))
+        least, most = step.extremes(step.index)
+        SEEN.append([step.iteration, step.iterations, *total.tolist(), least.item(), most.item()])
+        return super().loss(step, x_adv)
+
+
+SEEN: list[list[int]] = []
+
+
+def counted(out: Path) -> None:
+    """What `Counting` remembers on this rank of an epoch whose last batch has two images."""
+    with distributed.joined(torch.device("cpu")) as mine:
+        trainer.Trainer(
+            method=Counting(),
+            student=build("cnn-4", classes=10, channels=1),
+            teachers={},
+            dataset=load("digits", out, train_images=26, val_images=16, test_images=16),
+            attack=Ball(0.1, 0.03, 1),
+            validation=Ball(0.1, 0.03, 1),
+            config=Train(epochs=2, batch_size=12),
+            seed=0,
+            folder=out / "cell",
+            device=torch.device("cpu"),
+            ranks=mine,
+        ).run(lambda _: None, lambda *_: None)
+        (out / f"{mine.rank}.json").write_text(json.dumps(SEEN))
+        if not mine.first:
+            mine.wait_for_lead(print)
 
 
 class OneSided(PGDAT):

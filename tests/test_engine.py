@@ -28,7 +28,7 @@ from adbench.models.flops import multiply_adds
 from adbench.models.precision import AS_WRITTEN, Lean, Precision
 from adbench.training.configured import configured
 from adbench.training.nonfinite import Watch
-from adbench.training.step import Need, Net, Teacher
+from adbench.training.step import Mode, Need, Net, Teacher
 from adbench.weights import checkpoint
 from adbench.weights.networks import lookup
 
@@ -216,7 +216,7 @@ def test_a_net_is_lean_only_while_it_is_held_still_and_remembers_nothing_of_it()
         torch.testing.assert_close(net(x), as_written.eval()(x), rtol=1e-4, atol=1e-5)
     assert network.training
     assert torch.equal(net(x), as_written.train()(x))
-    with net.still(training=True):
+    with net.still(Mode.TRAIN):
         assert torch.equal(net(x), as_written(x))
 
 

@@ -114,7 +114,7 @@ def test_images_a_second_are_those_of_the_batches_in_log_and_summary(
         now[0] += seconds
 
     it = trainer(tmp_path, epochs=2)
-    it._validate = lambda: tick(100) or (0.5, 0.5)  # type: ignore[method-assign, func-returns-value]
+    it._validate = lambda: tick(100) or dict.fromkeys(("val_clean", "val_robust"), 0.5)  # type: ignore[method-assign, func-returns-value]
     monkeypatch.setattr("adbench.training.trainer.time.perf_counter", lambda: now[0])
     entries: list[dict[str, Any]] = []
     summary = it.run(entries.append, lambda *_: tick(1))
@@ -148,7 +148,7 @@ def test_the_same_seed_ends_in_the_same_bits_and_another_seed_does_not(tmp_path:
 def test_best_is_the_epoch_of_the_highest_robust_accuracy_on_the_held_out_split(tmp_path: Path) -> None:
     it = trainer(tmp_path, epochs=4)
     scores = iter([(0.9, 0.2), (0.5, 0.6), (0.9, 0.6), (0.9, 0.1)])
-    it._validate = lambda: next(scores)  # type: ignore[method-assign]
+    it._validate = lambda: dict(zip(("val_clean", "val_robust"), next(scores), strict=True))  # type: ignore[method-assign]
     after: list[str] = []
     it.run(lambda _: after.append(checkpoint.weights_sha256(it.student)), lambda *_: None)
     best = build("cnn-4", classes=10, channels=1)
@@ -162,7 +162,7 @@ def test_best_is_the_epoch_of_the_highest_robust_accuracy_on_the_held_out_split(
 def test_natural_training_chooses_its_best_epoch_by_clean_accuracy(tmp_path: Path) -> None:
     it = trainer(tmp_path, configured("natural", {}))
     scores = iter([(0.5, 0.6), (0.9, 0.1), (0.8, 0.7)])
-    it._validate = lambda: next(scores)  # type: ignore[method-assign]
+    it._validate = lambda: dict(zip(("val_clean", "val_robust"), next(scores), strict=True))  # type: ignore[method-assign]
     run(it)
     summary = finished(tmp_path)
     assert summary is not None

@@ -101,7 +101,7 @@ def test_four_steps_of_the_trainer_are_those_of_a_loop_of_its_own(
     drawn = iter(pool)
     for kind in ("gauss_noise", "unit_noise"):
         monkeypatch.setattr(linf, kind, lambda x, _: next(drawn)[: len(x)])
-    it._validate = lambda: (0.5, 0.5)  # type: ignore[method-assign]
+    it._validate = lambda: {"val_clean": 0.5, "val_robust": 0.5}  # type: ignore[method-assign]
 
     loop = Loop(copy.deepcopy(it.student), teacher, pool, kernels=decay == "kernels")
     images, labels = it.images.double() / 255, it.labels

@@ -21,6 +21,7 @@ from adbench.evaluation import stored_examples
 from adbench.evaluation.evaluator import Evaluator, evaluate
 from adbench.models import build, verdict
 from adbench.training import trainer
+from adbench.training.step import Ball, Net
 from adbench.weights.checkpoint import load
 
 NAN, INF = float("nan"), float("inf")
@@ -139,7 +140,8 @@ def test_a_network_without_a_first_class_is_right_nowhere(value: float) -> None:
     assert [flag.partition(" images")[0] for flag in found["clean"].flags] == ["counted as wrong: 6"]
     assert (evaluator(net, split).predicted != split.labels).all(), "as outcomes on disk are read"
     x, y = split.images.float() / 255, split.labels
-    assert trainer._correct(net, x, y) == 0
+    held_out = trainer.held_out(Net(net), Split(split.images, y), Ball(0.1, 0.03, 1), 4, seed=0)
+    assert set(held_out.values()) == {0.0}
     assert not Testbed.right(SimpleNamespace(y=y), net, x).any()  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -169,18 +169,25 @@ def usable(x: Tensor, on_nan: Callable[[Tensor], object]) -> Tensor:
 
 
 @contextmanager
-def attacking(network: nn.Module, *, training: bool = False) -> Iterator[None]:
+def attacking(network: nn.Module, *, training: bool = False, moving: bool = True) -> Iterator[None]:
     """Context in which a network is under attack: evaluation mode (or training mode) and frozen parameters.
 
+    moving: whether running statistics move in training mode; if not, batch-norm uses the batch's and leaves its own.
     Modes and `requires_grad` of every parameter are as before on leaving, also after an error.
     """
+    fixed = training and not moving
+    running: list[Any] = [m for m in network.modules() if fixed and getattr(m, "track_running_stats", False)]
     modes = {module: module.training for module in network.modules()}
     flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
     try:
         network.train(training)
         network.requires_grad_(False)
+        for module in running:
+            module.track_running_stats = False
         yield
     finally:
+        for module in running:
+            module.track_running_stats = True
         for module, mode in modes.items():
             module.training = mode
         for parameter, flag in flags.items():

@@ -107,6 +107,8 @@ class Problem:
             "epoch": EPOCHS - 1,
             "epochs": EPOCHS,
             "iteration": iteration,
+            "iterations": 10 * EPOCHS,
+            "index": torch.arange(images),
             "lr": 0.1,
             "threat": BALL,
             "generator": torch.Generator().manual_seed(iteration),
@@ -169,7 +171,7 @@ def attack_leaves_the_student_as_it_was(problem: Problem) -> None:
             raise Broken("the attack left frozen parameters; `step.ascend` and `step.still` restore them")
         moved = [key for key, value in module.state_dict().items() if not torch.equal(value, before[key])]
         # Methods with the option `attack_bn` move the statistics in their authors' mode.
-        if moved and getattr(method, "attack_bn", Mode.EVAL) is Mode.EVAL:
+        if moved and getattr(method, "attack_bn", Mode.EVAL) is not Mode.TRAIN:
             raise Broken(f"the attack changed the student ({moved[0]}); attack it in evaluation mode")
 
 

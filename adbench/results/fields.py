@@ -240,6 +240,8 @@ Epoch = Annotated[
         images_per_second=Seconds,
         val_clean=Share | None,
         val_robust=Share | None,
+        val_mean=Annotated[Share, "of the two, where the method chooses by it"] | None,
+        val_robust_worst=Annotated[Share, "of the class where it is lowest, where the method chooses by it"] | None,
         micro_batch=Annotated[int, Limits(ge=2)] | None,
     ),
 ]

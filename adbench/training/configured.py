@@ -9,6 +9,7 @@ from adbench.errors import UserError, unknown
 from adbench.experiment.config import validated
 from adbench.registry import METHODS
 from adbench.training.method import Method, Passes
+from adbench.training.step import SELECTIONS
 
 T = TypeVar("T")
 
@@ -30,12 +31,18 @@ def configured(name: str, hyper: dict[str, Any]) -> Method:
     cls = METHODS.load(name)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise UserError(f"method '{name}' ({METHODS.source(name)}) is not a subclass of adbench.Method")
-    if not isinstance(getattr(cls, "label", None), str):
-        raise UserError(f"method '{name}' ({METHODS.source(name)}) has no `label`, the name that tables print")
     for part in ("attack", "loss"):
         if getattr(cls, part) is getattr(Method, part):
             raise UserError(f"method '{name}' ({METHODS.source(name)}) does not implement `{part}`")
-    return validated(cls, hyper, f"hyper.{name}")
+    method = validated(cls, hyper, f"hyper.{name}")
+    # Of the method and not of its class: where it is around another one, it may follow that one.
+    if not isinstance(getattr(method, "label", None), str):
+        raise UserError(f"method '{name}' ({METHODS.source(name)}) has no `label`, the name that tables print")
+    if method.selects not in SELECTIONS:
+        raise UserError(
+            f"method '{name}' ({METHODS.source(name)}) selects by {method.selects!r}; known are {', '.join(SELECTIONS)}"
+        )
+    return method
 
 
 def passes(method: Method, name: str, steps: int) -> Passes:

@@ -61,6 +61,14 @@ class Ranks:
         """The mean of all ranks' values, detached, in their type; the numbers of values may differ."""
         return values.detach().mean()
 
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the ranks of each of values, which all have in one shape; detached."""
+        return values.detach()
+
+    def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest of all ranks' values, detached; the numbers of values may differ."""
+        return values.detach().amin(), values.detach().amax()
+
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks."""
 
@@ -110,6 +118,17 @@ class Torchrun(Ranks):
         sums = torch.stack([wide.sum(), wide.new_full((), wide.numel())])
         _add_up(sums)
         return (sums[0] / sums[1]).to(values)
+
+    def total(self, values: Tensor) -> Tensor:
+        wide = values.detach().to(self.device, torch.float64, copy=True)
+        _add_up(wide)
+        return wide.to(values)
+
+    def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        wide = values.detach().to(self.device, torch.float64)
+        both = torch.stack([-wide.amin(), wide.amax()])
+        _all(dist.all_reduce, both, dist.ReduceOp.MAX)
+        return (-both[0]).to(values), both[1].to(values)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         if not (parts := list(tensors)):

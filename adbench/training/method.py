@@ -60,6 +60,9 @@ class Method(BaseModel):
     A subclass has a `label` for tables, declares its teachers in `needs` and its hyperparameters by `hyper` (each has a
     default), and implements `attack` and `loss`. Unknown or out-of-range hyperparameters are refused.
 
+    A method around another one may follow what that one declares, by a property of the same name in place of `label`,
+    `needs`, `selects`, `separable`, `divisible` or `shares`: the configured method is asked, not its class.
+
     Example:
 
         class Mine(Method):
@@ -79,8 +82,8 @@ class Method(BaseModel):
 
     label: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
-    selects: ClassVar[Literal["val_robust", "val_clean"]] = "val_robust"
-    """Which accuracy on the held-out split chooses the best epoch."""
+    selects: ClassVar[Literal["val_robust", "val_clean", "val_mean", "val_robust_worst"]] = "val_robust"
+    """Which accuracy on the held-out split chooses the best epoch, see `step.SELECTIONS`."""
     separable: ClassVar[bool] = True
     """Whether an example's loss depends on that example alone, batch-norm aside."""
     divisible: ClassVar[bool] = True

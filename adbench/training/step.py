@@ -17,7 +17,11 @@ from adbench.models.network import Network
 from adbench.models.precision import AS_WRITTEN, Lean, Precision, single
 from adbench.training.distributed import ALONE, Ranks
 
-COLUMNS = ("epoch", "lr", "loss", "seconds", "images_per_second", "val_clean", "val_robust", "micro_batch")
+SELECTIONS = ("val_robust", "val_clean", "val_mean", "val_robust_worst")
+"""What may choose the best epoch, on the held-out split: robust accuracy, clean accuracy, the mean of the two, or the
+robust accuracy of the class where it is lowest."""
+
+COLUMNS = ("epoch", "lr", "loss", "seconds", "images_per_second", *SELECTIONS, "micro_batch")
 """What the trainer writes into every line of a log, beside the numbers that a method logs."""
 
 
@@ -33,6 +37,8 @@ class Mode(StrEnum):
 
     EVAL = "eval"
     TRAIN = "train"
+    BATCH = "batch"
+    """The batch's own statistics as in training, but the running ones stay as they are (Wang et al., ICML 2023)."""
 
 
 class Net:
@@ -75,13 +81,15 @@ class Net:
         self.precision, self._lean, self._attacked = precision, None, False
 
     @contextmanager
-    def still(self, *, training: bool = False, exact: bool = False) -> Iterator[None]:
-        """The network as an attack sees it: frozen, and in evaluation mode unless `training`.
+    def still(self, bn: Mode = Mode.EVAL, *, exact: bool = False) -> Iterator[None]:
+        """The network as an attack sees it: frozen, with batch-norm in mode `bn`.
 
         exact: in float32, whatever the network's precision.
         """
         before = self._attacked, self.precision
-        with attacking(self.module, training=training), (AS_WRITTEN if exact else self.precision).convolutions():
+        training = bn is not Mode.EVAL
+        frozen = attacking(self.module, training=training, moving=bn is Mode.TRAIN)
+        with frozen, (AS_WRITTEN if exact else self.precision).convolutions():
             try:
                 if exact and self.precision.arithmetic != "float32":
                     self.precision = AS_WRITTEN
@@ -151,12 +159,14 @@ class Step:
     """One training iteration: all that a method's `attack` and `loss` see.
 
     x: images (B, C, H, W) in [0, 1]. y: labels (B,). epoch: from 0 to epochs - 1. iteration: from 1, over the whole
-    training. lr: the learning rate. threat: eps, step size and number of steps of the training attack. generator: the
-    training's stream of attack randomness. student, teacher, natural_teacher: networks, see `Net`.
+    training, to iterations. lr: the learning rate. index: which of the training images these are, (B,). threat: eps,
+    step size and number of steps of the training attack. generator: the training's stream of attack randomness.
+    student, teacher, natural_teacher: networks, see `Net`.
 
     The student is in training mode in `loss`; `ascend` and `still` put it into the mode of an attack and back. Where
-    several devices share a training, x is this device's part of the batch, a `share` of it; `mean` and `backward` are
-    for what depends on the whole batch.
+    several devices share a training, x is this device's part of the batch, a `share` of it; `mean`, `total`, `extremes`
+    and `backward` are for what depends on the whole batch. copies: how many devices have the same part, since the batch
+    has fewer images than there are devices.
     """
 
     x: Tensor
@@ -172,6 +182,9 @@ class Step:
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
     ranks: Ranks = ALONE
     share: float = 1.0
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    iterations: int = 0
+    copies: int = 1
 
     @property
     def teacher(self) -> Teacher:
@@ -195,7 +208,7 @@ class Step:
 
         exact: in float32, for differences that are lost in half precision.
         """
-        return self.student.still(training=bn is Mode.TRAIN, exact=exact)
+        return self.student.still(bn, exact=exact)
 
     def ascend(
         self,
@@ -215,12 +228,12 @@ class Step:
         has its own for every example (LAS-AT). exact_first: the first gradient is taken in float32, because it is a
         small difference of nearly equal outputs (TRADES). Returns x' detached, in the ball and in [0, 1].
 
-        Raises UserError for an attack in training mode with `steps` where several devices share the training.
+        Raises UserError for an attack on batch statistics with `steps` where several devices share the training.
 
         Example: `step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=Start.UNIFORM)`.
         """
-        if self.ranks.size > 1 and bn is Mode.TRAIN and steps is not None:
-            raise UserError("several devices cannot share an attack in training mode whose steps differ by image")
+        if self.ranks.size > 1 and bn is not Mode.EVAL and steps is not None:
+            raise UserError("several devices cannot share an attack on batch statistics whose steps differ by image")
         size = self.threat.eps if eps is None else eps
         x_start = start if isinstance(start, Tensor) else start_point(self.x, start, size, self.generator)
         first = exact_first
@@ -249,6 +262,19 @@ class Step:
         For state that a method keeps from batch to batch, which has to be the same on every device (MTARD's weights).
         """
         return self.ranks.mean(values)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all devices of each number in values, which have the same shape on every device; detached.
+
+        For what a method adds up over its part of the batch, as numbers of images by class, (C,). Each image counts
+        once.
+        """
+        total = self.ranks.total(values)
+        return total if self.copies == 1 else (total.double() / self.copies).to(values.dtype)
+
+    def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest of values (B,) over the whole batch, on all devices: two scalars, detached."""
+        return self.ranks.extremes(values)
 
     def backward(self, loss: Tensor, network: nn.Module) -> None:
         """Backpropagate `loss`, a mean over examples, into `network`, which has no gradients yet: over the whole batch.

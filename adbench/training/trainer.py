@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adbench.attacks.linf import Start, ascend
 from adbench.data import Dataset, Split
@@ -38,7 +38,7 @@ from adbench.training import resume
 from adbench.training.distributed import ALONE, Ranks
 from adbench.training.method import Method, form_error
 from adbench.training.nonfinite import LOOK_EVERY, BatchPart, Watch, contents, diagnosis
-from adbench.training.step import Ball, Need, Net, Step, Teacher
+from adbench.training.step import SELECTIONS, Ball, Need, Net, Step, Teacher
 from adbench.weights import checkpoint
 from adbench.weights.file_reader import state_sha256
 
@@ -197,14 +197,13 @@ class Trainer:
                 group["lr"] *= factor
             self.method.on_lr_change(factor)
         due = self.epoch % self.config.val_every == 0 or self.epoch == self.config.epochs
-        clean, robust = self._validate() if due and self.ranks.first else (None, None)
+        found: dict[str, float] = self._validate() if due and self.ranks.first else {}
         self.seconds += time.perf_counter() - begun
         self.peak = max(self.peak, peak_memory(self.device))
         return entry | {
             "seconds": trained,
             "images_per_second": len(self.labels) / trained,
-            "val_clean": clean,
-            "val_robust": robust,
+            **{name: found.get(name) for name in dict.fromkeys(("val_clean", "val_robust", self.method.selects))},
             **({"micro_batch": self.micro_batch} if self.micro_batch else {}),
         }
 
@@ -321,7 +320,8 @@ class Trainer:
             own, together = self.ranks.part(len(part))
             step = self._step(part[own], crop[:, own], noise, share=(own.stop - own.start) / together)
             # Where every rank has the whole micro-batch, each of its images counts as often as there are ranks.
-            yield step, len(index) * together // len(part)
+            step.copies = together // len(part)
+            yield step, len(index) * step.copies
 
     def _step(self, index: Tensor, crops: Tensor, noise: torch.Generator, share: float = 1.0) -> Step:
         for teacher in self.teachers.values():
@@ -339,6 +339,8 @@ class Trainer:
             teachers=self.teachers,
             ranks=self.ranks,
             share=share,
+            index=index,
+            iterations=self.config.epochs * len(batches(torch.arange(len(self.labels)), self.config.batch_size)),
         )
 
     def _halve(self, batch: int) -> None:
@@ -398,8 +400,8 @@ class Trainer:
         for net in (self.net, *self.teachers.values()):
             net.run_in(precision)
 
-    def _validate(self) -> tuple[float, float]:
-        """Accuracy on the held-out split: clean, and under PGD from one uniform start that is always the same."""
+    def _validate(self) -> dict[str, float]:
+        """SELECTIONS on the held-out split, under PGD from one uniform start that is always the same."""
         return held_out(self.net, self.val, self.validation, self.config.batch_size, self.seed)
 
     def set_up(self) -> None:
@@ -479,9 +481,9 @@ class Trainer:
         return notes
 
 
-def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> tuple[float, float]:
-    """Accuracy on a split: clean, and under PGD in `ball` from one uniform start that is a function of the seed."""
-    right = robust = 0
+def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> dict[str, float]:
+    """SELECTIONS on a split, under PGD in `ball` from one uniform start that is a function of the seed."""
+    clean, robust = [], []
     noise = generator(seed, "validation", device=val.images.device)
     with net.still():
         for images, labels in _parts(val, batch_size):
@@ -497,9 +499,12 @@ def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> tu
             )
             # In float32, whatever the precision of the search.
             with torch.no_grad(), AS_WRITTEN.convolutions():
-                right += _correct(net.module, x, labels)
-                robust += _correct(net.module, x_adv, labels)
-    return right / len(val), robust / len(val)
+                clean.append(right(net.module(x), labels))
+                robust.append(right(net.module(x_adv), labels))
+    unharmed = torch.cat(robust)
+    accuracies = int(torch.cat(clean).sum()) / len(val), int(unharmed.sum()) / len(val)
+    by_class = [unharmed[val.labels == label].double().mean().item() for label in set(val.labels.tolist())]
+    return dict(zip(SELECTIONS, (*accuracies[::-1], sum(accuracies) / 2, min(by_class)), strict=True))
 
 
 def _decaying(network: Network, config: Train) -> list[dict[str, Any]]:
@@ -524,10 +529,6 @@ def _log_lines(path: Path) -> list[str]:
 
 def _parts(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(torch.split(split.images, size), torch.split(split.labels, size), strict=True))
-
-
-def _correct(network: nn.Module, x: Tensor, y: Tensor) -> int:
-    return int(right(network(x), y).sum())
 
 
 def reset_peak_memory(device: torch.device) -> None:

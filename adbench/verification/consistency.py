@@ -279,7 +279,8 @@ class Paper:
         if not equal(log[said.best_epoch - 1]["val_robust"], said.best_val_robust):
             wrong.append("best_val_robust")
         if self.method is not None and not wrong:
-            scores = [-1.0 if entry[self.method.selects] is None else entry[self.method.selects] for entry in log]
+            found = [entry.get(self.method.selects) for entry in log]
+            scores = [-1.0 if score is None else score for score in found]
             wrong += [] if said.best_epoch == 1 + scores.index(max(scores)) else ["best_epoch"]
         if sum(entry.get("seconds", 0.0) for entry in log) > said.seconds * (1 + 1e-6):
             wrong.append("seconds")

@@ -36,7 +36,7 @@ from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
 from adbench.training import trainer
-from adbench.training.step import Ball, Net
+from adbench.training.step import SELECTIONS, Ball, Net
 from adbench.verification import reattack
 from adbench.verification.consistency import CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding, Paper, beside, equal, guides
 from adbench.weights import networks
@@ -203,7 +203,7 @@ class _Verification:
         which = self.record.network.checkpoint
         epoch = said.best_epoch if which == "best" else said.epochs
         log = self.record.log()
-        stated = {"val_robust": log[epoch - 1]["val_robust"], "val_clean": log[epoch - 1]["val_clean"]} if log else {}
+        stated = {key: log[epoch - 1][key] for key in SELECTIONS if key in log[epoch - 1]} if log else {}
         if not log and which == "best":
             stated = {"val_robust": said.best_val_robust}
         if not stated:
@@ -214,22 +214,22 @@ class _Verification:
         shape = self.dataset.image_shape
         precision = Precision.chosen("bfloat16" if narrow else "float32", self.network, shape, self.device)
         val = self.dataset.val.to(self.device)
-        clean, robust = trainer.held_out(
-            Net(self.network, precision), val, ball, recipe["batch_size"], self.training["seed"]
-        )
-        found, n = {"val_clean": clean, "val_robust": robust}, len(val)
+        found = trainer.held_out(Net(self.network, precision), val, ball, recipe["batch_size"], self.training["seed"])
+        n = len(val)
         # The start noise is drawn on the device.
         alike = self.device.type == "cpu" and "CPU" in self.record.provenance.device and not narrow
-        limits = {
-            "val_clean": most(n, reattack.REPEATED),
-            "val_robust": most(n, reattack.REPEATED if alike else OTHER_NOISE),
-        }
+        robust = most(n, reattack.REPEATED if alike else OTHER_NOISE)
+        limits = {"val_clean": most(n, reattack.REPEATED), "val_robust": robust, "val_mean": robust}
+        # Of the images of one class, which are fewer.
+        limits["val_robust_worst"] = robust * n // int(val.labels.bincount().clamp_min(1).min())
         wrong = [
             f"{key} = {value}, the weights have {found[key]:.4f} (of {n} images, {limits[key]} may differ)"
             for key, value in stated.items()
             if value is None or abs(value - found[key]) * n > limits[key] + 0.5
         ]
-        return Finding.of(what, f"that of epoch {epoch}: {', '.join(f'{k} {v:.4f}' for k, v in found.items())}", wrong)
+        return Finding.of(
+            what, f"that of epoch {epoch}: {', '.join(f'{key} {found[key]:.4f}' for key in stated)}", wrong
+        )
 
     def _outcomes(self) -> Finding:
         table, test = self.table, self.dataset.test
