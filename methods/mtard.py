@@ -1,11 +1,13 @@
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from adbench import ATTACK_BN, Method, Mode, Need, Passes, Start, Step, hyper
 from adbench.losses import Classes, Reduction, cross_entropy, kl, reduction_for, wide
+
+Shares = tuple[Annotated[float, Field(gt=0, lt=1)], ...]
 
 FLOOR = 1e-5  # the authors' guard inside the teacher's logarithm
 
@@ -16,7 +18,7 @@ class MTARD(Method):
     attack:  max  CE(S(x'), y)
     loss:    w_a L_a + w_n L_n,   L_a = KL(S(x'), T(x')),   L_n = KL(S(x), T_nat(x)),   w_a = 1 - w_n
     Each iteration moves w_n towards r_n / (r_a + r_n), r = (L / L at the first iteration)^b, by the rate rho,
-    which drops with the learning rate.
+    which drops with the learning rate (under a smooth schedule: at `rate_drops`).
 
     differs: SmaraAD's Table 1 writes static weights (`dynamic = false`). The code averages the KL over classes
     (times 10 on CIFAR-100; kept) and has no temperature: that is the later B-MTARD, which is not offered. The
@@ -31,6 +33,9 @@ class MTARD(Method):
     dynamic: bool = hyper(True, doc="adapt the weights as training goes (authors' code)")
     weight_natural: float = hyper(0.5, ge=0, le=1, doc="w_n, at the start if dynamic (authors' code)")
     weight_lr: float = hyper(0.025, ge=0, le=1, doc="rho, rate of the weights (authors' code)")
+    rate_drops: Shares | None = hyper(
+        None, later=True, doc="shares of the epochs after which rho is divided by 10; none means when the rate drops"
+    )
     balance: float = hyper(1.0, gt=0, doc="exponent b of the relative losses (authors' code)")
     kl_reduction: Reduction = hyper("auto", doc="KL over classes; auto: mean, mean_x10 over 10 classes (authors)")
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
@@ -54,16 +59,22 @@ class MTARD(Method):
         robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
         natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
         if self.dynamic:
-            self._rebalance(wide(torch.stack([step.mean(robust), step.mean(natural)]), step.x.device))
+            self._rebalance(wide(torch.stack([step.mean(robust), step.mean(natural)]), step.x.device), self.rate(step))
         step.log("weight_natural", self._w_n)
         return (1 - self._w_n).to(robust) * robust + self._w_n.to(natural) * natural
 
-    def _rebalance(self, losses: Tensor) -> None:
-        """Move w_n by the batch's two losses (L_a, L_n)."""
+    def rate(self, step: Step) -> float:
+        """rho."""
+        if self.rate_drops is None:
+            return self._rho
+        return self.weight_lr * 0.1 ** sum(round(share * step.epochs) <= step.epoch for share in self.rate_drops)
+
+    def _rebalance(self, losses: Tensor, rate: float) -> None:
+        """Move w_n by the batch's two losses (L_a, L_n), at the rate rho."""
         if self._first is None:
             self._first = losses
         r_robust, r_natural = (losses / self._first) ** self.balance
-        self._w_n = self._w_n - self._rho * (self._w_n - r_natural / (r_robust + r_natural))
+        self._w_n = self._w_n - rate * (self._w_n - r_natural / (r_robust + r_natural))
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 2, teacher_forward=1, natural_forward=1)

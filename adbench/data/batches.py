@@ -49,3 +49,8 @@ def batches(order: Tensor, size: int) -> list[Tensor]:
     must see every image.
     """
     return [order[start : start + size] for start in range(0, len(order) - 1, size)]
+
+
+def per_epoch(n: int, size: int) -> int:
+    """The number of `batches` of n images."""
+    return len(range(0, n - 1, size))

@@ -39,7 +39,7 @@ from adbench.training.configured import configured, passes
 from adbench.training.distributed import Parted
 from adbench.training.step import Ball, Need
 from adbench.weights import checkpoint
-from adbench.weights.networks import cell_dataset, cell_network, initial
+from adbench.weights.networks import beginning, cell_dataset, cell_network
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -68,6 +68,8 @@ def check(cell: Cell, place: Place, fetch: bool = True) -> None:
             gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
     if cell.method is None and (fetch or _is_here(cell, place)):
         cell_network(cell, dataset, place.results, place.data_dir)
+    if cell.method is not None and cell.train.init is not None:
+        beginning(cell, dataset)
 
 
 def _is_here(cell: Cell, place: Place) -> bool:
@@ -271,7 +273,7 @@ def _trainer(cell: Cell, place: Place, dataset: Dataset, teachers: dict[Need, Ne
     trainer.check_sharing(method, cell.train, place.ranks.size)
     return trainer.Trainer(
         method=method,
-        student=initial(cell, dataset),
+        student=beginning(cell, dataset),
         teachers=teachers,
         dataset=dataset,
         attack=_training_attack(cell.train, dataset.threat),

@@ -50,7 +50,7 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
                 ),
                 seed=seed,
                 method=name,
-                hyper=method.model_dump(mode="json"),
+                hyper=method.settings(),
                 teacher=known.get(spec) if spec and Need.TEACHER in needs[name] else None,
                 natural=known.natural(spec) if spec and Need.NATURAL_TEACHER in needs[name] else None,
                 proxies=proxies,
@@ -100,6 +100,7 @@ def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Tra
     if any(rule.train for rule in rules):
         own = merged(train.model_dump(mode="json"), *(rule.train for rule in rules))
         train = validated(Train, own, f"override for {name}, train")
+    train = teachers.with_hash(train)
     if train.micro_batch and not method.divisible:
         raise UserError(f"train.micro_batch: '{name}' needs its batches whole; unset it for this method")
     if experiment.budget is not None:
@@ -201,16 +202,19 @@ def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup
             raise UserError(
                 f"teacher '{spec.name}': method '{trained.method}' needs a teacher itself; choose one without"
             )
-        hyper = method.model_dump(mode="json")
+        hyper = method.settings()
     data, tested = _data(experiment, dataset, lookup)
     # Which images others are trained on is nothing to weights from elsewhere.
     data |= {} if trained else {"data": Data()}
     judged = experiment.evaluation.model_copy(update={"proxies": (), "checkpoint": "best"})
+    # The run's recipe serves teachers that have none of their own, but its first weights are the students'.
+    common = experiment.train.model_copy(update={"init": None, "init_sha256": None})
+    own = teachers.with_hash(trained.train) if trained and trained.train else None
     return Cell(
         kind="teacher",
         **data,
         architecture=spec.architecture,
-        train=(trained and trained.train) or experiment.train,
+        train=own or common,
         evaluation=spelling.evaluation(judged, data["threat"], tested, transfers=False, trained=None),
         seed=trained.seed if trained else 0,
         method=trained.method if trained else None,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -63,9 +63,24 @@ class Train(Section):
     epochs: int = Field(200, ge=1, le=1_000_000)
     batch_size: int = Field(256, ge=2, le=1_000_000)
     lr: float = Field(0.1, gt=0)
+    optimiser: Literal["sgd", "adamw"] = Field("sgd", description="adamw takes momentum as its first beta")
     momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = Field(False, description="Nesterov's momentum")
     weight_decay: float = Field(5e-4, ge=0)
     decay: Literal["all", "kernels"] = Field("all", description="what decays; kernels: no biases, no batch-norm")
+    decay_norm: bool = Field(True, description="whether the weights and biases of batch-norm decay")
+    bn_momentum: float | None = Field(
+        None, gt=0, le=1, description="of batch-norm's statistics, 1 in the first iteration; none means the network's"
+    )
+    schedule: Literal["step", "cosine", "onecycle"] = Field(
+        "step", description="step: lr drops at the milestones; onecycle: it rises from lr/25, then falls to lr/250000"
+    )
+    per: Literal["epoch", "iteration"] = Field("epoch", description="how often the schedule goes on")
+    schedule_start: float = Field(0.0, ge=0, lt=1, description="share of the epochs before cosine begins")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the epochs in which lr rises")
+    warmup_lr: float = Field(0.0, ge=0, description="where it rises from (onecycle: from lr/25)")
+    lr_min: float = Field(0.0, ge=0, description="cosine does not fall below it")
+    cycle_momentum: bool = Field(False, description="onecycle: momentum from 0.95 to 0.85 at the peak and back")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.575, 0.8, 0.925), description="shares of the epochs after which lr drops: 115, 160, 185 of 200"
     )
@@ -83,6 +98,8 @@ class Train(Section):
     micro_batch: int | None = Field(
         None, ge=2, description="images at a time, their gradients summed up over the batch; none means all"
     )
+    init: str | None = Field(None, description="weights to begin with, FILE or FILE#KEY; none means random ones")
+    init_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="what the file's hash has to be")
 
     @model_validator(mode="before")
     @classmethod
@@ -92,8 +109,22 @@ class Train(Section):
             return {name: value for name, value in settings.items() if name != "compile"}
         return settings
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.nesterov and (self.optimiser != "sgd" or not self.momentum):
+            raise ValueError("nesterov is for sgd with momentum; leave it out, or set optimiser = sgd and momentum")
+        if self.cycle_momentum and self.schedule != "onecycle":
+            raise ValueError("cycle_momentum is for schedule = onecycle; leave it out, or set that")
+        if self.schedule == "onecycle" and not self.warmup:
+            raise ValueError("schedule = onecycle needs warmup, the share of the epochs in which lr rises, as 0.25")
+        if self.lr_min > self.lr:
+            raise ValueError(f"lr_min = {self.lr_min:g} is above lr = {self.lr:g}; lower it")
+        return self
+
     def drops(self) -> list[int]:
-        """The epochs (counted from 0) before which the learning rate drops."""
+        """The epochs (counted from 0) before which the learning rate drops; a smooth schedule has none."""
+        if self.schedule != "step":
+            return []
         return sorted(round(share * self.epochs) for share in self.milestones)
 
 

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from adbench.data.threat import parse_fraction
 from adbench.experiment.config import Data, Evaluation, ThreatModel, Train
+from adbench.experiment.teacher import split_key
+
+_LATER = (
+    *("precision", "micro_batch", "decay", "optimiser", "nesterov", "decay_norm", "bn_momentum", "init_sha256"),
+    *("schedule", "per", "schedule_start", "warmup", "warmup_lr", "lr_min", "cycle_momentum"),
+)
+"""Settings of a recipe that came later: where they are unset, everything is as it was without them."""
 
 _AUTOATTACK = re.compile("aa.*")
 _WITH_STEP = re.compile(r"(pgd|cw).*")
@@ -56,10 +64,13 @@ def evaluation(
 
 def recipe(train: Train, threat: ThreatModel) -> dict[str, Any]:
     """What a recipe sets, JSON-able, without what has no effect. threat: complete."""
-    settings = train.model_dump(mode="json")
-    # Settings that came later: where they are unset, everything is as it was without them.
-    for later, unset in (("precision", "auto"), ("micro_batch", None), ("decay", "all")):
-        if settings[later] == unset:
+    settings = _effective(train).model_dump(mode="json")
+    # Weights to begin with are their content, wherever they lie; of several in a file, those of a name.
+    init = settings.pop("init")
+    if init and (key := split_key(Path(init))[1]):
+        settings["init"] = f"#{key}"
+    for later in _LATER:
+        if settings[later] == Train.model_fields[later].default:
             settings.pop(later)
     if not train.weight_decay:
         settings.pop("decay", None)
@@ -79,3 +90,19 @@ def recipe(train: Train, threat: ThreatModel) -> dict[str, Any]:
     if not settings["drops"]:
         del settings["lr_factor"]
     return settings
+
+
+def _effective(train: Train) -> Train:
+    """The recipe with the defaults of what has no effect beside its other settings."""
+    idle = set()
+    if train.decay == "kernels" or not train.weight_decay:
+        idle |= {"decay_norm"}
+    if train.schedule != "cosine":
+        idle |= {"schedule_start", "lr_min"}
+    if train.schedule == "onecycle" or not train.warmup:
+        idle |= {"warmup_lr"}
+    if train.schedule == "step" and not (train.warmup or train.drops()):
+        idle |= {"per"}
+    if train.cycle_momentum:
+        idle |= {"momentum"}
+    return train.model_copy(update={name: Train.model_fields[name].default for name in idle})

@@ -162,6 +162,31 @@ def split_key(path: Path) -> tuple[Path, str | None]:
     return (Path(file), key) if hash_sign and file and not path.exists() else (path, None)
 
 
+def with_hash(train: Train) -> Train:
+    """The recipe with the hash of the file of weights that it begins with. Raises UserError where that is not there,
+    or has another hash than the recipe states."""
+    if train.init is None:
+        if train.init_sha256:
+            raise UserError("train.init_sha256 is the hash of train.init, which is not set; set both or neither")
+        return train
+    path, _ = split_key(Path(train.init))
+    digest = _digest(path, train.init_sha256, "train.init", "train.init_sha256 is")
+    return train.model_copy(update={"init_sha256": digest})
+
+
+def _digest(path: Path, due: str | None, who: str, stated: str) -> str:
+    """SHA-256 of a file of weights. Raises UserError where it is not there, or not what is due."""
+    if reason := no_file(path):
+        raise UserError(f"{who}: checkpoint '{path}' {reason}")
+    digest = sha256(path)
+    if due not in (None, digest):
+        raise UserError(
+            f"{who}: '{path}' has SHA-256 {digest[:12]}..., {stated} {str(due)[:12]}...; "
+            "it is another file or a damaged one"
+        )
+    return digest
+
+
 def _for(same: Sequence[TeacherSpec], dataset: str | None) -> TeacherSpec:
     """The one for `dataset`, else one for another, which its user refuses; by that it must be clear which is meant."""
     fitting = [spec for spec in same if spec.dataset == dataset]
@@ -204,14 +229,7 @@ def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSp
     if isinstance(spec.source, LocalFile):
         base = file.parent if file else Path()
         path = base / expanded(spec.source.path)
-        if reason := no_file(path):
-            raise UserError(f"teacher '{name}': checkpoint '{path}' {reason}")
-        digest = sha256(path)
-        if spec.source.sha256 not in (None, digest):
-            raise UserError(
-                f"teacher '{name}': '{path}' has SHA-256 {digest[:12]}..., the teacher states "
-                f"{str(spec.source.sha256)[:12]}...; it is another file or a damaged one"
-            )
+        digest = _digest(path, spec.source.sha256, f"teacher '{name}'", "the teacher states")
         changes["source"] = spec.source.model_copy(update={"path": path, "sha256": digest})
     return spec.model_copy(update=changes)
 

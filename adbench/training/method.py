@@ -15,15 +15,16 @@ from torch import Tensor
 from adbench.training.step import Mode, Need, Step
 
 
-def hyper(default: Any, *, doc: str, **bounds: Any) -> Any:
+def hyper(default: Any, *, doc: str, later: bool = False, **bounds: Any) -> Any:
     """A hyperparameter of a `Method`: its default, and one line on what it is and where the default comes from.
 
     bounds: pydantic's `ge`, `gt`, `le`, `lt`. A value outside them, or of another type, is refused with a sentence.
+    later: it came after cells were trained without it; at its default it makes no other cell of them.
 
     Example: `beta: float = hyper(6.0, ge=0, doc="weight of the robust term (paper)")`; users set it by
     `--set hyper.NAME.beta=5`.
     """
-    return Field(default, description=doc, **bounds)
+    return Field(default, description=doc, json_schema_extra={"later": True} if later else None, **bounds)
 
 
 ATTACK_BN = hyper(Mode.EVAL, doc="batch-norm mode of the student under attack (recipe: eval for all)")
@@ -103,6 +104,13 @@ class Method(BaseModel):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         """One loss an example, (B,), differentiable with respect to the student's parameters. x_adv: `attack`'s."""
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The hyperparameters as a cell is known by them, JSON-able: all but those that came later and are unset."""
+        values = self.model_dump(mode="json")
+        came_later = {name: field.default for name, field in type(self).model_fields.items() if field.json_schema_extra}
+        unset = {name for name, default in came_later.items() if getattr(self, name) == default}
+        return {name: value for name, value in values.items() if name not in unset}
 
     @property
     def shareable(self) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start, ascend
 from adbench.data import Dataset, Split
-from adbench.data.batches import batches, cropped, draw_crops, epoch_order, to_float
+from adbench.data.batches import batches, cropped, draw_crops, epoch_order, per_epoch, to_float
 from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.losses import cross_entropy
@@ -38,6 +38,8 @@ from adbench.training import resume
 from adbench.training.distributed import ALONE, Ranks
 from adbench.training.method import Method, form_error
 from adbench.training.nonfinite import LOOK_EVERY, BatchPart, Watch, contents, diagnosis
+from adbench.training.optimiser import optimiser, set_bn_momentum, set_rates
+from adbench.training.schedule import drop
 from adbench.training.step import SELECTIONS, Ball, Need, Net, Step, Teacher
 from adbench.weights import checkpoint
 from adbench.weights.file_reader import state_sha256
@@ -96,13 +98,7 @@ class Trainer:
         self.attack, self.validation = attack, validation
         self.config, self.seed, self.folder, self.device = config, seed, folder, device
         self.identity = identity
-        self.optimiser = torch.optim.SGD(
-            _decaying(self.student, config),
-            config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=device.type == "cuda" or None,
-        )
+        self.optimiser = optimiser(self.student, config, device)
         self.watch = Watch(self.optimiser, device, LOOK_EVERY if device.type == "cuda" else 1)
         self.micro_batch = config.micro_batch
         self.epoch = 0
@@ -190,11 +186,7 @@ class Trainer:
         trained = time.perf_counter() - begun
         self.trained += trained
         self.epoch += 1
-        drops = self.config.drops().count(self.epoch)
-        if drops:
-            factor = self.config.lr_factor**drops
-            for group in self.optimiser.param_groups:
-                group["lr"] *= factor
+        if (factor := drop(self.config, self.epoch)) != 1:
             self.method.on_lr_change(factor)
         due = self.epoch % self.config.val_every == 0 or self.epoch == self.config.epochs
         found: dict[str, float] = self._validate() if due and self.ranks.first else {}
@@ -203,7 +195,7 @@ class Trainer:
         return entry | {
             "seconds": trained,
             "images_per_second": len(self.labels) / trained,
-            **{name: found.get(name) for name in dict.fromkeys(("val_clean", "val_robust", self.method.selects))},
+            **{name: found.get(name) for name in dict.fromkeys(["val_clean", "val_robust", str(self.method.selects)])},
             **({"micro_batch": self.micro_batch} if self.micro_batch else {}),
         }
 
@@ -212,6 +204,8 @@ class Trainer:
         parts = self.batches()
         for index, crops in parts[now.batch :]:
             self.iteration += 1
+            set_rates(self.optimiser, self.config, self.epoch, now.batch, len(parts))
+            set_bn_momentum(self.student, self.config, self.iteration)
             now.losses.append(self.iterate(index, crops, now.noise, now.logged))
             now.batch += 1
             on_batch(self.epoch, now.batch, len(parts))
@@ -340,7 +334,7 @@ class Trainer:
             ranks=self.ranks,
             share=share,
             index=index,
-            iterations=self.config.epochs * len(batches(torch.arange(len(self.labels)), self.config.batch_size)),
+            iterations=self.config.epochs * per_epoch(len(self.labels), self.config.batch_size),
         )
 
     def _halve(self, batch: int) -> None:
@@ -505,17 +499,6 @@ def held_out(net: Net, val: Split, ball: Ball, batch_size: int, seed: int) -> di
     accuracies = int(torch.cat(clean).sum()) / len(val), int(unharmed.sum()) / len(val)
     by_class = [unharmed[val.labels == label].double().mean().item() for label in set(val.labels.tolist())]
     return dict(zip(SELECTIONS, (*accuracies[::-1], sum(accuracies) / 2, min(by_class)), strict=True))
-
-
-def _decaying(network: Network, config: Train) -> list[dict[str, Any]]:
-    """The network's parameters in groups, by whether they decay (`train.decay`)."""
-    parameters = list(network.parameters())
-    if config.decay == "all":
-        return [{"params": parameters}]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from adbench import REVISION
 from adbench.data import Dataset
+from adbench.data.batches import per_epoch
 from adbench.errors import UserError
 from adbench.evaluation.masking_rules import VERDICTS, contradicted
 from adbench.execution.expand import teacher_cell
@@ -28,6 +29,7 @@ from adbench.results.record import Record
 from adbench.system.files import content_id
 from adbench.training.configured import configured, passes
 from adbench.training.method import Method
+from adbench.training.schedule import rate
 
 FOLLOWS, CONTRADICTS, NOT_SHOWN = "follows", "contradicts", "not shown"
 ANSWERS = (FOLLOWS, CONTRADICTS, NOT_SHOWN)
@@ -68,13 +70,14 @@ def equal(stated: Any, due: Any) -> bool:
     return bool(stated == due)
 
 
-def recipe(settings: dict[str, Any]) -> tuple[Train, list[int]]:
-    """The recipe of a configuration, and the epochs after which its rate drops. Raises UserError for what is none."""
+def recipe(settings: dict[str, Any]) -> Train:
+    """The recipe of a configuration. Raises UserError for what is none."""
     train = validated(Train, {key: value for key, value in settings.items() if key != "drops"}, "train")
     drops = settings.get("drops", train.drops())
     if not isinstance(drops, list) or not all(isinstance(drop, int) and 0 <= drop <= train.epochs for drop in drops):
         raise UserError(f"train: drops = {drops}, which are no epochs")
-    return train, drops
+    shares = tuple(drop / train.epochs for drop in drops if 0 < drop < train.epochs)
+    return train.model_copy(update={"milestones": shares})
 
 
 class Paper:
@@ -148,7 +151,7 @@ class Paper:
         if self.method is not None:
             if student and said.label != self.method.label:
                 wrong.append("label")
-            if self.same_code and training["hyper"] != self.method.model_dump(mode="json"):
+            if self.same_code and training["hyper"] != self.method.settings():
                 wrong.append("hyper")
         unknown += self._code()
         wrong += self._recipe()
@@ -268,10 +271,11 @@ class Paper:
             )
         if self._recipe():
             return Finding.of("training log", "", ["its recipe is none"])
-        wrong, (train, drops) = [], recipe(self.training["train"])
+        wrong, train = [], recipe(self.training["train"])
         if [entry.get("epoch") for entry in log] != [*range(1, said.epochs + 1)]:
             return Finding.of("training log", "", ["epochs"])
-        rates = (train.lr * train.lr_factor ** sum(1 <= drop <= done for drop in drops) for done in range(len(log)))
+        batches = per_epoch(self.record.images.train_images, train.batch_size)
+        rates = (rate(train, epoch, batches - 1, batches) for epoch in range(len(log)))
         wrong += [] if all(equal(entry.get("lr"), rate) for entry, rate in zip(log, rates, strict=True)) else ["lr"]
         judged = [epoch % train.val_every == 0 or epoch == said.epochs for epoch in range(1, said.epochs + 1)]
         if judged != [entry.get("val_robust") is not None for entry in log]:
@@ -374,10 +378,8 @@ def beside(found: Record, train_id: str) -> Record | None:
 def _known(found: Record, dataset: Dataset) -> dict[str, str]:
     """The teachers that adbench knows by name, as this record's recipe would have them, by identity."""
     training = found.config.training
-    train, drops = recipe(training.get("train", {}))
-    shares = tuple(drop / train.epochs for drop in drops if 0 < drop < train.epochs)
     experiment = Experiment(
-        train=train.model_copy(update={"milestones": shares}),
+        train=recipe(training.get("train", {})),
         data=Data(train_images=training["data"]["train_images"], val_images=training["data"]["val_images"]),
         threat=ThreatModel(**training["threat"]),
     )

@@ -103,6 +103,18 @@ def initial(cell: Cell, dataset: Dataset) -> Network:
     return built(cell.training, dataset)
 
 
+def beginning(cell: Cell, dataset: Dataset) -> Network:
+    """The network that the cell's training begins with: `initial`, or with the weights that its recipe names.
+
+    Raises UserError where these are not there, are not what they were planned with, or do not fit.
+    """
+    network = initial(cell, dataset)
+    if cell.train.init is not None:
+        path, key = split_key(Path(cell.train.init))
+        _read(network, path, {"key": key}, sha256=cell.train.init_sha256)
+    return network
+
+
 def built(training: Mapping[str, Any], dataset: Dataset) -> Network:
     """The network of a training's configuration, with weights that nobody trained."""
     own = training.get("normalisation") or [training["source"][key] for key in ("mean", "std")]
