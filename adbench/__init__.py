@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from adbench.attacks.linf import Start
     from adbench.results.frame import load
     from adbench.training.method import ATTACK_BN, Method, Passes, hyper
+    from adbench.training.parts import Part
     from adbench.training.step import Mode, Need, Net, Step
 
-__all__ = ["ATTACK_BN", "Method", "Mode", "Need", "Net", "Passes", "Start", "Step", "hyper", "load", "losses"]
+__all__ = ["ATTACK_BN", "Method", "Mode", "Need", "Net", "Part", "Passes", "Start", "Step", "hyper", "load", "losses"]
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ FAST_SEARCH = 3
 _DEFINED_IN = {
     "Start": "attacks.linf",
     "load": "results.frame",
+    "Part": "training.parts",
     **dict.fromkeys(("ATTACK_BN", "Method", "Passes", "hyper"), "training.method"),
     **dict.fromkeys(("Mode", "Need", "Net", "Step"), "training.step"),
 }

@@ -19,15 +19,17 @@ from typing import Any
 import torch
 from adbench.methods.las_at import LASAT
 from adbench.methods.pgd_at import PGDAT
-from torch import Tensor
+from torch import Tensor, nn
 
 from adbench.attacks import linf
 from adbench.data import load
 from adbench.experiment.config import Train
+from adbench.losses import cross_entropy
 from adbench.models import build
 from adbench.models.precision import Precision
 from adbench.training import distributed, trainer
 from adbench.training.configured import configured
+from adbench.training.parts import Part
 from adbench.training.step import Ball, Need, Step
 
 HYPER: dict[str, dict[str, Any]] = {
@@ -101,22 +103,33 @@ def main(out: Path, wanted: list[str]) -> None:
 
 
 class Counting(PGDAT):
-    """Remembers, of every batch, how many images there are of each class, and the extremes of their indices."""
+    """Remembers, of every batch, how many images there are of each class, and the extremes of their indices.
+
+    Without noise, and with networks of its own after the student's.
+    """
+
+    def attack(self, step: Step) -> Tensor:
+        return step.x
+
+    def parts(self, _: Step) -> dict[str, Any]:
+        norm = nn.BatchNorm1d(10)
+        return {"head": nn.Linear(10, 10), "norm": Part(norm, torch.optim.Adam(norm.parameters(), 0.01))}
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         total = step.total(torch.bincount(step.y, minlength=10))
         least, most = step.extremes(step.index)
         SEEN.append([step.iteration, step.iterations, *total.tolist(), least.item(), most.item()])
-        return super().loss(step, x_adv)
+        return cross_entropy(step.parts["norm"](step.parts["head"](step.student(x_adv))), step.y)
 
 
 SEEN: list[list[int]] = []
 
 
 def counted(out: Path) -> None:
-    """What `Counting` remembers on this rank of an epoch whose last batch has two images."""
+    """What `Counting` remembers and learns on this rank in two epochs whose last batch has two images."""
+    torch.set_default_dtype(torch.float64)
     with distributed.joined(torch.device("cpu")) as mine:
-        trainer.Trainer(
+        it = trainer.Trainer(
             method=Counting(),
             student=build("cnn-4", classes=10, channels=1),
             teachers={},
@@ -128,8 +141,11 @@ def counted(out: Path) -> None:
             folder=out / "cell",
             device=torch.device("cpu"),
             ranks=mine,
-        ).run(lambda _: None, lambda *_: None)
+        )
+        it.run(lambda _: None, lambda *_: None)
         (out / f"{mine.rank}.json").write_text(json.dumps(SEEN))
+        # Without running variances: that of a batch with copies is corrected for the number of all of them.
+        torch.save([[*net.parameters()] for net in (it.student, *it.parts.modules.values())], out / f"{mine.rank}.pt")
         if not mine.first:
             mine.wait_for_lead(print)
 

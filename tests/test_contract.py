@@ -43,6 +43,55 @@ COST = "Passes(student=steps + 1, teacher_forward=1)"
 
 # Which check must catch it, and the part of the plugin that is broken.
 BROKEN = {
+    "holds the student": (
+        "its_own_networks_can_be_trained",
+        {"more": "    def parts(self, step):\n        return {'mine': step.student.module}\n"},
+    ),
+    "holds nothing that learns": (
+        "its_own_networks_can_be_trained",
+        {"more": "    def parts(self, step):\n        return {'mine': torch.nn.ReLU()}\n"},
+    ),
+    "holds no network": (
+        "its_own_networks_can_be_trained",
+        {"more": "    def parts(self, step):\n        return {'mine': torch.zeros(3)}\n"},
+    ),
+    "builds an optimiser of something else": (
+        "its_own_networks_can_be_trained",
+        {
+            "more": "    def parts(self, step):\n"
+            "        one, other = torch.nn.Linear(10, 10), torch.nn.Linear(10, 10)\n"
+            "        return {'mine': __import__('adbench').Part(one, torch.optim.SGD(other.parameters(), 0.1))}\n"
+        },
+    ),
+    "initialises its network by chance": (
+        "its_own_networks_can_be_trained",
+        {
+            "loss": LOSS.replace("step.student(x_adv)", "step.parts['mine'](step.student(x_adv))"),
+            "more": "    def parts(self, step):\n        head = torch.nn.Linear(10, 10)\n"
+            "        torch.nn.init.constant_(head.weight, __import__('random').random())\n"
+            "        return {'mine': head}\n",
+        },
+    ),
+    "leaves its network out": (
+        "loss_is_finite_and_teaches_the_student_alone",
+        {"more": "    def parts(self, step):\n        return {'mine': torch.nn.Linear(10, 10)}\n"},
+    ),
+    "steps its network itself": (
+        "loss_is_finite_and_teaches_the_student_alone",
+        {
+            "loss": "head = step.parts['mine']\n        with torch.no_grad():\n            head.weight.mul_(0.9)\n"
+            "        return kl(head(step.student(x_adv)), step.teacher(x_adv))",
+            "more": "    def parts(self, step):\n        return {'mine': torch.nn.Linear(10, 10)}\n",
+        },
+    ),
+    "moves its network in the attack": (
+        "attack_leaves_the_student_as_it_was",
+        {
+            "attack": "step.parts['mine'](step.x)\n        " + ATTACK,
+            "loss": LOSS.replace("step.student(x_adv)", "step.student(step.parts['mine'](x_adv))"),
+            "more": "    def parts(self, step):\n        return {'mine': torch.nn.BatchNorm2d(3)}\n",
+        },
+    ),
     "leaves the ball": ("attack_stays_in_the_ball", {"attack": "return (step.x + 0.2).clamp(0, 1)"}),
     "leaves the image range": ("attack_stays_in_the_ball", {"attack": "return step.x - 0.09"}),
     "keeps the graph": ("attack_stays_in_the_ball", {"attack": "return step.x.clone().requires_grad_()"}),
@@ -168,6 +217,19 @@ def test_a_loss_with_randomness_of_torch_is_no_breach(tmp_path: Path) -> None:
     assert broken_promises(plugin(tmp_path, loss=dropout)) == []
 
 
+def test_a_method_with_a_network_of_its_own_keeps_its_promises(tmp_path: Path) -> None:
+    """One trained by the student's optimiser and one by its own, with batch-norm in it."""
+    more = (
+        "    def parts(self, step):\n        n = len(step.student.weight)\n"
+        "        head, own = torch.nn.Linear(n, n), torch.nn.BatchNorm1d(n)\n"
+        "        adam = torch.optim.Adam(own.parameters(), 0.01)\n"
+        "        return {'head': head, 'norm': __import__('adbench').Part(own, adam)}\n"
+        "    separable = False\n"
+    )
+    loss = LOSS.replace("step.student(x_adv)", "step.parts['norm'](step.parts['head'](step.student(x_adv)))")
+    assert broken_promises(plugin(tmp_path, loss=loss, more=more)) == []
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_plugin_is_caught_by_the_check_that_is_meant_for_it(tmp_path: Path, name: str) -> None:
     check, parts = BROKEN[name]
@@ -242,10 +304,11 @@ def test_a_loss_that_ends_the_program_fails_its_cell(tmp_path: Path, monkeypatch
 def test_what_plugin_authors_import_from_adbench_is_what_the_package_itself_uses() -> None:
     from adbench.attacks import linf
     from adbench.results import frame
-    from adbench.training import method, step
+    from adbench.training import method, parts, step
 
     homes = {"Start": linf, "load": frame, "losses": None}
     homes |= dict.fromkeys(("ATTACK_BN", "Method", "Passes", "hyper"), method)
+    homes |= {"Part": parts}
     homes |= dict.fromkeys(("Mode", "Need", "Net", "Step"), step)
     assert set(adbench.__all__) == set(homes)
     for name, home in homes.items():

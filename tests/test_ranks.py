@@ -116,16 +116,19 @@ def test_each_rank_has_noise_of_its_own_and_the_first_that_of_one_alone() -> Non
     assert [epoch.batch for epoch in gone_on] == [3, 3, 3]
 
 
-def test_sums_and_extremes_are_those_of_the_whole_batch_however_many_devices_share_it(tmp_path: Path) -> None:
-    """Also of a batch that has fewer images than there are devices, and is on each of them."""
-    found = {}
+def test_sums_extremes_and_a_methods_own_networks_are_those_of_one_device(tmp_path: Path) -> None:
+    """Also with a batch that has fewer images than there are devices, and is on each of them."""
+    found, learnt = {}, {}
     for size in (1, 3):
         (out := tmp_path / str(size)).mkdir()
         said = out / "said.txt"
         assert ended(forked.ranks(size, ranked.counted, out, said=said)) == [0] * size, said.read_text()
         found[size] = [json.loads((out / f"{rank}.json").read_text()) for rank in range(size)]
+        learnt[size] = [leaves(torch.load(out / f"{rank}.pt", weights_only=True)) for rank in range(size)]
     (alone,) = found[1]
     assert found[3] == [alone] * 3
+    for weights in learnt[3]:
+        assert weights == pytest.approx(learnt[1][0], rel=0, abs=TOLERANCE)
     assert [(row[0], row[1], sum(row[2:12])) for row in alone] == [(n, 6, 2 if n % 3 == 0 else 12) for n in range(1, 7)]
     assert all(0 <= low < high < 26 for *_, low, high in alone)
 

@@ -26,6 +26,7 @@ from adbench.models import Network, build
 from adbench.models.precision import AS_WRITTEN, Precision
 from adbench.training.configured import configured, passes
 from adbench.training.method import Method, form_error
+from adbench.training.parts import Parts
 from adbench.training.step import Ball, Mode, Need, Net, Step, Teacher
 
 IMAGES, CLASSES = 8, 10
@@ -76,6 +77,13 @@ class Problem:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.parts = Parts()
+
+    def optimisers(self, step: Step, rate: float) -> list[torch.optim.Optimizer]:
+        """Of the student with the method's own networks, and of those that have one of their own."""
+        joint = (step.student.module, *self.parts.joint)
+        together = torch.optim.SGD([p for module in joint for p in module.parameters()], rate)
+        return [together, *self.parts.optimisers.values()]
 
     def begin(
         self, *, classes: int = CLASSES, images: int = IMAGES, precision: Precision = AS_WRITTEN, **changes: Any
@@ -94,8 +102,11 @@ class Problem:
         )
         torch.manual_seed(1)
         # As training does: before the first iteration, with two images.
-        method.setup(replace(step, x=step.x[:2], y=step.y[:2], epoch=0, iteration=0))
-        return method, replace(step, **changes)
+        first = replace(step, x=step.x[:2], y=step.y[:2], index=step.index[:2], epoch=0, iteration=0)
+        method.setup(first)
+        self.parts = Parts.of(method.parts(first), step.x, networks)
+        self.parts.begin()
+        return method, replace(step, **{"parts": self.parts.modules} | changes)
 
     @staticmethod
     def batch(classes: int, images: int, iteration: int) -> dict[str, Any]:
@@ -119,6 +130,17 @@ class Problem:
 # --- the checks, in order; the first line of each docstring is what the user reads ---
 
 
+def its_own_networks_can_be_trained(problem: Problem) -> None:
+    """Its own networks can be trained by the loop, and are the same for the same seed."""
+    weights = []
+    for _ in range(2):
+        _, step = problem.begin()
+        weights.append({key: value for name, part in step.parts.items() for key, value in _state(part, name)})
+    for key, value in weights[0].items():
+        if not torch.equal(value, weights[1][key]):
+            raise Broken(f"{key} differs between two runs with one seed; draw from torch")
+
+
 def attack_stays_in_the_ball(problem: Problem) -> None:
     """The attack stays in the ball and in [0, 1]."""
     for epoch, iteration, ball in product((0, EPOCHS - 1), (1, 20), (BALL, SMALL_BALL)):
@@ -140,10 +162,16 @@ def attack_stays_in_the_ball(problem: Problem) -> None:
 
 def loss_is_finite_and_teaches_the_student_alone(problem: Problem) -> None:
     """The loss is finite, one value an example, and its gradient reaches the student and no teacher."""
+    reached: set[str] = set()
     for epoch, iteration in product((0, EPOCHS - 1), (1, 20)):
         method, step = problem.begin(epoch=epoch, iteration=iteration)
+        before = {name: [p.detach().clone() for p in part.parameters()] for name, part in step.parts.items()}
         loss = _loss(method, step)
         loss.mean().backward()  # type: ignore[no-untyped-call]
+        for name, part in step.parts.items():
+            if not all(torch.equal(p, then) for p, then in zip(part.parameters(), before[name], strict=True)):
+                raise Broken(f"the method moves the weights of its part '{name}'; the loop does that")
+            reached |= {name} if any(p.grad is not None for p in part.parameters()) else set()
         gradients = [p.grad for p in step.student.module.parameters() if p.grad is not None]
         if not gradients or not any(g.abs().sum() > 0 for g in gradients):
             raise Broken("no gradient reaches the student")
@@ -154,15 +182,23 @@ def loss_is_finite_and_teaches_the_student_alone(problem: Problem) -> None:
                 raise Broken(f"a gradient reaches {need.value}; leave its parameters frozen")
             if any(m.training for m in teacher.module.modules()):
                 raise Broken(f"{need.value} is not in evaluation mode any more")
+        if unreached := sorted(step.parts.keys() - reached) if (epoch, iteration) == (EPOCHS - 1, 20) else []:
+            raise Broken(f"no gradient reaches the part '{unreached[0]}'")
 
 
 def attack_leaves_the_student_as_it_was(problem: Problem) -> None:
-    """The attack leaves the student's mode, weights, statistics and gradients as they were."""
+    """The attack leaves the student's mode, weights, statistics and gradients as they were, and its own networks'."""
     for iteration in (1, 20):
         method, step = problem.begin(iteration=iteration)
         module = step.student.module
         before = {key: value.clone() for key, value in module.state_dict().items()}
+        own = {key: value.clone() for name, part in step.parts.items() for key, value in _state(part, name)}
         _attack(method, step)
+        for name, part in step.parts.items():
+            if not all(torch.equal(value, own[key]) for key, value in _state(part, name)):
+                raise Broken(f"the attack changed the part '{name}'; put it into evaluation mode meanwhile")
+            if not part.training or any(p.grad is not None for p in part.parameters()):
+                raise Broken(f"the attack left the part '{name}' in another mode, or with gradients")
         if not all(m.training for m in module.modules()):
             raise Broken("the student is not in training mode any more; `step.ascend` and `step.still` restore it")
         if any(p.grad is not None for p in module.parameters()):
@@ -191,7 +227,7 @@ def state_survives(problem: Problem) -> None:
     """State survives saving and loading in the middle of a run."""
 
     def train(method: Method, step: Step, iterations: range) -> list[Tensor]:
-        optimiser = torch.optim.SGD(step.student.module.parameters(), 0.05)
+        optimisers = problem.optimisers(step, 0.05)
         losses = []
         for iteration in iterations:
             _forget(step)
@@ -199,9 +235,7 @@ def state_survives(problem: Problem) -> None:
             images = IMAGES - 3 if iteration % 10 == 0 else IMAGES
             step = replace(step, **problem.batch(CLASSES, images, iteration))
             loss = _loss(method, step)
-            optimiser.zero_grad()
-            loss.mean().backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            _descend(loss, optimisers)
             losses.append(loss.detach())
         return losses
 
@@ -210,7 +244,7 @@ def state_survives(problem: Problem) -> None:
     method.on_lr_change(0.1)
     content = io.BytesIO()
     try:
-        torch.save(method.state_dict(), content)
+        torch.save({"method": method.state_dict(), "parts": problem.parts.state()}, content)
         content.seek(0)
         state = torch.load(content, weights_only=True)
     except Exception as error:
@@ -219,7 +253,8 @@ def state_survives(problem: Problem) -> None:
     uninterrupted = train(method, step, range(22, 42))
 
     method, step = problem.begin()
-    method.load_state_dict(state)
+    method.load_state_dict(state["method"])
+    problem.parts.load(state["parts"])
     step.student.module.load_state_dict(student)
     resumed = train(method, step, range(22, 42))
     for number, (one, two) in enumerate(zip(uninterrupted, resumed, strict=True), 1):
@@ -287,14 +322,12 @@ def few_steps_lower_the_loss(problem: Problem) -> None:
     for rate in (0.1, 0.02, 0.004):
         method, step = problem.begin()
         x_adv = _attack(method, step)
-        optimiser = torch.optim.SGD(step.student.module.parameters(), rate)
+        optimisers = problem.optimisers(step, rate)
         values = []
         for _ in range(16):
-            loss = _loss(method, step, x_adv).mean()
-            values.append(loss.item())
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            loss = _loss(method, step, x_adv)
+            values.append(loss.mean().item())
+            _descend(loss, optimisers)
         if values[-1] < values[0]:
             return
         ends.append(f"{values[0]:.4g} to {values[-1]:.4g} at rate {rate}")
@@ -331,6 +364,7 @@ def names_are_the_contracts(problem: Problem) -> None:
 
 
 CHECKS: tuple[Callable[[Problem], None], ...] = (
+    its_own_networks_can_be_trained,
     attack_stays_in_the_ball,
     loss_is_finite_and_teaches_the_student_alone,
     attack_leaves_the_student_as_it_was,
@@ -369,6 +403,20 @@ def _loss(method: Method, step: Step, x_adv: Tensor | None = None) -> Tensor:
     if not torch.isfinite(loss).all():
         raise Broken(f"the loss is not finite ({loss.mean().item()})")
     return loss
+
+
+def _descend(loss: Tensor, optimisers: list[torch.optim.Optimizer]) -> None:
+    """An update by the mean of the losses, (B,)."""
+    for optimiser in optimisers:
+        optimiser.zero_grad()
+    loss.mean().backward()  # type: ignore[no-untyped-call]
+    for optimiser in optimisers:
+        optimiser.step()
+
+
+def _state(part: nn.Module, name: str) -> list[tuple[str, Tensor]]:
+    """The weights and buffers of a method's own network, under what a user calls them."""
+    return [(f"part '{name}', {key}", value) for key, value in part.state_dict().items()]
 
 
 def _forget(step: Step) -> None:

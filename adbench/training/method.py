@@ -6,12 +6,14 @@ and what it minimises. All that it sees of the training is a `Step`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from adbench.training.parts import Part
 from adbench.training.step import Mode, Need, Step
 
 
@@ -136,8 +138,22 @@ class Method(BaseModel):
     def setup(self, step: Step) -> None:
         """Called before training starts or is resumed, with a step of two training images.
 
-        For methods with networks or state of their own; on resumption `load_state_dict` is called next.
+        For methods with state of their own, and networks that they train themselves; on resumption `load_state_dict`
+        is called next.
         """
+
+    def parts(self, step: Step) -> Mapping[str, nn.Module | Part]:
+        """Networks of the method's own, by name, which the loop trains with the student by the loss: `step.parts`.
+
+        Called after `setup`, with the same step. The loop moves them to the device, puts them in training mode, steps
+        them with the student, adds up their gradients over devices, saves and resumes them. A module is trained by the
+        student's optimiser; `Part(module, optimiser)` by its own, which does not follow the schedule. Where several
+        devices share a training, their batch-norm uses all devices' images, as the student's does. Weight averaging
+        leaves them out: they are no part of the network that is judged.
+
+        Example: `return {"projection": nn.Conv2d(8, 16, 1)}`.
+        """
+        return {}
 
     def on_lr_change(self, factor: float) -> None:
         """Called when the schedule multiplies the learning rate by `factor`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,11 @@ class Watch:
         self.failed = torch.zeros((), device=device)
         self._place = torch.full((), -1, dtype=torch.int64, device=device)  # of the first failure, in `_since`
         self._since: list[list[BatchPart]] = []
-        if every > 1:
+        self.guard([optimiser])
+
+    def guard(self, optimisers: Iterable[torch.optim.Optimizer]) -> None:
+        """Have further optimisers change nothing from the first failure on; on a GPU the fused ones do."""
+        for optimiser in optimisers if self.every > 1 else ():
             optimiser.found_inf = self.failed  # type: ignore[attr-defined]
 
     def note(self, parts: list[BatchPart], total: Tensor) -> None:

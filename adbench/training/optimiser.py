@@ -18,17 +18,22 @@ BETA2 = 0.999
 
 def optimiser(network: nn.Module, train: Train, device: torch.device) -> torch.optim.Optimizer:
     """SGD or AdamW on the network's parameters. On a GPU fused, which is what heeds `found_inf`."""
-    groups, fused = list(_groups(network, train)), device.type == "cuda" or None
+    decaying, fused = list(groups(network, train)), device.type == "cuda" or None
     if train.optimiser == "adamw":
         return torch.optim.AdamW(
-            groups, train.lr, betas=(train.momentum, BETA2), weight_decay=train.weight_decay, fused=fused
+            decaying, train.lr, betas=(train.momentum, BETA2), weight_decay=train.weight_decay, fused=fused
         )
     return torch.optim.SGD(
-        groups, train.lr, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay, fused=fused
+        decaying,
+        train.lr,
+        momentum=train.momentum,
+        nesterov=train.nesterov,
+        weight_decay=train.weight_decay,
+        fused=fused,
     )
 
 
-def _groups(network: nn.Module, train: Train) -> Iterator[dict[str, Any]]:
+def groups(network: nn.Module, train: Train) -> Iterator[dict[str, Any]]:
     """The network's parameters in groups, by whether they decay (`train.decay`, `train.decay_norm`)."""
     parameters = list(network.parameters())
     if train.decay == "kernels":

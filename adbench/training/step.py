@@ -161,7 +161,7 @@ class Step:
     x: images (B, C, H, W) in [0, 1]. y: labels (B,). epoch: from 0 to epochs - 1. iteration: from 1, over the whole
     training, to iterations. lr: the learning rate. index: which of the training images these are, (B,). threat: eps,
     step size and number of steps of the training attack. generator: the training's stream of attack randomness.
-    student, teacher, natural_teacher: networks, see `Net`.
+    student, teacher, natural_teacher: networks, see `Net`. parts: the method's own, which the loop trains.
 
     The student is in training mode in `loss`; `ascend` and `still` put it into the mode of an attack and back. Where
     several devices share a training, x is this device's part of the batch, a `share` of it; `mean`, `total`, `extremes`
@@ -185,6 +185,7 @@ class Step:
     index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     iterations: int = 0
     copies: int = 1
+    parts: dict[str, nn.Module] = field(default_factory=dict)
 
     @property
     def teacher(self) -> Teacher:

@@ -38,7 +38,8 @@ from adbench.training import resume
 from adbench.training.distributed import ALONE, Ranks
 from adbench.training.method import Method, form_error
 from adbench.training.nonfinite import LOOK_EVERY, BatchPart, Watch, contents, diagnosis
-from adbench.training.optimiser import optimiser, set_bn_momentum, set_rates
+from adbench.training.optimiser import groups, optimiser, set_bn_momentum, set_rates
+from adbench.training.parts import Parts
 from adbench.training.schedule import drop
 from adbench.training.step import SELECTIONS, Ball, Need, Net, Step, Teacher
 from adbench.weights import checkpoint
@@ -99,6 +100,7 @@ class Trainer:
         self.config, self.seed, self.folder, self.device = config, seed, folder, device
         self.identity = identity
         self.optimiser = optimiser(self.student, config, device)
+        self.parts = Parts()
         self.watch = Watch(self.optimiser, device, LOOK_EVERY if device.type == "cuda" else 1)
         self.micro_batch = config.micro_batch
         self.epoch = 0
@@ -278,6 +280,7 @@ class Trainer:
         """
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
+        self.parts.begin()
         parts = []
         for step, images in self._steps(index, crops, noise):
             x_adv = self.method.attack(step)
@@ -286,7 +289,7 @@ class Trainer:
                 raise UserError(f"method '{self.method.label}': {error}")
             (loss.sum() / images).backward()  # type: ignore[no-untyped-call]
             parts.append(BatchPart(step, x_adv, loss.detach()))
-        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        parameters = [p for p in (*self.student.parameters(), *self.parts.parameters()) if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.ranks.add_up(gradients)
         mean = self.ranks.mean(torch.cat([part.loss for part in parts]))
@@ -302,6 +305,7 @@ class Trainer:
         """The optimiser's step. Raises UserError where memory runs out in it: some weights may have moved already."""
         try:
             self.optimiser.step()
+            self.parts.update()
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"method '{self.method.label}': out of memory in the optimiser's step; lower train.batch_size"
@@ -334,6 +338,7 @@ class Trainer:
             ranks=self.ranks,
             share=share,
             index=index,
+            parts=self.parts.modules,
             iterations=self.config.epochs * per_epoch(len(self.labels), self.config.batch_size),
         )
 
@@ -365,6 +370,7 @@ class Trainer:
             return
         if self.watch.every > 1:  # later batches have been through since; the weights are still those it met
             self.optimiser.zero_grad(set_to_none=True)
+            self.parts.begin()
             images = sum(len(part.loss) for part in parts)
             for part in parts:
                 (self.method.loss(part.step, part.x_adv).sum() / images).backward()  # type: ignore[no-untyped-call]
@@ -375,6 +381,7 @@ class Trainer:
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "method": self.method.state_dict(),
+            "parts": self.parts.state(),
         }
         path = self.folder / layout.FAILURE.format("".join(f"-{rank}" for rank in self.ranks.stream))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -405,7 +412,13 @@ class Trainer:
         unused = generator(self.seed, "setup", device=self.device)
         count = min(2, len(self.labels))
         crops = draw_crops(count, generator(self.seed, "setup"), self.pad, self.flip).to(self.device)
-        self.method.setup(self._step(torch.arange(count, device=self.device), crops, unused))
+        step = self._step(torch.arange(count, device=self.device), crops, unused)
+        self.method.setup(step)
+        networks = (self.student, *(teacher.module for teacher in self.teachers.values()))
+        self.parts = Parts.of(self.method.parts(step), self.net.weight, networks)
+        for group in (group for module in self.parts.joint for group in groups(module, self.config)):
+            self.optimiser.add_param_group(group)
+        self.watch.guard(self.parts.optimisers.values())
 
     def _save(self, entry: dict[str, Any]) -> None:
         """Write log and state after an epoch. The log is cut to the state on resumption, so the state comes last."""
@@ -439,6 +452,7 @@ class Trainer:
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "method": self.method.state_dict(),
+            "parts": self.parts.state(),
             "under_way": now and now.state(self.device),
         }
         self.store.save(state, self.epoch, now.batch if now else 0)
@@ -454,6 +468,7 @@ class Trainer:
             self.student.load_state_dict(state["student"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.method.load_state_dict(state["method"])
+            self.parts.load(state.get("parts", {}))
             self.epoch, self.iteration = state["epoch"], state["iteration"]
             self.peak, self.notes, self.trained = state["peak"], state["notes"], state["trained"]
             self.seconds, self.best = state["seconds"], (state["best"][0], state["best"][1], state["best"][2])
