@@ -38,14 +38,14 @@ def reduction_for(choice: Reduction, logits: Tensor, many: Classes) -> Classes:
 
 
 def cross_entropy(logits: Tensor, y: Tensor, true_mass: float = 1.0) -> Tensor:
-    """Cross-entropy of logits (B, C) with labels y (B,): (B,).
+    """Cross-entropy of logits (B, C) with labels y (B,), or with probabilities of classes y (B, C): (B,).
 
     `true_mass` below 1 smooths the label: that much on y, the rest spread evenly over the other classes.
     """
     if true_mass == 1.0:
         return F.cross_entropy(logits, y, reduction="none")
     log_p = F.log_softmax(logits, dim=1)
-    own = log_p.gather(1, y[:, None]).squeeze(1)
+    own = log_p.gather(1, y[:, None]).squeeze(1) if y.ndim == 1 else (y * log_p).sum(dim=1)
     others = (log_p.sum(dim=1) - own) / (logits.shape[1] - 1)
     return -(true_mass * own + (1 - true_mass) * others)
 

@@ -16,6 +16,7 @@ class AdaAD(Method):
     """
 
     label = "AdaAD"
+    soft_labels = True
     needs = frozenset({Need.TEACHER})
     alpha: float = hyper(1.0, ge=0, le=1, doc="weight of the adversarial term (authors' code)")
     kl_reduction: Reduction = hyper("auto", doc="KL over classes; auto: mean, sum over 10 classes (authors)")

@@ -16,6 +16,7 @@ class ARD(Method):
     """
 
     label = "ARD"
+    soft_labels = True
     needs = frozenset({Need.TEACHER})
     alpha: float = hyper(1.0, ge=0, le=1, doc="weight of the distillation term (authors' code)")
     tau: float = hyper(30.0, gt=0, doc="temperature (authors' code; the field reports 5 for CIFAR-100)")
@@ -24,7 +25,7 @@ class ARD(Method):
     attack_bn: Mode = ATTACK_BN
 
     def attack(self, step: Step) -> Tensor:
-        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.target), start=self.start, bn=self.attack_bn)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         distance = kl(step.student(x_adv), step.teacher(step.x), self.kl_reduction, self.tau)
@@ -32,7 +33,7 @@ class ARD(Method):
         if self.alpha == 1:
             step.student.observe(step.x)
             return distilled
-        hard = step.term("cross_entropy", cross_entropy(step.student(step.x), step.y))
+        hard = step.term("cross_entropy", cross_entropy(step.student(step.x), step.target))
         return distilled + (1 - self.alpha) * hard
 
     def passes(self, steps: int) -> Passes:

@@ -26,6 +26,7 @@ class MTARD(Method):
     """
 
     label = "MTARD"
+    soft_labels = True
     needs = frozenset({Need.TEACHER, Need.NATURAL_TEACHER})
     separable = False  # w_n follows the batch's mean losses
     divisible = False
@@ -51,7 +52,7 @@ class MTARD(Method):
         self._rho, self._first = self.weight_lr, None
 
     def attack(self, step: Step) -> Tensor:
-        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.target), start=self.start, bn=self.attack_bn)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         robust_target, natural_target = step.teacher(x_adv), step.natural_teacher(step.x)

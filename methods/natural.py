@@ -12,13 +12,14 @@ class Natural(Method):
     """
 
     label = "natural"
+    soft_labels = True
     selects = "val_clean"
 
     def attack(self, step: Step) -> Tensor:
         return step.x
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        return step.term("cross_entropy", cross_entropy(step.student(x_adv), step.y))
+        return step.term("cross_entropy", cross_entropy(step.student(x_adv), step.target))
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=1)

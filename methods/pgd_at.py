@@ -16,14 +16,15 @@ class PGDAT(Method):
     """
 
     label = "PGD-AT"
+    soft_labels = True
     start: Start = hyper(Start.UNIFORM, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
 
     def attack(self, step: Step) -> Tensor:
-        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.target), start=self.start, bn=self.attack_bn)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        return step.term("cross_entropy", cross_entropy(step.student(x_adv), step.y))
+        return step.term("cross_entropy", cross_entropy(step.student(x_adv), step.target))
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 1)

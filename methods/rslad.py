@@ -17,6 +17,7 @@ class RSLAD(Method):
     """
 
     label = "RSLAD"
+    soft_labels = True
     needs = frozenset({Need.TEACHER})
     alpha: float = hyper(5 / 6, ge=0, le=1, doc="weight of the adversarial term (authors' code)")
     kl_reduction: Reduction = hyper("auto", doc="KL over classes; auto: mean, mean_x10 over 10 classes (authors)")

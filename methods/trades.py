@@ -15,6 +15,7 @@ class TRADES(Method):
     """
 
     label = "TRADES"
+    soft_labels = True
     beta: float = hyper(6.0, ge=0, doc="weight of the consistency term (authors' code)")
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
@@ -29,7 +30,7 @@ class TRADES(Method):
         clean = step.student(step.x)
         # S(x) keeps its gradient in the KL term: TRADES pulls both sides together.
         consistency = step.term("kl", kl(step.student(x_adv), clean))
-        return step.term("cross_entropy", cross_entropy(clean, step.y)) + self.beta * consistency
+        return step.term("cross_entropy", cross_entropy(clean, step.target)) + self.beta * consistency
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 2, student_forward=1)

@@ -126,7 +126,7 @@ def test_images_a_second_are_those_of_the_batches_in_log_and_summary(
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(tmp_path: Path) -> None:
     method = Watching()
     it = trainer(tmp_path, method)
-    it.pad = 0  # without augmentation the images can be told apart
+    it.source.augmentation.pad = 0  # without augmentation the images can be told apart
     run(it)
     steps = [item for item in method.seen if item[0] != "drop"]
     assert [s[1] for s in steps] == list(range(1, 10)), "70 images are three batches of at most 32"

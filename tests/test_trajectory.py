@@ -90,7 +90,7 @@ def test_four_steps_of_the_trainer_are_those_of_a_loop_of_its_own(
         lr=LR,
     )
     assert it.precision.lean is lean
-    it.pad, it.flip, it.attack = 0, False, Ball(EPS, STEP, STEPS)
+    it.source.augmentation.pad, it.source.augmentation.flip, it.attack = 0, False, Ball(EPS, STEP, STEPS)
     torch.manual_seed(5)
     teacher = build("cnn-8", classes=10, channels=1).double()
     teacher(torch.rand(32, 1, 8, 8, dtype=torch.float64))  # statistics of its own
@@ -104,7 +104,7 @@ def test_four_steps_of_the_trainer_are_those_of_a_loop_of_its_own(
     it._validate = lambda: {"val_clean": 0.5, "val_robust": 0.5}  # type: ignore[method-assign]
 
     loop = Loop(copy.deepcopy(it.student), teacher, pool, kernels=decay == "kernels")
-    images, labels = it.images.double() / 255, it.labels
+    images, labels = it.source.images.double() / 255, it.source.labels
     steps: list[int] = []
 
     def compare(epoch: int, batch: int, _: int) -> None:

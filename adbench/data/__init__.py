@@ -6,7 +6,7 @@ threat models and the identity of a user's data alone.  `load` imports it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adbench.data.arrays import Arrays, checked, fingerprint, stratified_order
+from adbench.data.extra import Extra, read_extra
 from adbench.data.identity import is_path
-from adbench.data.own import read_own
+from adbench.data.own import read_own, resized
 from adbench.data.threat import Threat, as_text, parse_fraction
 from adbench.errors import UserError, unknown, warn
 from adbench.registry import DATASETS
@@ -53,6 +54,7 @@ class Dataset:
     name: as the user gave it.  threat: the field's threat model for this data.  pad, flip: training's
     augmentation (see `batches.draw_crops`).  fingerprint: SHA-256 over all images and labels, before any is held
     out or left away.  whole: training, held-out and test images where no share of them is asked for.
+    extra: a second source of training images.
     """
 
     name: str
@@ -66,6 +68,18 @@ class Dataset:
     flip: bool
     fingerprint: str
     whole: tuple[int, int, int]
+    extra: Extra | None = None
+
+    @property
+    def epoch_images(self) -> int:
+        """How many images an epoch of training goes through.
+
+        With extra ones it is as many as the training set has, those included that are held out of it (Wang et al.):
+        their number is 50,000 on CIFAR, whatever the extra images' share.  Of a training set that is not used whole it
+        is those that are used.
+        """
+        used = len(self.train) + len(self.val)
+        return used if self.extra and used == sum(self.whole[:2]) else len(self.train)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -83,6 +97,7 @@ class Dataset:
             "train_images": len(self.train),
             "val_images": len(self.val),
             "test_images": len(self.test),
+            **({"extra": self.extra.summary() | {"epoch_images": self.epoch_images}} if self.extra else {}),
         }
 
 
@@ -93,6 +108,9 @@ def load(
     train_images: int | None = None,
     val_images: int | None = None,
     test_images: int | None = None,
+    resize: int | None = None,
+    extra: str | None = None,
+    extra_share: float = 0.7,
 ) -> Dataset:
     """Load a registered dataset, or the user's own from the path of a `.npz` or an image folder.
 
@@ -101,10 +119,12 @@ def load(
     train_images: the first so many of what remains, in that order, so that a subset keeps the classes'
     proportions; None for all.
     test_images: the first so many in the file's order, as the field does; None for all.
+    resize: the side that all images are brought to (see `own.resized`).
+    extra: the file of a second source of training images (see `extra.read_extra`); extra_share: theirs of a batch.
     Raises UserError for an unknown name, data that cannot be used, or more images asked for than there are.
     Warns of a class that only the test set shows.
     """
-    arrays = _read(name, data_dir)
+    arrays = _read(name, data_dir, resize)
     parts = checked(name, arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
     classes = 1 + int(max(parts.y_train.max(), parts.y_test.max()))
     if classes != len(arrays.class_names):
@@ -124,6 +144,11 @@ def load(
     rest = order[held_out:]
     count = _count(name, "training", train_images, default=len(rest), available=len(rest))
     tested = _count(name, "test", test_images, default=len(parts.x_test), available=len(parts.x_test))
+    more = None
+    if extra is not None:
+        height, width, channels = parts.x_train.shape[1:]
+        shape = channels, height, width
+        more = read_extra(expanded(Path(extra)), extra_share, shape=shape, class_names=arrays.class_names)
     return Dataset(
         name=name,
         train=_split(parts.x_train[rest[:count]], parts.y_train[rest[:count]]),
@@ -136,17 +161,20 @@ def load(
         flip=arrays.flip,
         fingerprint=fingerprint(parts),
         whole=(len(order) - arrays.val_images, arrays.val_images, len(parts.x_test)),
+        extra=more,
     )
 
 
-def _read(name: str, data_dir: Path) -> Arrays:
+def _read(name: str, data_dir: Path, resize: int | None) -> Arrays:
     if is_path(name):
-        return read_own(expanded(Path(name)))
+        return read_own(expanded(Path(name)), resize)
     if name not in DATASETS:
         hint = "adbench list datasets; a path has a '/' or ends in .npz"
         raise unknown("dataset", name, DATASETS.names(), where=hint)
     arrays: Arrays = DATASETS.load(name)(data_dir)
-    return arrays
+    if resize is None:
+        return arrays
+    return replace(arrays, x_train=resized(arrays.x_train, resize), x_test=resized(arrays.x_test, resize))
 
 
 def _count(name: str, which: str, requested: int | None, *, default: int, available: int) -> int:

@@ -51,6 +51,28 @@ def batches(order: Tensor, size: int) -> list[Tensor]:
     return [order[start : start + size] for start in range(0, len(order) - 1, size)]
 
 
-def per_epoch(n: int, size: int) -> int:
-    """The number of `batches` of n images."""
-    return len(range(0, n - 1, size))
+def per_epoch(n: int, size: int, *, filled: bool = False) -> int:
+    """The number of `batches` of n images; filled: of such whose last is filled up with extra images."""
+    return len(range(0, n if filled else n - 1, size))
+
+
+def mixed_batches(
+    own: int, extra: int, size: int, share: float, count: int, order: torch.Generator, drawn: torch.Generator
+) -> list[Tensor]:
+    """`count` batches of `size` indices (size,): images 0..own-1, and extra ones, which are counted from `own` on.
+
+    A `share` of each batch is extra images, rounded down and drawn with replacement from `drawn`.  The others are the
+    next of a permutation by `order`; its last piece may be shorter and is filled up with extra images, and then comes
+    another permutation.  So Wang et al. (ICML 2023) have it.  The two kinds are shuffled, since a part of a batch
+    should be like the whole.
+    """
+    most = size - int(size * share)
+    rest = torch.empty(0, dtype=torch.long)
+    found = []
+    for _ in range(count):
+        if not len(rest):
+            rest = epoch_order(own, order)
+        taken, rest = rest[:most], rest[most:]
+        batch = torch.cat([taken, own + torch.randint(extra, (size - len(taken),), generator=drawn)])
+        found.append(batch[torch.randperm(size, generator=drawn)])
+    return found

@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
+from adbench.data.policies import mixing
 from adbench.errors import UserError, unknown
 from adbench.experiment import spelling
 from adbench.experiment import teacher as teachers
@@ -103,6 +104,7 @@ def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Tra
     train = teachers.with_hash(train)
     if train.micro_batch and not method.divisible:
         raise UserError(f"train.micro_batch: '{name}' needs its batches whole; unset it for this method")
+    _check_images(train, experiment.data, method, name)
     if experiment.budget is not None:
         cost = passes(method, name, train.attack_steps).total
         epochs = int(experiment.budget / cost)
@@ -114,6 +116,20 @@ def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Tra
     return method, train
 
 
+def _check_images(train: Train, data: Data, method: Method, name: str) -> None:
+    """Raise UserError for extra images that no batch has one of, and labels mixed for a method without soft ones."""
+    if data.extra and not int(train.batch_size * data.extra_share):
+        raise UserError(
+            f"data.extra_share = {data.extra_share:g} of a batch of {train.batch_size} is no image; give more"
+        )
+    if (mixed := mixing(train.augment)) and not method.soft_labels:
+        able = ", ".join(sorted(name for name in METHODS if getattr(METHODS.load(name), "soft_labels", False)))
+        raise UserError(
+            f"train.augment: {' and '.join(mixed)} mixes labels, which '{name}' does not declare to take "
+            f"(soft_labels); leave it out for this method, or choose {able}"
+        )
+
+
 def _data(experiment: Experiment, name: str, lookup: Lookup) -> tuple[dict[str, Any], int]:
     """What a cell knows of its data, and how many test images there are."""
     if not is_path(name) and name not in DATASETS:
@@ -123,6 +139,7 @@ def _data(experiment: Experiment, name: str, lookup: Lookup) -> tuple[dict[str, 
         "dataset": name,
         "fingerprint": dataset.fingerprint,
         "data": spelling.data(experiment.data, dataset.whole),
+        "extra": dataset.extra.sha256 if dataset.extra else "",
         "threat": complete(experiment.threat, dataset.threat),
     }
     return known, dataset.whole[2]
@@ -203,9 +220,10 @@ def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup
                 f"teacher '{spec.name}': method '{trained.method}' needs a teacher itself; choose one without"
             )
         hyper = method.settings()
+        _check_images(trained.train or experiment.train, experiment.data, method, trained.method)
     data, tested = _data(experiment, dataset, lookup)
     # Which images others are trained on is nothing to weights from elsewhere.
-    data |= {} if trained else {"data": Data()}
+    data |= {} if trained else {"data": Data(resize=experiment.data.resize), "extra": ""}
     judged = experiment.evaluation.model_copy(update={"proxies": (), "checkpoint": "best"})
     # The run's recipe serves teachers that have none of their own, but its first weights are the students'.
     common = experiment.train.model_copy(update={"init": None, "init_sha256": None})

@@ -47,6 +47,8 @@ class Cell:
     teacher: Cell | None = None
     natural: Cell | None = None
     proxies: tuple[Cell, ...] = ()
+    extra: str = ""
+    """SHA-256 of the file of extra training images."""
     namesake: bool = False
     """Whether another teacher of the experiment has the same name: a digest then stands beside it."""
 
@@ -58,7 +60,7 @@ class Cell:
         base: dict[str, Any] = {
             "revision": REVISION,
             "architecture": self.architecture,
-            "data": {"name": name, "content": self.fingerprint, **self.data.model_dump(mode="json")},
+            "data": {"name": name, "content": self.fingerprint, **spelling.content(self.data, self.extra)},
             "threat": self.threat.model_dump(mode="json"),
         }
         base |= {"network": code} if (code := _foreign(MODELS, self.architecture)) else {}

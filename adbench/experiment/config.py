@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from adbench.data.policies import spelt
 from adbench.data.threat import as_text, meant, meant_attack
 from adbench.errors import UserError, is_text, unknown
 from adbench.seeding import LARGEST
@@ -53,6 +54,14 @@ def _fraction_text(value: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
+def _policy(text: str) -> str:
+    try:
+        return spelt(text)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+PolicyName = Annotated[str, AfterValidator(_policy)]
 AttackName = Annotated[str, AfterValidator(meant_attack)]
 FractionText = Annotated[str | None, BeforeValidator(_fraction_text)]
 
@@ -85,6 +94,11 @@ class Train(Section):
         (0.575, 0.8, 0.925), description="shares of the epochs after which lr drops: 115, 160, 185 of 200"
     )
     lr_factor: float = Field(0.1, gt=0, le=1)
+    augment: tuple[PolicyName, ...] = Field(
+        (),
+        description="beyond crops and mirroring: cutout(SIDE), cutmix(ALPHA, P), mixup(ALPHA, P), autoaugment(TABLE), "
+        "randaugment(N, M)",
+    )
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; none by default")
     attack_steps: int = Field(10, ge=1, le=10_000, description="steps of the inner maximisation")
     attack_eps: FractionText = Field(None, description="its radius; none means the threat model's")
@@ -131,8 +145,13 @@ class Train(Section):
 class Data(Section):
     """How much of the dataset is used; none means all of it (and the dataset's own held-out split)."""
 
-    train_images: int | None = Field(None, ge=2)
-    val_images: int | None = Field(None, ge=1)
+    train_images: int | None = Field(None, ge=2, description="training images; none means all that are not held out")
+    val_images: int | None = Field(None, ge=1, description="held out of them; none means the dataset's own number")
+    resize: int | None = Field(
+        None, ge=4, le=4096, description="side that images are brought to: middle square, bilinear, antialiased"
+    )
+    extra: str | None = Field(None, description="a .npz of more training images: image (N, H, W, 3) and label (N,)")
+    extra_share: float = Field(0.7, gt=0, lt=1, description="share of each batch that is drawn from them")
 
 
 class ThreatModel(Section):

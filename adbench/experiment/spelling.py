@@ -12,7 +12,7 @@ from adbench.experiment.teacher import split_key
 
 _LATER = (
     *("precision", "micro_batch", "decay", "optimiser", "nesterov", "decay_norm", "bn_momentum", "init_sha256"),
-    *("schedule", "per", "schedule_start", "warmup", "warmup_lr", "lr_min", "cycle_momentum"),
+    *("schedule", "per", "schedule_start", "warmup", "warmup_lr", "lr_min", "cycle_momentum", "augment"),
 )
 """Settings of a recipe that came later: where they are unset, everything is as it was without them."""
 
@@ -29,7 +29,18 @@ def data(settings: Data, whole: tuple[int, int, int]) -> Data:
     return Data(
         train_images=None if settings.train_images == left else settings.train_images,
         val_images=None if settings.val_images == val else settings.val_images,
+        resize=settings.resize,
+        extra=settings.extra,
+        extra_share=settings.extra_share if settings.extra else Data().extra_share,
     )
+
+
+def content(settings: Data, extra: str) -> dict[str, Any]:
+    """What is used of the data, JSON-able, without what is not set. extra: SHA-256 of the second source's file."""
+    found: dict[str, Any] = {"train_images": settings.train_images, "val_images": settings.val_images}
+    # Settings that came later: where they are unset, everything is as it was without them.
+    found |= {"resize": settings.resize} if settings.resize else {}
+    return found | ({"extra": {"sha256": extra, "share": settings.extra_share}} if extra else {})
 
 
 def evaluation(
@@ -69,8 +80,9 @@ def recipe(train: Train, threat: ThreatModel) -> dict[str, Any]:
     init = settings.pop("init")
     if init and (key := split_key(Path(init))[1]):
         settings["init"] = f"#{key}"
+    unset = Train().model_dump(mode="json")
     for later in _LATER:
-        if settings[later] == Train.model_fields[later].default:
+        if settings[later] == unset[later]:
             settings.pop(later)
     if not train.weight_decay:
         settings.pop("decay", None)

@@ -247,7 +247,7 @@ class Replay:
     def _iterate(self, trainer: Trainer, block: dict[str, Any], noise: Recorded) -> None:
         """One step: the examples and the loss there; the trainer's own where the file has what an update leaves."""
         batches, number = self.settings.get("batches"), trainer.iteration - 1
-        index = torch.tensor(batches[self.entry["batch"][number]] if batches else range(len(trainer.labels)))
+        index = torch.tensor(batches[self.entry["batch"][number]] if batches else range(len(trainer.source.labels)))
         crops = torch.zeros(3, len(index), dtype=torch.long)
         if "state_after" in block:
             for group in trainer.optimiser.param_groups:

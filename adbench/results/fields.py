@@ -89,6 +89,17 @@ class Provenance:
 
 
 @dataclass(slots=True)
+class Extra:
+    """A second source of training images."""
+
+    images: Positive
+    share: Annotated[float, Limits(gt=0, lt=1), "of each batch"]
+    sha256: Annotated[Sha256, "of its file"]
+    file: Annotated[str, "where it lay, as it was given"]
+    epoch_images: Annotated[Positive, "images in an epoch, of both sources"]
+
+
+@dataclass(slots=True)
 class Data:
     """The images that it was trained, selected and judged on."""
 
@@ -99,6 +110,7 @@ class Data:
     val_images: Count
     test_images: Positive
     class_names: Annotated[list[str] | None, "in the order of the labels 0..C-1; older records do not say"] = None
+    extra: Extra | None = None
 
 
 @dataclass(slots=True)

@@ -95,6 +95,9 @@ class Method(BaseModel):
     """Whether several devices may share a batch although it is not divisible, since `Step.mean` and `Step.backward` are
     over the whole batch. Experimental, as all sharing of a training is."""
 
+    soft_labels: ClassVar[bool] = False
+    """Whether it does with mixed images: it uses no labels, or `Step.target` wherever it uses any."""
+
     def needed(self) -> frozenset[Need]:
         """The teachers that this configuration needs: `needs`, unless a hyperparameter decides."""
         return self.needs

@@ -159,7 +159,7 @@ class Step:
     """One training iteration: all that a method's `attack` and `loss` see.
 
     x: images (B, C, H, W) in [0, 1]. y: labels (B,). epoch: from 0 to epochs - 1. iteration: from 1, over the whole
-    training, to iterations. lr: the learning rate. index: which of the training images these are, (B,). threat: eps,
+    training, to iterations. lr: the learning rate. index: which of the training images these are, (B,), extra ones counted on. threat: eps,
     step size and number of steps of the training attack. generator: the training's stream of attack randomness.
     student, teacher, natural_teacher: networks, see `Net`. parts: the method's own, which the loop trains.
 
@@ -167,6 +167,9 @@ class Step:
     several devices share a training, x is this device's part of the batch, a `share` of it; `mean`, `total`, `extremes`
     and `backward` are for what depends on the whole batch. copies: how many devices have the same part, since the batch
     has fewer images than there are devices.
+
+    soft: the probabilities of classes (B, C) where `train.augment` mixes images; y is then the label of each image's
+    first part. Only a method that declares `soft_labels` meets them, in `target`.
     """
 
     x: Tensor
@@ -186,6 +189,12 @@ class Step:
     iterations: int = 0
     copies: int = 1
     parts: dict[str, nn.Module] = field(default_factory=dict)
+    soft: Tensor | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """What `cross_entropy` compares with: y, or where images are mixed the probabilities of classes (B, C)."""
+        return self.y if self.soft is None else self.soft
 
     @property
     def teacher(self) -> Teacher:

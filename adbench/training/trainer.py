@@ -23,7 +23,8 @@ from torch import Tensor
 
 from adbench.attacks.linf import Start, ascend
 from adbench.data import Dataset, Split
-from adbench.data.batches import batches, cropped, draw_crops, epoch_order, per_epoch, to_float
+from adbench.data.batches import to_float
+from adbench.data.training_images import TrainingImages
 from adbench.errors import UserError
 from adbench.experiment.config import Train
 from adbench.losses import cross_entropy
@@ -91,9 +92,7 @@ class Trainer:
         self.precision = Precision.chosen(config.precision, student, dataset.image_shape, device)
         self.net = Net(self.student, self.precision)
         self.teachers = {need: Teacher(network.to(device), self.precision) for need, network in teachers.items()}
-        self.images = dataset.train.images.to(device)
-        self.labels = dataset.train.labels.to(device)
-        self.pad, self.flip = dataset.pad, dataset.flip
+        self.source = TrainingImages(dataset, device, config.augment)
         self.val = dataset.val.to(device)
         self.class_names = dataset.class_names
         self.attack, self.validation = attack, validation
@@ -154,7 +153,7 @@ class Trainer:
             best_epoch=self.best[2],
             best_val_robust=self.best[1],
             seconds=self.seconds,
-            images_per_second=self.epoch * len(self.labels) / max(self.trained, 1e-9),
+            images_per_second=self.epoch * self.source.epoch_images / max(self.trained, 1e-9),
             peak_memory_bytes=self.peak,
             precision=self.precision.arithmetic,
             micro_batch=self.micro_batch,
@@ -196,7 +195,7 @@ class Trainer:
         self.peak = max(self.peak, peak_memory(self.device))
         return entry | {
             "seconds": trained,
-            "images_per_second": len(self.labels) / trained,
+            "images_per_second": self.source.epoch_images / trained,
             **{name: found.get(name) for name in dict.fromkeys(["val_clean", "val_robust", str(self.method.selects)])},
             **({"micro_batch": self.micro_batch} if self.micro_batch else {}),
         }
@@ -241,14 +240,8 @@ class Trainer:
         return rate
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """The epoch's batches: which images (B,), and their crops (3, B). On the device at once, not one by one."""
-        order = epoch_order(len(self.labels), generator(self.seed, "order", self.epoch))
-        offsets = generator(self.seed, "augment", self.epoch)
-        indices = batches(order, self.config.batch_size)
-        sizes = [len(index) for index in indices]
-        crops = torch.cat([draw_crops(size, offsets, self.pad, self.flip) for size in sizes], dim=1)
-        index = torch.cat(indices).to(self.device)
-        return list(zip(torch.split(index, sizes), torch.split(crops.to(self.device), sizes, dim=1), strict=True))
+        """The epoch's batches: which images (B,), and what was drawn for their augmentation (rows, B)."""
+        return self.source.epoch(self.config.batch_size, self.seed, self.epoch)
 
     def iterate(self, index: Tensor, crops: Tensor, noise: torch.Generator, logged: dict[str, list[Tensor]]) -> Tensor:
         """`train_step`, taken again in smaller micro-batches where memory runs out; returns the batch's mean loss.
@@ -276,7 +269,7 @@ class Trainer:
     def train_step(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> tuple[Tensor, list[BatchPart]]:
         """The life of a batch: attack, loss, backward pass, update. Returns its mean loss and its parts.
 
-        index: (B,) training images; crops: (3, B) theirs; noise: the stream of the attack.
+        index: (B,) training images; crops: (rows, B) what was drawn for them; noise: the stream of the attack.
         """
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
@@ -324,9 +317,11 @@ class Trainer:
     def _step(self, index: Tensor, crops: Tensor, noise: torch.Generator, share: float = 1.0) -> Step:
         for teacher in self.teachers.values():
             teacher.forget()
+        x, y, soft = self.source.examples(index, crops, self.net.weight.dtype)
         return Step(
-            x=to_float(cropped(self.images[index], crops, self.pad), self.net.weight.dtype),
-            y=self.labels[index],
+            x=x,
+            y=y,
+            soft=soft,
             student=self.net,
             epoch=self.epoch,
             epochs=self.config.epochs,
@@ -337,9 +332,9 @@ class Trainer:
             teachers=self.teachers,
             ranks=self.ranks,
             share=share,
-            index=index,
+            index=index.to(self.device),
             parts=self.parts.modules,
-            iterations=self.config.epochs * per_epoch(len(self.labels), self.config.batch_size),
+            iterations=self.config.epochs * self.source.epoch_batches(self.config.batch_size),
         )
 
     def _halve(self, batch: int) -> None:
@@ -410,8 +405,8 @@ class Trainer:
         self._run_in(self.precision)
         torch.manual_seed(derive(self.seed, "method"))
         unused = generator(self.seed, "setup", device=self.device)
-        count = min(2, len(self.labels))
-        crops = draw_crops(count, generator(self.seed, "setup"), self.pad, self.flip).to(self.device)
+        count = min(2, len(self.source.labels))
+        crops = self.source.crops(count, generator(self.seed, "setup"))
         step = self._step(torch.arange(count, device=self.device), crops, unused)
         self.method.setup(step)
         networks = (self.student, *(teacher.module for teacher in self.teachers.values()))

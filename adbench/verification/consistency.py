@@ -128,6 +128,9 @@ class Paper:
         }
         wrong = differing(said, due)
         wrong += [] if training["data"]["name"] in names else ["dataset"]
+        extra, due_extra = said.data and said.data.extra, training["data"].get("extra")
+        if (extra and {"sha256": extra.sha256, "share": extra.share}) != due_extra:
+            wrong.append("data.extra")
         unknown: list[str] = []
         student, trained = said.kind == "student", said.method is not None
         if (student and not trained) or (said.kind == "checkpoint" and trained):
@@ -274,7 +277,10 @@ class Paper:
         wrong, train = [], recipe(self.training["train"])
         if [entry.get("epoch") for entry in log] != [*range(1, said.epochs + 1)]:
             return Finding.of("training log", "", ["epochs"])
-        batches = per_epoch(self.record.images.train_images, train.batch_size)
+        images = self.record.images
+        batches = per_epoch(images.train_images, train.batch_size)
+        if images.extra:
+            batches = per_epoch(images.extra.epoch_images, train.batch_size, filled=True)
         rates = (rate(train, epoch, batches - 1, batches) for epoch in range(len(log)))
         wrong += [] if all(equal(entry.get("lr"), rate) for entry, rate in zip(log, rates, strict=True)) else ["lr"]
         judged = [epoch % train.val_every == 0 or epoch == said.epochs for epoch in range(1, said.epochs + 1)]

@@ -31,7 +31,7 @@ from adbench.models import Network, count_parameters
 from adbench.models.precision import Precision
 from adbench.models.verdict import predicted
 from adbench.results import document, record
-from adbench.results.fields import Metric
+from adbench.results.fields import Extra, Metric
 from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
@@ -115,6 +115,8 @@ class _Verification:
             return
         self.dataset = dataset
         yield self._data()
+        if self.record.images.extra:
+            yield self._extra(self.record.images.extra)
         yield from guides(self.record, dataset)
         network = self._network()
         if isinstance(network, Finding):
@@ -188,6 +190,14 @@ class _Verification:
         said = self.dataset.summary()
         wrong = [key for key, value in said.items() if getattr(self.record.images, key) not in (None, value)]
         return Finding.of("data", f"'{self.record.dataset}' with the recorded fingerprint and counts", wrong)
+
+    def _extra(self, said: Extra) -> Finding:
+        """Whether the extra training images are those of the record."""
+        path = networks.extra_file(self.record, self.data_dir)
+        if path is None:
+            return Finding("extra images", NOT_SHOWN, f"'{said.file}' is not here; --data-dir is looked in too")
+        wrong = [] if files.sha256(path) == said.sha256 else [f"'{path}' has another SHA-256"]
+        return Finding.of("extra images", f"'{path}' with the recorded SHA-256", wrong)
 
     def _model(self, parameters: int) -> Finding:
         model = self.record.network

@@ -13,7 +13,7 @@ import torch
 from adbench.data import Dataset, Threat, is_path, load, parse_fraction
 from adbench.errors import UserError
 from adbench.experiment.cell import Cell
-from adbench.experiment.config import Experiment
+from adbench.experiment.config import Data, Experiment
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, robustbench_file, split_key
 from adbench.models import Network, build
 from adbench.results import layout, summary
@@ -28,26 +28,27 @@ class Missing(UserError):
 
 
 @lru_cache(maxsize=4)
-def _planned(name: str, data_dir: Path, train: int | None, val: int | None, test: int | None) -> Dataset:
+def _planned(name: str, data_dir: Path, data: Data, test: int | None) -> Dataset:
     """A dataset that a run plans and trains with: read once."""
-    return load(name, data_dir, train_images=train, val_images=val, test_images=test)
+    return load(name, data_dir, test_images=test, **data.model_dump())
 
 
 def lookup(data_dir: Path) -> Callable[[str, Experiment], Dataset]:
     """How a matrix gets at its datasets."""
 
     def dataset(name: str, experiment: Experiment) -> Dataset:
-        data = experiment.data
-        return _planned(name, data_dir, data.train_images, data.val_images, experiment.evaluation.images)
+        return _planned(name, data_dir, experiment.data, experiment.evaluation.images)
 
     return dataset
 
 
 def cell_dataset(cell: Cell, data_dir: Path) -> Dataset:
     """The cell's data under its threat model. Raises UserError where it is not the data that was planned with."""
-    dataset = _planned(cell.dataset, data_dir, cell.data.train_images, cell.data.val_images, cell.evaluation.images)
+    dataset = _planned(cell.dataset, data_dir, cell.data, cell.evaluation.images)
     if dataset.fingerprint != cell.fingerprint:
         raise UserError(f"the content of dataset '{cell.dataset}' changed during the run; run the same command again")
+    if cell.extra and (dataset.extra is None or dataset.extra.sha256 != cell.extra):
+        raise UserError(f"data.extra: '{cell.data.extra}' changed during the run; run the same command again")
     return _under_threat(dataset, cell.training)
 
 
@@ -65,6 +66,7 @@ def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> D
         data_dir,
         train_images=data["train_images"],
         val_images=data["val_images"],
+        resize=data.get("resize"),
         test_images=None if whole_test else judged["images"],
     )
     if dataset.fingerprint != data["content"]:
@@ -86,15 +88,26 @@ def _place(record: Record, data_dir: Path) -> str:
     That is the recorded one; from one of the folders around the record, where it is relative; or in `data_dir`.
     """
     name = record.dataset
-    if not is_path(name) or Path(name).exists():
+    if not is_path(name):
         return name
-    for path in (*(folder / name for folder in record.path.absolute().parents), data_dir / Path(name).name):
-        if path.exists():
-            return str(path)
+    if path := _found(name, record, data_dir):
+        return str(path)
     raise UserError(
         f"dataset '{name}' of '{record.path}' does not exist here; give the folder that '{Path(name).name}' lies in "
         f"with --data-dir"
     )
+
+
+def extra_file(record: Record, data_dir: Path) -> Path | None:
+    """The file of the record's extra training images, which is looked for as its dataset is; None where it is not."""
+    extra = record.images.extra
+    return _found(extra.file, record, data_dir) if extra else None
+
+
+def _found(name: str, record: Record, data_dir: Path) -> Path | None:
+    """What a record has a path of, where it is here."""
+    places = (folder / name for folder in record.path.absolute().parents)
+    return next((path for path in (Path(name), *places, data_dir / Path(name).name) if path.exists()), None)
 
 
 def initial(cell: Cell, dataset: Dataset) -> Network:

@@ -1,0 +1,108 @@
+"""The operations of AutoAugment and RandAugment, by way of torchvision's; its transforms take seconds to import."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+from torch import Tensor
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torchvision.transforms.v2 import functional as tv
+
+from adbench.data.policies import Policy
+
+Action = tuple[str, float]
+"""An operation and its magnitude, signed."""
+
+
+def acted(images: Tensor, name: str, magnitude: float) -> Tensor:
+    """An operation of AutoAugment on images uint8 (B, C, H, W), as torchvision has it: nearest pixels, black edges.
+
+    magnitude: shears as tangents, shifts in pixels, angles in degrees, enhancements as the factor's distance from 1,
+    bits that stay, a threshold.
+    """
+    moved: Tensor
+    if name in ("ShearX", "ShearY"):
+        angle = math.degrees(math.atan(magnitude))
+        shear = [angle, 0.0] if name == "ShearX" else [0.0, angle]
+        moved = tv.affine(images, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=[0, 0])
+    elif name in ("TranslateX", "TranslateY"):
+        by = [int(magnitude), 0] if name == "TranslateX" else [0, int(magnitude)]
+        moved = tv.affine(images, angle=0.0, translate=by, scale=1.0, shear=[0.0, 0.0])
+    elif name == "Rotate":
+        moved = tv.rotate(images, magnitude)
+    elif name in _ENHANCED:
+        moved = _ENHANCED[name](images, 1.0 + magnitude)
+    elif name == "Posterize":
+        moved = tv.posterize(images, bits=int(magnitude))
+    elif name == "Solarize":
+        moved = tv.solarize(images, threshold=magnitude)
+    else:
+        moved = _PLAIN[name](images)
+    return moved
+
+
+_ENHANCED: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "Brightness": tv.adjust_brightness,
+    "Color": tv.adjust_saturation,
+    "Contrast": tv.adjust_contrast,
+    "Sharpness": tv.adjust_sharpness,
+}
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "Identity": Tensor.clone,
+    "AutoContrast": tv.autocontrast,
+    "Equalize": tv.equalize,
+    "Invert": tv.invert,
+}
+_SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *_ENHANCED)
+RANDOM = (
+    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
+    *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
+)
+"""RandAugment's operations, each as likely."""
+
+
+def _magnitude(name: str, level: int, last: int, shape: tuple[int, int, int]) -> float:
+    """An operation's magnitude at a level from 0 to `last`, in the ranges of AutoAugment's paper."""
+    share = level / last
+    if name.startswith("Shear"):
+        return 0.3 * share
+    if name.startswith("Translate"):
+        return 150 / 331 * shape[2 if name.endswith("X") else 1] * share
+    if name == "Rotate":
+        return 30 * share
+    if name in _ENHANCED:
+        return 0.9 * share
+    if name == "Posterize":
+        return float(8 - round(4 * share))
+    return 255 * (1 - share) if name == "Solarize" else 0.0
+
+
+@lru_cache
+def actions(policy: Policy, shape: tuple[int, int, int]) -> tuple[Action, ...]:
+    """All that a policy may do at a stage; the numbers drawn count into it.
+
+    RandAugment: its operations, twice: with the magnitude and with its negative where there is one.  AutoAugment:
+    nothing, then of each sub-policy the first operation with either sign and the second with either.
+    """
+    found: list[Action] = []
+    if policy.name == "randaugment":
+        level = int(policy.numbers[1] or 0)
+        steps = [(name, _magnitude(name, level, 30, shape)) for name in RANDOM]
+    else:
+        found.append(("Identity", 0.0))
+        steps = [
+            (name, _magnitude(name, level or 0, 9, shape))
+            for pair in published(policy.table)
+            for name, _, level in pair
+        ]
+    for name, magnitude in steps:
+        found += [(name, magnitude), (name, -magnitude if name in _SIGNED else magnitude)]
+    return tuple(found)
+
+
+def published(table: str) -> list[tuple[tuple[str, float, int | None], ...]]:
+    """AutoAugment's sub-policies: two operations each, with probability and level."""
+    policies: list[tuple[tuple[str, float, int | None], ...]] = AutoAugment(AutoAugmentPolicy(table)).policies
+    return policies

@@ -1,0 +1,99 @@
+"""Augmentation beyond crops and mirroring, by name: what `train.augment` takes.  No torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from adbench.errors import UserError, unknown
+
+TABLES = ("cifar10", "imagenet", "svhn")
+"""The tables of AutoAugment's paper."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a policy takes: its name, default (None: it depends on the images) and bounds."""
+
+    name: str
+    default: float | None
+    low: float
+    high: float
+    whole: bool = False
+
+    def read(self, text: str) -> float:
+        """The number in `text`. Raises ValueError for another."""
+        value = int(text) if self.whole else float(text)
+        if not self.low <= value <= self.high:
+            raise ValueError
+        return value
+
+    def __str__(self) -> str:
+        return f"{self.name} {'a whole number ' if self.whole else ''}from {self.low:g} to {self.high:g}"
+
+
+_SHARE = Parameter("probability", 1.0, 0.0, 1.0)
+KNOWN = {
+    "cutout": (Parameter("side", None, 1, 10_000, whole=True),),
+    "cutmix": (Parameter("alpha", 1.0, 0.01, 100), _SHARE),
+    "mixup": (Parameter("alpha", 1.0, 0.01, 100), _SHARE),
+    "autoaugment": (),
+    "randaugment": (Parameter("operations", 2, 1, 14, whole=True), Parameter("magnitude", 9, 0, 30, whole=True)),
+}
+MIXING = ("cutmix", "mixup")
+"""Policies that mix images and so their labels."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy with its numbers, in the order of `KNOWN`; None where that depends on the images.
+
+    table: AutoAugment's.
+    """
+
+    name: str
+    numbers: tuple[float | None, ...] = ()
+    table: str = ""
+
+    def __str__(self) -> str:
+        """Its one spelling: what is left at its default is not written."""
+        words = [] if self.table in ("", TABLES[0]) else [self.table]
+        defaults = [parameter.default for parameter in KNOWN[self.name]]
+        if list(self.numbers) != defaults:
+            words = [f"{number:g}" for number in self.numbers if number is not None]
+        return f"{self.name}({','.join(words)})" if words else self.name
+
+
+def policy(text: str) -> Policy:
+    """The policy that a user writes: "cutout", "cutout(16)", "randaugment(2,14)", "autoaugment(svhn)".
+
+    Raises UserError for a name or a number that there is not.
+    """
+    match = re.fullmatch(r"\s*([a-z]+)\s*(?:\(([^()]*)\))?\s*", text)
+    name = match[1] if match else text
+    if match is None or name not in KNOWN:
+        raise unknown("augmentation", name, list(KNOWN), "cutout(16), cutmix, mixup(0.2), randaugment(2,14)")
+    words = [word.strip() for word in match[2].split(",")] if match[2] and match[2].strip() else []
+    if name == "autoaugment":
+        table = words[0] if words else TABLES[0]
+        if len(words) > 1 or table not in TABLES:
+            raise UserError(f"'{text}': autoaugment takes one of {', '.join(TABLES)}")
+        return Policy(name, table=table)
+    parameters = KNOWN[name]
+    try:
+        if len(words) > len(parameters):
+            raise ValueError
+        numbers = [parameter.read(word) for parameter, word in zip(parameters, words, strict=False)]
+    except ValueError:
+        raise UserError(f"'{text}': {name} takes {', '.join(map(str, parameters))}") from None
+    return Policy(name, (*numbers, *(parameter.default for parameter in parameters[len(words) :])))
+
+
+def spelt(text: str) -> str:
+    """A policy in its one spelling. Raises UserError as `policy`."""
+    return str(policy(text))
+
+
+def mixing(texts: tuple[str, ...]) -> list[str]:
+    """Those of the policies that mix labels."""
+    return [text for text in texts if policy(text).name in MIXING]
