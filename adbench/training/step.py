@@ -159,7 +159,8 @@ class Step:
     """One training iteration: all that a method's `attack` and `loss` see.
 
     x: images (B, C, H, W) in [0, 1]. y: labels (B,). epoch: from 0 to epochs - 1. iteration: from 1, over the whole
-    training, to iterations. lr: the learning rate. index: which of the training images these are, (B,), extra ones counted on. threat: eps,
+    training, to iterations. lr: the learning rate. index: which of the training images these are, (B,); extra
+    ones are counted on. threat: eps,
     step size and number of steps of the training attack. generator: the training's stream of attack randomness.
     student, teacher, natural_teacher: networks, see `Net`. parts: the method's own, which the loop trains.
 
