@@ -99,6 +99,17 @@ class Train(Section):
         description="beyond crops and mirroring: cutout(SIDE), cutmix(ALPHA, P), mixup(ALPHA, P), autoaugment(TABLE), "
         "randaugment(N, M)",
     )
+    average: Literal["none", "swa", "ema"] = Field(
+        "none", description="of the weights, judged in the student's place; swa: after epochs, ema: after updates"
+    )
+    average_start: float = Field(0.0, ge=0, le=1, description="share of the epochs after which it begins")
+    average_decay: float = Field(0.995, ge=0, lt=1, description="ema: what the average keeps of itself in an update")
+    average_warmup: float = Field(
+        0.0, ge=0, lt=1, description="ema: share of the epochs in which it is the student; then its decay rises"
+    )
+    average_buffers: Literal["live", "averaged", "re-estimated"] | None = Field(
+        None, description="its batch-norm statistics; none means re-estimated for swa, live (the student's) for ema"
+    )
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; none by default")
     attack_steps: int = Field(10, ge=1, le=10_000, description="steps of the inner maximisation")
     attack_eps: FractionText = Field(None, description="its radius; none means the threat model's")
@@ -134,6 +145,17 @@ class Train(Section):
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min = {self.lr_min:g} is above lr = {self.lr:g}; lower it")
         return self
+
+    @property
+    def statistics(self) -> str:
+        """Where the average's batch-norm statistics come from; "" for no average."""
+        default = {"none": "", "swa": "re-estimated", "ema": "live"}[self.average]
+        return (self.average_buffers or default) if default else ""
+
+    @property
+    def judged_from(self) -> int:
+        """The first epoch, counted from 1, whose network may be chosen: a plain average begins late."""
+        return max(1, round(self.average_start * self.epochs)) if self.average == "swa" else 1
 
     def drops(self) -> list[int]:
         """The epochs (counted from 0) before which the learning rate drops; a smooth schedule has none."""

@@ -13,6 +13,7 @@ from adbench.experiment.teacher import split_key
 _LATER = (
     *("precision", "micro_batch", "decay", "optimiser", "nesterov", "decay_norm", "bn_momentum", "init_sha256"),
     *("schedule", "per", "schedule_start", "warmup", "warmup_lr", "lr_min", "cycle_momentum", "augment"),
+    *("average", "average_start", "average_decay", "average_warmup", "average_buffers"),
 )
 """Settings of a recipe that came later: where they are unset, everything is as it was without them."""
 
@@ -117,4 +118,10 @@ def _effective(train: Train) -> Train:
         idle |= {"per"}
     if train.cycle_momentum:
         idle |= {"momentum"}
+    if train.average != "ema":
+        idle |= {"average_decay", "average_warmup"}
+    if train.average == "none":
+        idle |= {"average_start"}
+    if train.statistics == train.model_copy(update={"average_buffers": None}).statistics:
+        idle |= {"average_buffers"}
     return train.model_copy(update={name: Train.model_fields[name].default for name in idle})

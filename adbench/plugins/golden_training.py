@@ -1,4 +1,4 @@
-"""Reference values of whole trainings, for `adbench golden`: schedules, through the code that trains here."""
+"""Reference values of trainings, for `adbench golden`: schedules and averages, through the code that trains here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from adbench.experiment.config import Train, validated
-from adbench.plugins.reference import Node, Result
+from adbench.plugins.reference import Node, Result, Toy, tensor
 from adbench.training import schedule
+from adbench.training.average import RE_ESTIMATED, Average
 
 RATES = 2e-15
 """Largest relative error of a learning rate or momentum: their values are written with 16 digits."""
@@ -50,5 +53,49 @@ def schedules(_: Node, entry: Node, rule: dict[str, Any], result: Result) -> Non
             result.compare(f"{name} at {unit} {at}", value, due, RATES * abs(due))
 
 
-SECTIONS: dict[str, Callable[[Node, Node, dict[str, Any], Result], None]] = {"schedules": schedules}
+def averages(file: Node, entry: Node, rule: dict[str, Any], result: Result) -> None:
+    """The averaged network after each sample of a live one, its batch-norm statistics included."""
+    inputs = file["averages"]["inputs"]
+    student = _student(inputs, str(entry.get("start", "live_states[0]")))
+    average = Average(student, recipe(entry, rule), 1)
+    batches = [tensor(images) / 255 for images in inputs["batches_uint8"]]
+    samples = [_number(name) for name in entry.get("samples", ())]
+    for number, (live, expected) in enumerate(zip(samples, entry.get("after", ()), strict=True), 1):
+        student.load_state_dict(_state(inputs["live_states"][live]))
+        average.after_update(student, number)
+        average.after_epoch(student, number)
+        if average.statistics == RE_ESTIMATED:
+            average.estimate(batches)
+        due = {name: value for name, value in expected.items() if not name.endswith(tuple(rule.get("unused", ())))}
+        result.compare(f"sample {number}", average.network.state_dict(), due)
+    for step in entry.get("steps", ()):
+        student.load_state_dict(_state(inputs["live_states"][step["live"]]))
+        average.after_update(student, step["global_step"])
+        result.compare(f"decay {step['global_step']}", average.decay_at(step["global_step"]), step["decay"])
+        result.compare(f"step {step['global_step']}", average.network.state_dict(), step["parameters"])
+    if "state_after_update_bn" in entry:
+        average.after_epoch(student, 1)
+        result.compare("epoch", average.network.state_dict(), entry["state_after_update_bn"])
+    if "later_steps" in entry:
+        averages(file, entry["later_steps"], rule, result)
+
+
+def _number(name: str) -> int:
+    """Of "live_states[2]": 2."""
+    return int(name.removesuffix("]").rpartition("[")[2])
+
+
+def _state(values: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor(value) for name, value in values.items()}
+
+
+def _student(inputs: Node, start: str) -> Toy:
+    """The network of the section `averages`, in the state of that name."""
+    return Toy(Node({"arch": inputs["arch"], "state": inputs["live_states"][_number(start)]}, inputs.path))
+
+
+SECTIONS: dict[str, Callable[[Node, Node, dict[str, Any], Result], None]] = {
+    "averages": averages,
+    "schedules": schedules,
+}
 """What replays the entries of a section of the reference file."""

@@ -36,6 +36,7 @@ from adbench.results.summary import Summary
 from adbench.seeding import derive, generator
 from adbench.system import files, machine, signals
 from adbench.training import resume
+from adbench.training.average import RE_ESTIMATED, Average
 from adbench.training.distributed import ALONE, Ranks
 from adbench.training.method import Method, form_error
 from adbench.training.nonfinite import LOOK_EVERY, BatchPart, Watch, contents, diagnosis
@@ -100,6 +101,8 @@ class Trainer:
         self.identity = identity
         self.optimiser = optimiser(self.student, config, device)
         self.parts = Parts()
+        self.per_epoch = self.source.epoch_batches(config.batch_size)
+        self.average = Average(self.student, config, self.per_epoch) if config.average != "none" else None
         self.watch = Watch(self.optimiser, device, LOOK_EVERY if device.type == "cuda" else 1)
         self.micro_batch = config.micro_batch
         self.epoch = 0
@@ -158,14 +161,14 @@ class Trainer:
             precision=self.precision.arithmetic,
             micro_batch=self.micro_batch,
             devices=self.ranks.size,
-            weights={"best": state_sha256(self.best_weights), "last": checkpoint.weights_sha256(self.student)},
+            weights={"best": state_sha256(self.best_weights), "last": checkpoint.weights_sha256(self.judged)},
             notes=self.notes,
         )
         if not self.ranks.first:
             return summary
         classes = {"class_names": json.dumps(self.class_names)}
         checkpoint.save_state(self.folder / layout.BEST, self.best_weights, {"epoch": str(self.best[2]), **classes})
-        checkpoint.save_weights(self.folder / layout.LAST, self.student, {"epoch": str(self.epoch), **classes})
+        checkpoint.save_weights(self.folder / layout.LAST, self.judged, {"epoch": str(self.epoch), **classes})
         document.write(self.folder / layout.SUMMARY, summary.__dict__)
         for failure in self.folder.glob(layout.FAILURE.format("*")):
             failure.unlink()
@@ -189,6 +192,8 @@ class Trainer:
         self.epoch += 1
         if (factor := drop(self.config, self.epoch)) != 1:
             self.method.on_lr_change(factor)
+        if self.average:
+            self.average.after_epoch(self.student, self.epoch)
         due = self.epoch % self.config.val_every == 0 or self.epoch == self.config.epochs
         found: dict[str, float] = self._validate() if due and self.ranks.first else {}
         self.seconds += time.perf_counter() - begun
@@ -239,9 +244,17 @@ class Trainer:
         rate: float = self.optimiser.param_groups[0]["lr"]
         return rate
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """The epoch's batches: which images (B,), and what was drawn for their augmentation (rows, B)."""
-        return self.source.epoch(self.config.batch_size, self.seed, self.epoch)
+    @property
+    def judged(self) -> Network:
+        """The network that is validated, chosen and saved: the average where there is one by now."""
+        return self.average.network if self.average and self.average.begun else self.student
+
+    def batches(self, *purpose: str) -> list[tuple[Tensor, Tensor]]:
+        """The epoch's batches: which images (B,), and what was drawn for their augmentation (rows, B).
+
+        purpose: of batches that are not trained on, which have random streams of their own.
+        """
+        return self.source.epoch(self.config.batch_size, self.seed, self.epoch, *purpose)
 
     def iterate(self, index: Tensor, crops: Tensor, noise: torch.Generator, logged: dict[str, list[Tensor]]) -> Tensor:
         """`train_step`, taken again in smaller micro-batches where memory runs out; returns the batch's mean loss.
@@ -292,6 +305,8 @@ class Trainer:
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         self._update()
+        if self.average:
+            self.average.after_update(self.student, self.iteration)
         return mean, parts
 
     def _update(self) -> None:
@@ -334,7 +349,7 @@ class Trainer:
             share=share,
             index=index.to(self.device),
             parts=self.parts.modules,
-            iterations=self.config.epochs * self.source.epoch_batches(self.config.batch_size),
+            iterations=self.config.epochs * self.per_epoch,
         )
 
     def _halve(self, batch: int) -> None:
@@ -398,7 +413,19 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """SELECTIONS on the held-out split, under PGD from one uniform start that is always the same."""
+        if self.average and self.average.begun:
+            self._estimate(self.average)
+            net = Net(self.average.network, self.precision)
+            return held_out(net, self.val, self.validation, self.config.batch_size, self.seed)
         return held_out(self.net, self.val, self.validation, self.config.batch_size, self.seed)
+
+    def _estimate(self, average: Average) -> None:
+        """Take the average's batch-norm statistics anew where the recipe says so, from clean training images."""
+        if average.statistics == RE_ESTIMATED:
+            torch.manual_seed(derive(self.seed, "average", "layers", self.epoch))
+            with AS_WRITTEN.convolutions():
+                batches, dtype = self.batches("average"), self.net.weight.dtype
+                average.estimate(self.source.examples(index, drawn, dtype)[0] for index, drawn in batches)
 
     def set_up(self) -> None:
         """Set up the method, and all networks in their precision."""
@@ -421,9 +448,9 @@ class Trainer:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         score = entry[self.method.selects]
-        if score is not None and score > self.best[0]:
+        if self.epoch >= self.config.judged_from and score is not None and score > self.best[0]:
             self.best = (score, entry["val_robust"], self.epoch)
-            self.best_weights = _copy(self.student.state_dict())
+            self.best_weights = _copy(self.judged.state_dict())
         lines = [*_log_lines(self.folder / layout.LOG)[: self.epoch - 1], json.dumps(entry, allow_nan=False)]
         files.write_text(self.folder / layout.LOG, "\n".join(lines) + "\n")
         self._write_state(None)
@@ -441,13 +468,14 @@ class Trainer:
             "micro_batch": self.micro_batch,
             "devices": self.ranks.size,
             "engine": {"precision": self.precision.arithmetic, "lean": self.precision.lean},
-            # Where they are the student's, once is enough.
+            # Where they are the network's of today, once is enough.
             "best_weights": {} if self.best[2] == self.epoch and now is None else self.best_weights,
             "notes": self.notes,
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "method": self.method.state_dict(),
             "parts": self.parts.state(),
+            "average": self.average and self.average.state_dict(),
             "under_way": now and now.state(self.device),
         }
         self.store.save(state, self.epoch, now.batch if now else 0)
@@ -467,7 +495,9 @@ class Trainer:
             self.epoch, self.iteration = state["epoch"], state["iteration"]
             self.peak, self.notes, self.trained = state["peak"], state["notes"], state["trained"]
             self.seconds, self.best = state["seconds"], (state["best"][0], state["best"][1], state["best"][2])
-            self.best_weights = _copy(state["best_weights"] or state["student"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
+            self.best_weights = _copy(state["best_weights"] or self.judged.state_dict())
             if state["under_way"]:
                 self.under_way = resume.Epoch.restored(
                     state["under_way"], self.seed, self.epoch, self.device, self.ranks.stream

@@ -291,6 +291,7 @@ class Paper:
         if self.method is not None and not wrong:
             found = [entry.get(self.method.selects) for entry in log]
             scores = [-1.0 if score is None else score for score in found]
+            scores[: train.judged_from - 1] = [-1.0] * (train.judged_from - 1)
             wrong += [] if said.best_epoch == 1 + scores.index(max(scores)) else ["best_epoch"]
         if sum(entry.get("seconds", 0.0) for entry in log) > said.seconds * (1 + 1e-6):
             wrong.append("seconds")
