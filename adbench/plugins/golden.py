@@ -353,7 +353,7 @@ def replay(content: Node, beginning: str = "") -> Iterator[Result]:
             result.wrong.append("no rule says what it is about, and it names no method")
         for method in [] if result.skipped or result.wrong else methods:
             try:
-                if section := golden_training.SECTIONS.get(entry.path.partition(".")[0]):
+                if section := golden_training.replay_of(entry.path):
                     section(content, entry, rule, result)
                 else:
                     Replay(content, entry, rule, method, result).run()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from adbench.data import Dataset, Split, Threat
+from adbench.data.extra import Extra
+from adbench.data.training_images import TrainingImages
 from adbench.experiment.config import Train, validated
 from adbench.plugins.reference import Node, Result, Toy, tensor
 from adbench.training import schedule
 from adbench.training.average import RE_ESTIMATED, Average
 
+THREAT = Threat(Fraction(8, 255), Fraction(2, 255))
 RATES = 2e-15
 """Largest relative error of a learning rate or momentum: their values are written with 16 digits."""
 
@@ -51,6 +58,21 @@ def schedules(_: Node, entry: Node, rule: dict[str, Any], result: Result) -> Non
         values = schedule.rate(train, epoch, batch, batches), schedule.momentum(train, epoch, batch, batches)
         for name, value, due in zip(entry["columns"][1:], values, expected, strict=False):
             result.compare(f"{name} at {unit} {at}", value, due, RATES * abs(due))
+
+
+def sampler(_: Node, entry: Node, rule: dict[str, Any], result: Result) -> None:
+    """How many images of either source each batch of a training has."""
+    for number, case in enumerate(entry["cases"]):
+        own, others, size = case["real"], case["generated"], case["batch"]
+        images, labels = torch.zeros(own, 1, 1, 1, dtype=torch.uint8), torch.zeros(own, dtype=torch.long)
+        extra = Extra(np.zeros((others, 1, 1, 1), np.uint8), np.zeros(others, np.uint8), "", case["fraction"], "")
+        split = Split(images, labels)
+        dataset = Dataset("", split, split, split, 1, ("0",), THREAT, 0, False, "", (own, 0, own), extra)
+        source = TrainingImages(dataset, torch.device("cpu"))
+        source.epoch_images = size * case["num_batches"]
+        batches = [index for index, _ in source.epoch(size, rule["seed"], 0)]
+        found = [[int((index < own).sum()), int((index >= own).sum())] for index in batches]
+        result.compare(f"case {number}", found, case["per_batch"], 0)
 
 
 def averages(file: Node, entry: Node, rule: dict[str, Any], result: Result) -> None:
@@ -95,7 +117,13 @@ def _student(inputs: Node, start: str) -> Toy:
 
 
 SECTIONS: dict[str, Callable[[Node, Node, dict[str, Any], Result], None]] = {
+    "averages.wang_sampler": sampler,
     "averages": averages,
     "schedules": schedules,
 }
-"""What replays the entries of a section of the reference file."""
+"""What replays an entry of the reference file, or those of a section."""
+
+
+def replay_of(path: str) -> Callable[[Node, Node, dict[str, Any], Result], None] | None:
+    """What replays the entry at `path`; None for the entries of methods."""
+    return SECTIONS.get(path) or SECTIONS.get(path.partition(".")[0])
