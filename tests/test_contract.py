@@ -176,6 +176,15 @@ BROKEN = {
         "bfloat16",
         {"loss": "z = step.student(x_adv)\n        return " + VALUE + " + (z - z.bfloat16()).abs().sum(dim=1).sign()"},
     ),
+    "hooks the teacher itself": (
+        "bfloat16",
+        {
+            "loss": "seen = []\n        body = step.teacher.module.body\n"
+            "        handle = body.register_forward_hook(lambda m, i, o: seen.append(o))\n        value = "
+            + VALUE
+            + "\n        handle.remove()\n        return value + seen[0].mean(dim=(1, 2, 3))"
+        },
+    ),
     "climbs": ("few_steps_lower_the_loss", {"loss": "v = " + VALUE + "\n        return 2 * v.detach() - v"}),
     "hides its cost": ("declared_cost_is_what_it_takes", {"passes": "Passes(student=1)"}),
     "writes state_dict otherwise": ("names_are_the_contracts", {"more": "    def statedict(self):\n        return {}"}),

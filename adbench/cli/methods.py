@@ -12,23 +12,27 @@ import click
 
 from adbench.cli.options import FilePath, threads_option
 from adbench.errors import UserError
+from adbench.models.names import known
 from adbench.plugins import scaffold
 from adbench.registry import METHODS
 
 
 @click.command()
-@click.argument("method", metavar="METHOD|FILE.py")
-def info(method: str) -> None:
-    """Print what a method maximises and minimises, what it needs and costs, and its hyperparameters.
+@click.argument("name", metavar="METHOD|FILE.py|ARCHITECTURE")
+def info(name: str) -> None:
+    """Print what a method maximises and minimises, what it needs and costs, and its hyperparameters; or the size of a
+    network and its stages, whose feature maps a method can ask for.
 
     \b
     Examples:
       adbench info smaraad
       adbench info mine.py
+      adbench info wrn-34-10
     """
     from adbench.plugins import describe
 
-    click.echo(describe.card(_method(method)))
+    network = name not in METHODS and known(name)
+    click.echo(describe.network_card(name) if network else describe.card(_method(name)))
 
 
 def _method(text: str) -> str:

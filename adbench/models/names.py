@@ -33,6 +33,13 @@ def canonical(name: str) -> str:
     return _cnn_name(key, name)
 
 
+def known(name: str) -> bool:
+    """Whether somebody knows an architecture of that name, also one that cannot be built."""
+    key = re.sub(r"[\s_]+", "-", name.strip().lower())
+    spelt = any(spelling.fullmatch(key) for spelling in (*_SPELLINGS.values(), _WIDE, _CNN))
+    return spelt or name in MODELS or key in MODELS
+
+
 def wide_shape(name: str) -> tuple[int, int] | None:
     """Depth and width factor of "wrn-D-K" or "dm-wrn-D-K" in any spelling; None for other names."""
     match = _WIDE.fullmatch(name)

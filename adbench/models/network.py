@@ -52,6 +52,11 @@ class Network(nn.Module):
         self.register_buffer("std", _image(std), persistent=False)
 
     @property
+    def shows_features(self) -> bool:
+        """Whether `forward_features` gives the last feature map; of networks from elsewhere it may not be known."""
+        return True
+
+    @property
     def classifier(self) -> nn.Linear:
         """The head: weight (classes, K), bias (classes,)."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from adbench.models.flops import multiply_adds
 from adbench.models.network import Network
+from adbench.models.stages import Kept, kept
 from adbench.system.machine import keep_freed_memory
 
 Arithmetic = Literal["float32", "tf32", "bfloat16"]
@@ -106,15 +107,16 @@ class Lean(nn.Module):
     is next to no work and stays in float32: divergences of nearly equal outputs are lost in logits of eight bits. Maps
     are channels last. `refresh` copies the weights and statistics that the original has by then.
 
-    Called with images (B, C, H, W) it returns what the original returns; `forward_features` likewise.
+    Called with images (B, C, H, W) it returns what the original returns; `forward_features` likewise, where the
+    original has it. stages: modules whose outputs `forward_stages` gives.
     """
 
-    def __init__(self, network: nn.Module, precision: Precision) -> None:
+    def __init__(self, network: nn.Module, precision: Precision, stages: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.precision = precision
+        self.precision, self.stages = precision, stages
         if not any(weights.is_cuda for weights in network.parameters()):
             keep_freed_memory()
-        original = _Outputs(network) if isinstance(network, Network) else network
+        original = _Outputs(network, stages) if isinstance(network, Network) or stages else network
         body = copy.deepcopy(original).eval().requires_grad_(False)
         pairs, self.body = _without_batch_norm(body)
         _untie(self.body)
@@ -155,8 +157,14 @@ class Lean(nn.Module):
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, classes) and the last feature map (B, K, H', W') of a `Network`, both in float32 or better."""
-        logits, maps = zip(*self._parts(x), strict=True)
+        logits, maps, *_ = zip(*self._parts(x), strict=True)
         return _joined(logits), _joined(maps)
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, classes) and the map of each stage, by name, all in float32 or better."""
+        logits, *outputs = zip(*self._parts(x), strict=True)
+        maps = outputs[len(outputs) - len(self.stages) :]
+        return _joined(logits), {name: _joined(parts) for name, parts in zip(self.stages, maps, strict=True)}
 
     def _parts(self, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The outputs for each part of the images, in the precision they come in."""
@@ -198,14 +206,31 @@ class _Single(nn.Linear):
 
 
 class _Outputs(nn.Module):
-    """A network whose forward pass gives logits and the last feature map."""
+    """A network whose forward pass gives logits, the last feature map where the network shows it, and stages."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: nn.Module, stages: tuple[str, ...]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.stages = network, stages
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.forward_features(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        with kept(self.network, self.stages) as maps:
+            shown = isinstance(self.network, Network) and self.network.shows_features
+            outputs = self.network.forward_features(x) if shown else (self.network(x),)  # type: ignore[operator]
+        return (*outputs, *(maps[name] for name in self.stages))
+
+
+class _Tracer(fx.Tracer):
+    """A tracer that lets the outputs of single layers be kept too."""
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if self.is_leaf_module(m, self.path_of_module(m)):
+            for hook in m._forward_hooks.values():
+                if isinstance(hook, Kept):
+                    hook(m, args, output)
+        return output
 
 
 def _untie(network: nn.Module) -> None:
@@ -234,7 +259,7 @@ def _without_batch_norm(network: nn.Module) -> tuple[list[tuple[str, str]], nn.M
     on values) stays as it is, and there are no pairs.
     """
     try:
-        traced = fx.symbolic_trace(network)
+        traced = fx.GraphModule(network, _Tracer().trace(network))
     except Exception:  # whatever a third party's forward pass does to the tracer
         return [], network
     modules = dict(traced.named_modules())

@@ -1,4 +1,4 @@
-"""`adbench info`: a method on a page, read from its class."""
+"""`adbench info`: a method on a page, read from its class; a network with its stages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import inspect
 import textwrap
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 from pydantic.fields import FieldInfo
 
+from adbench.models import build, canonical, count_parameters
+from adbench.models.stages import Shape, levels, stages
 from adbench.registry import METHODS
 from adbench.training.configured import configured, declared, passes
 from adbench.training.method import Passes
@@ -39,6 +42,29 @@ def card(name: str, steps: int = 10) -> str:
         for key, field in cls.model_fields.items():
             text = f"{_value(field.default)}: {field.description or '(no description)'}{_allowed(field)}"
             lines += _wrapped(f"  {key:{width}}  ", text)
+    return "\n".join(lines)
+
+
+def network_card(name: str, image_shape: Shape = (3, 32, 32)) -> str:
+    """An architecture on a page: its size, and its stages with their maps of an image of that shape.
+
+    Raises UserError for an unknown architecture.
+    """
+    network = build(name, classes=10, channels=image_shape[0]).eval()
+    known = stages(network, torch.zeros(1, *image_shape))
+    summary = (inspect.getdoc(type(network)) or "").partition("\n")[0]
+    size = " x ".join(map(str, image_shape))
+    lines = [f"{canonical(name)}: {summary}", "", f"{count_parameters(network):,} parameters with 10 classes"]
+    lines += [
+        "",
+        f"stages, for step.student.stages(x, STAGE): the name, or the level, and K x H x W of an image of {size}",
+    ]
+    of_level = {name: level for level, name in enumerate(levels(known))}
+    shown = [name for name in known if name.count(".") < 2 or name in of_level]
+    width = max(map(len, shown))
+    for stage in shown:
+        level = f"level {of_level[stage]}, {of_level[stage] - len(of_level)}" if stage in of_level else ""
+        lines.append(f"  {stage:{width}}  {' x '.join(map(str, known[stage])):14}  {level}".rstrip())
     return "\n".join(lines)
 
 

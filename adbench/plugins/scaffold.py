@@ -51,6 +51,15 @@ class {cls}(Method):
     def passes(self, steps: int) -> Passes:
         """The cost of one iteration: for the plan, and for an equal budget (--preset fair)."""
         return Passes(student=steps + 2, teacher_forward=1)
+
+    # A network of the method's own, which the loop trains with the student (`from torch import nn`):
+    #
+    # def parts(self, step: Step) -> dict[str, nn.Module]:
+    #     channels = step.student.stages(step.x, -2)[1][-2].shape[1]
+    #     return {{"projection": nn.Conv2d(channels, 16, 1)}}
+    #
+    # and in `loss`: logits, maps = step.student.stages(x_adv, -2); step.parts["projection"](maps[-2]).
+    # -2 is the last map of the resolution before the last; `adbench info ARCHITECTURE` lists all stages.
 '''
 
 

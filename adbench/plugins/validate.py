@@ -297,10 +297,10 @@ def any_number_of_classes(problem: Problem) -> None:
 
 
 def bfloat16(problem: Problem) -> None:
-    """It works with networks in bfloat16, and gives about the same loss."""
+    """It works with networks in the lean form and in bfloat16, and gives about the same loss."""
     losses: list[Tensor] = []
     x_adv: Tensor | None = None
-    for precision in (AS_WRITTEN, Precision("bfloat16", lean=True)):
+    for precision in (AS_WRITTEN, Precision(lean=True), Precision("bfloat16", lean=True)):
         method, step = problem.begin(precision=precision)
         examples = _attack(method, step)
         if examples.dtype != step.x.dtype:
@@ -311,7 +311,9 @@ def bfloat16(problem: Problem) -> None:
         losses[-1].mean().backward()  # type: ignore[no-untyped-call]
         if not all(p.grad is None or torch.isfinite(p.grad).all() for p in step.student.module.parameters()):
             raise Broken("the gradient in the student is not finite")
-    single, half = (loss.mean().item() for loss in losses)
+    single, lean, half = (loss.mean().item() for loss in losses)
+    if abs(lean - single) > 0.005 * abs(single) + 1e-4:
+        raise Broken(f"the loss is {lean:.4g} in the lean form for {single:.4g} as the networks are written")
     if abs(half - single) > 0.05 * abs(single) + 1e-4:
         raise Broken(f"the loss is {half:.4g} for {single:.4g} in float32")
 

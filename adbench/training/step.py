@@ -15,6 +15,8 @@ from adbench.errors import UserError
 from adbench.losses import wide
 from adbench.models.network import Network
 from adbench.models.precision import AS_WRITTEN, Lean, Precision, single
+from adbench.models.stages import Shape, kept, named
+from adbench.models.stages import stages as stages_of
 from adbench.training.distributed import ALONE, Ranks
 
 SELECTIONS = ("val_robust", "val_clean", "val_mean", "val_robust_worst")
@@ -52,16 +54,33 @@ class Net:
         self.precision = precision
         self._lean: Lean | None = None
         self._attacked = False
+        self._known: dict[str, Shape] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images x (B, C, H, W) in [0, 1]."""
-        return self._run(x, features=False)[0]
+        return self._run(x)[0]
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and the last feature map (B, K, H, W), from one forward pass."""
-        logits, maps = self._run(x, features=True)
+        logits, maps, _ = self._run(x, features=True)
         assert maps is not None
         return logits, maps
+
+    def stages(self, x: Tensor, *stages: int | str) -> tuple[Tensor, dict[int | str, Tensor]]:
+        """Logits (B, C) and the feature maps (B, K, H, W) of stages inside the network, from one forward pass.
+
+        A stage is a module by its name ("layer2"; `adbench info ARCHITECTURE` lists them) or a level, which every
+        network has: 0 for the last map of its first resolution, -1 for that of its last, -2 for that before. Raises
+        UserError where the network has no such stage.
+
+        Example: `logits, maps = step.teacher.stages(step.x, -2)`, and `maps[-2]` is the map.
+        """
+        if self._known is None:
+            with attacking(self.module):
+                self._known = stages_of(self.module, x[:1].detach())
+        names = [named(self._known, stage) for stage in stages]
+        logits, _, maps = self._run(x, stages=tuple(dict.fromkeys(names)))
+        return logits, {stage: maps[name] for stage, name in zip(stages, names, strict=True)}
 
     @property
     def weight(self) -> Tensor:
@@ -74,7 +93,7 @@ class Net:
         Published codes run the clean batch even where its loss has weight zero, and that changes the student.
         """
         with torch.no_grad():
-            self._run(x, features=False)
+            self._run(x)
 
     def run_in(self, precision: Precision) -> None:
         """Run the network in another precision from now on."""
@@ -100,20 +119,31 @@ class Net:
             finally:
                 self._attacked, self.precision = before
 
-    def _refresh(self) -> None:
-        """Bring the lean copy up to date."""
-        if self._lean is None or self._lean.precision != self.precision:
-            self._lean = Lean(self.module, self.precision)
+    def _refresh(self, *stages: str) -> None:
+        """Bring the lean copy up to date, with these stages beside those that were asked for before."""
+        before = self._lean.stages if self._lean else ()
+        wanted = tuple(dict.fromkeys((*before, *stages)))
+        if self._lean is None or (self._lean.precision, before) != (self.precision, wanted):
+            self._lean = Lean(self.module, self.precision, wanted)
         else:
             self._lean.refresh()
 
-    def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
+    def _run(
+        self, x: Tensor, *, features: bool = False, stages: tuple[str, ...] = ()
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Logits, the last feature map if `features`, and the maps of stages."""
         if self._attacked:
             assert self._lean is not None
-            return self._lean.forward_features(x) if features else (self._lean(x), None)
-        with self.precision.autocast(x.device):
+            if not set(stages) <= set(self._lean.stages):
+                self._refresh(*stages)
+            if stages:
+                logits, inside = self._lean.forward_stages(x)
+                return logits, None, inside
+            return (*self._lean.forward_features(x), {}) if features else (self._lean(x), None, {})
+        with self.precision.autocast(x.device), kept(self.module, stages) as outputs:
             logits, maps = self.module.forward_features(x) if features else (self.module(x), None)
-        return single(logits), None if maps is None else single(maps)
+        named_maps = {name: single(outputs[name]) for name in stages}
+        return single(logits), None if maps is None else single(maps), named_maps
 
 
 class Teacher(Net):
@@ -124,25 +154,28 @@ class Teacher(Net):
 
     def __init__(self, module: Network, precision: Precision = AS_WRITTEN) -> None:
         super().__init__(module.eval().requires_grad_(False), precision)
-        self._outputs: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._outputs: dict[int, tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]] = {}
 
     def forget(self) -> None:
         """Drop the stored outputs (the batch is over)."""
         self._outputs.clear()
 
-    def _run(self, x: Tensor, *, features: bool) -> tuple[Tensor, Tensor | None]:
+    def _run(
+        self, x: Tensor, *, features: bool = False, stages: tuple[str, ...] = ()
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         if self.precision.lean and not self._attacked:
             self._refresh()  # once: its weights never change
             self._attacked = True
         if x.requires_grad:
-            return super()._run(x, features=features)
+            return super()._run(x, features=features, stages=stages)
         outputs = self._outputs.get(id(x))
-        if outputs is None or (features and outputs[2] is None):
+        if outputs is None or (features and outputs[2] is None) or not set(stages) <= outputs[3].keys():
+            _, _, last, others = outputs or (x, None, None, {})
             with torch.no_grad():
-                logits, maps = super()._run(x, features=features)
+                logits, maps, inside = super()._run(x, features=features, stages=stages)
             # x itself is stored too: as long as it lives, its id belongs to no other tensor.
-            outputs = self._outputs[id(x)] = (x, logits, maps)
-        return outputs[1], outputs[2]
+            outputs = self._outputs[id(x)] = (x, logits, last if maps is None else maps, others | inside)
+        return outputs[1], outputs[2], outputs[3]
 
 
 @dataclass(frozen=True)

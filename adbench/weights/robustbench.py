@@ -79,6 +79,10 @@ class RobustBenchNetwork(Network):
         self._found = _find_features(model)
 
     @property
+    def shows_features(self) -> bool:
+        return self._found is not None
+
+    @property
     def classifier(self) -> nn.Linear:
         return self._seen()[0]
 
