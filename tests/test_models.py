@@ -44,6 +44,9 @@ def awake(network: Network) -> Network:
     ("name", "parameters", "k"),
     [
         ("rn18", 11_173_962, 512),
+        ("rn34", 21_282_122, 512),
+        ("rn56", 853_018, 64),
+        ("prn18", 11_172_170, 512),
         ("mn-v2", 2_296_922, 1280),
         ("wrn-10-2", 303_706, 128),
         ("wrn-28-10", 36_479_194, 640),
@@ -68,6 +71,8 @@ def test_an_architecture_has_its_published_size(
     ("name", "map_shape"),
     [
         ("rn18", (512, 4, 4)),
+        ("rn56", (64, 8, 8)),
+        ("prn18", (512, 4, 4)),
         ("mn-v2", (1280, 4, 4)),
         ("wrn-10-2", (128, 8, 8)),
         ("wrn-28-1", (64, 8, 8)),
@@ -84,6 +89,9 @@ RESNET_KEYS = """
     conv1.weight bn1.running_var layer1.0.conv1.weight layer1.0.bn1.bias layer2.0.shortcut.0.weight
     layer4.0.shortcut.1.num_batches_tracked linear.weight linear.bias
 """
+PREACT_KEYS = """
+    conv1.weight layer1.0.bn1.weight layer2.0.shortcut.0.weight layer4.1.conv2.weight bn.running_mean linear.bias
+"""
 MOBILENET_KEYS = """
     conv1.weight bn1.weight layers.0.conv1.weight layers.16.bn3.running_mean layers.0.shortcut.0.weight
     layers.0.shortcut.1.bias conv2.weight bn2.weight linear.weight
@@ -95,13 +103,40 @@ WIDE_KEYS = """
 
 
 @pytest.mark.parametrize(
-    ("name", "some_keys"), [("rn18", RESNET_KEYS), ("mn-v2", MOBILENET_KEYS), ("wrn-16-2", WIDE_KEYS)]
+    ("name", "some_keys"),
+    [("rn18", RESNET_KEYS), ("mn-v2", MOBILENET_KEYS), ("prn18", PREACT_KEYS), ("wrn-16-2", WIDE_KEYS)],
 )
 def test_state_dicts_have_the_keys_of_published_checkpoints(name: str, some_keys: str) -> None:
     plain = build(name, classes=10).state_dict().keys()
     normalising = build(name, classes=10, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)).state_dict().keys()
     assert set(some_keys.split()) <= plain
     assert normalising == plain
+
+
+def test_a_narrow_resnets_shortcut_is_every_second_pixel_and_zeros() -> None:
+    """Where the convolutions of the block that changes the resolution give nothing, what is left is the shortcut."""
+    network = build("rn56", classes=10).eval()
+    block = network.layer2[0]
+    with torch.no_grad():
+        block.conv2.weight.zero_()
+        x = images(2, 16, 8, 8)
+        out = block(x)
+    assert out.shape == (2, 32, 4, 4)
+    assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
+    assert not out[:, :8].any()
+    assert not out[:, 24:].any()
+    assert not any("shortcut" in key for key in network.state_dict())
+
+
+def test_a_pre_activation_block_computed_by_hand() -> None:
+    network = awake(build("prn18", classes=10))
+    block, x = network.layer2[0], images(2, 64, 8, 8)
+    first = torch.relu(block.bn1(x))
+    expected = block.conv2(torch.relu(block.bn2(block.conv1(first)))) + block.shortcut[0](first)
+    torch.testing.assert_close(block(x), expected)
+    block, x = network.layer2[1], images(2, 128, 4, 4)
+    expected = block.conv2(torch.relu(block.bn2(block.conv1(torch.relu(block.bn1(x)))))) + x
+    torch.testing.assert_close(block(x), expected)
 
 
 def test_only_blocks_that_need_it_have_a_projecting_shortcut() -> None:
@@ -207,6 +242,8 @@ def test_an_impossible_normalisation_is_refused(
 @pytest.mark.parametrize(
     ("spelling", "name"),
     [
+        *[(s, "prn18") for s in ("prn-18", "PreActResNet-18", "preact_resnet18", "PRN18")],
+        *[(s, "rn56") for s in ("ResNet-56", "rn56")],
         *[(s, "rn18") for s in ("rn18", "RN-18", "resnet18", "ResNet-18", "resnet_18", " ResNet18 ")],
         *[(s, "mn-v2") for s in ("mn-v2", "mnv2", "MobileNetV2", "mobilenet-v2", "MobileNet_V2")],
         *[(s, "wrn-34-10") for s in ("wrn-34-10", "wrn34-10", "WRN_34_10", "WideResNet-34-10")],

@@ -11,7 +11,10 @@ _WIDE = re.compile(r"(dm-)?(?:wrn|wide-?resnet)-?(\d{1,12})-(\d{1,12})")
 _CNN = re.compile(r"cnn-?(\d{1,12})")
 MOST_PARAMETERS = 10**9
 """No network of more is built: 4 GB of weights."""
-_SPELLINGS = {"rn18": re.compile(r"(?:rn|resnet)-?18"), "mn-v2": re.compile(r"(?:mn|mobilenet)-?v2")}
+_SPELLINGS = {f"rn{depth}": re.compile(rf"(?:rn|resnet)-?{depth}") for depth in (18, 34, 56)} | {
+    "prn18": re.compile(r"(?:prn|pre-?act-?resnet)-?18"),
+    "mn-v2": re.compile(r"(?:mn|mobilenet)-?v2"),
+}
 
 
 def canonical(name: str) -> str:

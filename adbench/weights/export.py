@@ -22,7 +22,13 @@ from adbench.results.record import Record
 from adbench.system import files
 from adbench.weights import checkpoint, networks
 
-_SPOKEN = {"rn18": "ResNet-18", "mn-v2": "MobileNet-V2"}
+_SPOKEN = {
+    "rn18": "ResNet-18",
+    "rn34": "ResNet-34",
+    "rn56": "ResNet-56",
+    "prn18": "PreActResNet-18",
+    "mn-v2": "MobileNet-V2",
+}
 _PROBES = 32
 """Test images whose logits are compared."""
 
