@@ -15,6 +15,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from adbench.data import Dataset, Split, Threat, as_text, load, parse_fraction
+from adbench.data import Dataset, Split, Threat, as_text, load, parse_fraction, published
 from adbench.data.arrays import stratified_order
 from adbench.data.batches import batches, cropped, draw_crops, epoch_order, to_float
 from adbench.errors import Caution, UserError
+from adbench.execution import prepare as preparing
+from adbench.execution.place import Place
+from adbench.experiment.config import experiment
 from adbench.registry import DATASETS
+from adbench.system.download import RemoteFile
 
 Make = Callable[..., Path]
 
@@ -591,6 +596,50 @@ def test_palettes_and_transparency_become_rgb(folder: Make, mode: str) -> None:
     assert own(folder(mode)).image_shape == (3, 10, 12)
 
 
+def test_transparency_that_is_dropped_is_told(folder: Make) -> None:
+    path = folder("RGBA")  # without a transparent pixel, as many programs write
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        own(path)
+        assert not [w for w in told if "transparent" in str(w.message)]
+        Image.new("RGBA", (12, 10), (9, 8, 7, 0)).save(path / "train" / "dog" / "2.png")
+        (split,) = [own(path).train]
+    (said,) = [str(w.message) for w in told if "transparent" in str(w.message)]
+    assert str(Path("train/dog/2.png")) in said
+    # The colour beneath stays.
+    assert any(image[:, 0, 0].tolist() == [9, 8, 7] for image in split.images) or len(split) < 12
+
+
+def test_images_of_any_size_are_brought_to_one_by_their_middle_square(tmp_path: Path) -> None:
+    """Stripes as fine as a pixel become grey, so it is antialiased; what is cut off is what lies beside the middle."""
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+    stripes = np.zeros((40, 100, 3), np.uint8)
+    stripes[:, 30:70:2] = 200  # in the middle square
+    stripes[:, :30], stripes[:, 70:] = (255, 0, 0), (255, 0, 0)
+    for i, (part, name) in enumerate((p, n) for p in ("train", "test") for n in ("a", "b") for _ in range(3)):
+        image = Image.fromarray(stripes).rotate(90 * (i % 2), expand=True)
+        image.save(tmp_path / part / name / f"{i}.png")
+    Image.new("L", (5, 9), 77).save(tmp_path / "train" / "a" / "grey.png")
+    Image.new("P", (8, 8), 3).save(tmp_path / "train" / "b" / "palette.png")
+    dataset = load(str(tmp_path), tmp_path, resize=10)
+    assert dataset.image_shape == (3, 10, 10)
+    images = torch.cat([dataset.train.images, dataset.val.images, dataset.test.images]).int()
+    striped = images[(images[:, 0] - 100).abs().flatten(1).max(1).values <= 20]
+    assert len(striped) == 12
+    assert (striped - 100).abs().max() <= 20
+    assert any((image == 77).all() for image in images)
+    assert "data.resize" in error_of(lambda: load(str(tmp_path), tmp_path))
+
+
+def test_any_dataset_can_be_brought_to_another_size(npz: Make, tmp_path: Path) -> None:
+    path = npz(x_train=np.full((60, 8, 8), 99, np.uint8), x_test=np.full((20, 8, 8), 99, np.uint8))
+    for name, channels in ((str(path), 1), ("digits", 1)):
+        assert load(name, tmp_path, resize=12).image_shape == (channels, 12, 12)
+    assert (load(str(path), tmp_path, resize=12).train.images == 99).all()
+
+
 def test_the_first_image_of_another_size_is_named(folder: Make) -> None:
     path = folder()
     for name in ("3.png", "4.png"):
@@ -599,6 +648,8 @@ def test_the_first_image_of_another_size_is_named(folder: Make) -> None:
     assert str(Path("train/dog/3.png")) in message
     assert "10x12" in message
     assert "12x10" in message
+    assert "data.resize" in message
+    assert "transparency" in message
 
 
 def test_images_that_cannot_be_read_are_named(folder: Make) -> None:
@@ -904,3 +955,158 @@ def test_batches_cover_the_order_but_for_a_last_single_image(n: int, sizes: list
     cut = batches(order, 4)
     assert [len(batch) for batch in cut] == sizes
     assert [i for batch in cut for i in batch.tolist()] == list(range(sum(sizes)))
+
+
+# --- SVHN and Tiny-ImageNet-200, from made files under the published names ---
+
+
+def made_svhn(folder: Path) -> dict[str, bytes]:
+    """Its two files: image i is filled with i, its label is 1..10."""
+    from scipy.io import savemat
+
+    files = {}
+    for part, count in (("train", 40), ("test", 20)):
+        numbers = np.arange(count)
+        x = np.broadcast_to(numbers.astype(np.uint8) * 5, (32, 32, 3, count))
+        savemat(folder / "made.mat", {"X": x, "y": (numbers % 10 + 1).astype(np.uint8)[:, None]}, do_compression=True)
+        files[f"{part}_32x32.mat"] = (folder / "made.mat").read_bytes()
+    return files
+
+
+def made_tiny(classes: int = 3, per_class: int = 4) -> dict[str, bytes]:
+    """Files of the published layout: of class i the colour is i; one image is grey, as some are."""
+    numbers = [f"n0{9 - i}" for i in range(classes)]
+    files = {
+        "wnids.txt": "\n".join(numbers).encode(),
+        "words.txt": b"n09\tgoldfish, Carassius auratus\nn08\tcrane\nn07\tcrane, bird\nn01\tunused",
+    }
+    annotations = []
+    for number in numbers:
+        label = sorted(numbers).index(number)
+        names = [f"{number}_{i}.JPEG" for i in range(per_class)]
+        files[f"train/{number}/{number}_boxes.txt"] = "".join(f"{name}\t0\t0\t63\t63\n" for name in names).encode()
+        for i, name in enumerate(names):
+            files[f"train/{number}/images/{name}"] = jpeg(80 * label + 20, grey=i == 0)
+        files[f"val/images/val_{label}.JPEG"] = jpeg(80 * label + 30)
+        annotations.append(f"val_{label}.JPEG\t{number}\t0\t0\t10\t10\n")
+    files["val/val_annotations.txt"] = "".join(annotations).encode()
+    return files
+
+
+def jpeg(value: int, *, grey: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L" if grey else "RGB", (64, 64), value if grey else (value,) * 3).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"tiny-imagenet-200/{name}", content)
+    return buffer.getvalue()
+
+
+def serve(
+    monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path], which: str, files: dict[str, bytes]
+) -> published.Published:
+    """The dataset, whose published files are now these, on a local server."""
+    url, served = server
+    for name, content in files.items():
+        (served / name).write_bytes(content)
+    known = tuple(RemoteFile(name, (f"{url}/{name}",), md5=md5(content)) for name, content in files.items())
+    changed = replace(getattr(published, which), files=known)
+    monkeypatch.setattr(published, which, changed)
+    return changed
+
+
+def test_svhn_is_downloaded_checked_and_kept(
+    monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path], tmp_path: Path
+) -> None:
+    files = made_svhn(tmp_path)
+    serve(monkeypatch, server, "SVHN", files)
+    dataset = load("svhn", tmp_path / "data", val_images=10)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (30, 10, 20)
+    assert dataset.image_shape == (3, 32, 32)
+    # The published label 10 is the digit 0.
+    assert dataset.test.labels.tolist() == [(i + 1) % 10 for i in range(20)]
+    assert dataset.test.images[:, 0, 5, 7].tolist() == [5 * i for i in range(20)]
+    assert dataset.class_names == tuple("0123456789")
+    assert (dataset.pad, dataset.flip) == (0, False)
+    for name in files:
+        (tmp_path / "data" / name).unlink()
+        (server[1] / name).unlink()
+    assert load("svhn", tmp_path / "data", val_images=10).fingerprint == dataset.fingerprint
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_tiny_imagenet_is_read_from_its_archive_or_its_folder(
+    unpacked: bool, monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path], tmp_path: Path
+) -> None:
+    files = made_tiny()
+    if unpacked:
+        for name, content in files.items():
+            path = tmp_path / "data" / "tiny-imagenet-200" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    else:
+        serve(monkeypatch, server, "TINY_IMAGENET", {"tiny-imagenet-200.zip": zipped(files)})
+    for _ in range(2):  # of the published files, then of what is kept
+        dataset = load("tiny-imagenet", tmp_path / "data", val_images=3)
+        assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (9, 3, 3)
+        assert dataset.image_shape == (3, 64, 64)
+        assert dataset.class_names == ("crane (n07)", "crane (n08)", "goldfish")
+        for split, base in ((dataset.train, 20), (dataset.test, 30)):
+            for image, label in zip(split.images, split.labels.tolist(), strict=True):
+                assert (image.int() - (80 * label + base)).abs().max() <= 2
+        assert (dataset.pad, dataset.flip) == (4, True)
+
+
+@pytest.mark.parametrize("damage", ["hash", "absent"])
+@pytest.mark.parametrize("which", ["SVHN", "TINY_IMAGENET"])
+def test_published_files_that_cannot_be_had_whole_are_told(
+    which: str, damage: str, monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path], tmp_path: Path
+) -> None:
+    files = made_svhn(tmp_path) if which == "SVHN" else {"tiny-imagenet-200.zip": zipped(made_tiny())}
+    one = serve(monkeypatch, server, which, files)
+    for name in files:
+        (server[1] / name).unlink()
+        if damage == "hash":
+            (server[1] / name).write_bytes(b"another file")
+    monkeypatch.setattr("adbench.system.download.PAUSE", 0.0)
+    message = error_of(lambda: load(one.name, tmp_path / "data"))
+    for word in (f"{one.name}.npz", one.files[0].name, str(one.files[0].md5), str(tmp_path / "data")):
+        assert word in message
+
+
+@pytest.mark.parametrize("missing", ["val/val_annotations.txt", "wnids.txt", "train/n09/images/n09_1.JPEG"])
+def test_a_folder_that_is_not_tiny_imagenets_layout_is_refused(missing: str, tmp_path: Path) -> None:
+    for name, content in made_tiny().items():
+        path = tmp_path / "tiny-imagenet-200" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "tiny-imagenet-200" / missing).unlink()
+    message = error_of(lambda: load("tiny-imagenet", tmp_path))
+    assert "val_annotations.txt" in message
+    assert "tiny-imagenet-200" in message
+
+
+@pytest.mark.parametrize("name", ["svhn", "tiny-imagenet"])
+def test_published_files_are_prepared_from_a_folder(
+    name: str, monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path], tmp_path: Path
+) -> None:
+    files = made_svhn(tmp_path) if name == "svhn" else {"tiny-imagenet-200.zip": zipped(made_tiny())}
+    one = serve(monkeypatch, server, name.upper().replace("-", "_"), files)
+    monkeypatch.setitem(preparing.DOWNLOADED, name, one)
+    for path in server[1].iterdir():
+        path.rename(tmp_path / path.name)
+    items = {}
+    for place in ("first", "again"):
+        options = {"datasets": [name], "methods": ["pgd-at"], "data": {"val_images": 3}, "eval": {"proxies": []}}
+        item, *_ = preparing.prepare(
+            experiment(options), Place(tmp_path, tmp_path / "data", "cpu"), tmp_path, lambda _: lambda *_: None
+        )
+        assert not item.error, item.says
+        items[place] = item.says
+    assert "copied from" in items["first"]
+    assert "there" in items["again"]

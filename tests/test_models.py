@@ -336,3 +336,14 @@ def test_a_published_teacher_classifies_real_images_as_well_as_its_card_says(sha
         accuracy = (network(x).argmax(dim=1) == labels).float().mean().item()
     # 67.87 % of all 10,000; the standard error of 500 images is 2.1 points.
     assert accuracy == pytest.approx(0.6787, abs=3 * 0.021)
+
+
+@pytest.mark.parametrize("name", ["cnn-16", "rn18", "mn-v2", "wrn-10-2", "dm-wrn-10-1"])
+def test_images_of_64x64_pixels_need_no_other_network(name: str) -> None:
+    """The strides stay: the last map has twice the side of a 32x32 image's, and its mean is what is classified."""
+    network = build(name, classes=200).eval()
+    with torch.no_grad():
+        (small, _), (large, _) = (tuple(network.forward_features(torch.rand(1, 3, n, n))[::-1]) for n in (32, 64))
+        logits = network(torch.rand(2, 3, 64, 64))
+    assert [2 * side for side in small.shape[2:]] == [*large.shape[2:]]
+    assert logits.shape == (2, 200)

@@ -33,6 +33,7 @@ from adbench.system import terminal
 @click.argument("checkpoint", type=FilePath())
 @click.option("--arch", required=True, metavar="NAME", help="Architecture of the checkpoint.")
 @click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="Dataset, by name or path.")
+@click.option("--resize", type=click.IntRange(min=4), metavar="N", help="Bring images to NxN, as data.resize does.")
 @names_option("--attacks", text="[default: fgsm,pgd20,cw,aa]")
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="First N test images. [default: all]")
 @click.option("--aa-images", type=click.IntRange(min=1), metavar="N", help="Of these, images for AutoAttack.")
@@ -51,6 +52,7 @@ def eval_(
     checkpoint: Path,
     arch: str,
     dataset: str,
+    resize: int | None,
     attacks: tuple[str, ...],
     images: int | None,
     aa_images: int | None,
@@ -83,7 +85,7 @@ def eval_(
     judging |= {"aa_search": "fast"} if fast_aa else {}
     judging |= {"attacks": attacks} if attacks else {}
     judging |= {"masking": masking or 0, "keep_adversarial": keep_adversarial}
-    experiment = config.experiment({"threat": {"eps": eps, "step": step}, "eval": judging})
+    experiment = config.experiment({"threat": {"eps": eps, "step": step}, "data": {"resize": resize}, "eval": judging})
     place = place_of(results, data_dir, device)
     spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})
     cell = replace(teacher_cell(experiment, dataset, spec, lookup(place.data_dir)), kind="checkpoint")

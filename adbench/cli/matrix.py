@@ -93,7 +93,7 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--dataset",
                 "--datasets",
                 "datasets",
-                text="Datasets: digits, cifar10, cifar100, or the path of a .npz or an image folder. [default: digits]",
+                text="Datasets: names (adbench list datasets) or paths of a .npz or an image folder. [default: digits]",
             ),
             fast_aa_option,
             precision_option,

@@ -39,6 +39,11 @@ class Extra:
     share: float
     file: str
 
+    @classmethod
+    def recorded(cls, sha256: str, share: float) -> Extra:
+        """Those that a record tells of, without an image."""
+        return cls(np.zeros((0, 1, 1, 1), np.uint8), np.zeros(0, np.uint8), sha256, share, "")
+
     def images_at(self, index: Tensor) -> Tensor:
         """uint8 (B, C, H, W) of the images `index` (B,), on the CPU."""
         import torch

@@ -162,9 +162,12 @@ def _read_image(file: Path, resize: int | None) -> tuple[NDArray[np.uint8], bool
 
 def fitted(image: Image.Image, side: int) -> Image.Image:
     """The largest square in the middle of an image, scaled to `side` x `side` pixels: bilinear, antialiased."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    return ImageOps.fit(image, (side, side), method=Image.Resampling.BILINEAR)
+    shorter = min(image.size)
+    left, top = ((length - shorter) // 2 for length in image.size)
+    square = image.crop((left, top, left + shorter, top + shorter))
+    return square.resize((side, side), Image.Resampling.BILINEAR)
 
 
 def resized(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

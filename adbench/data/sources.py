@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adbench.data import cifar
+from adbench.data import cifar, published
 from adbench.data.arrays import Arrays, stratified_order
 from adbench.data.own import read_npz
 from adbench.data.threat import Threat
@@ -79,6 +79,26 @@ def cifar100(data_dir: Path) -> Arrays:
     from torchvision.datasets import CIFAR100
 
     return _cifar(data_dir, "cifar100", CIFAR100, CIFAR100_CLASSES)
+
+
+def svhn(data_dir: Path) -> Arrays:
+    """SVHN (Netzer et al. 2011): cropped house numbers, 32x32 RGB, 73,257 training and 26,032 test images, 10 classes.
+
+    Read from svhn.npz in `data_dir`, else from the published train_32x32.mat and test_32x32.mat there, downloaded if
+    need be.  The further published "extra" images are not used.  Nothing is cropped or mirrored in training.
+    """
+    parts, names = published.load(published.SVHN, expanded(data_dir))
+    return Arrays(*parts, names, CIFAR_THREAT, pad=0, flip=False, val_images=1000)
+
+
+def tiny_imagenet(data_dir: Path) -> Arrays:
+    """Tiny-ImageNet-200 (Stanford 2015): 64x64 RGB, 100,000 training images, its 10,000 val are the test set
+
+    Read from tiny-imagenet.npz in `data_dir`, else from the published tiny-imagenet-200.zip or its folder there,
+    downloaded if need be.
+    """
+    parts, names = published.load(published.TINY_IMAGENET, expanded(data_dir))
+    return Arrays(*parts, names, CIFAR_THREAT, pad=4, flip=True, val_images=1000)
 
 
 def _cifar(data_dir: Path, name: str, torchvision_class: Any, class_names: tuple[str, ...]) -> Arrays:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchvision import datasets
 
 from adbench.data import cifar
+from adbench.data import published as published_data
 from adbench.data.own import read_npz
 from adbench.errors import UserError
 from adbench.execution.execute import check
@@ -67,6 +70,8 @@ def prepare(
 
 def _dataset(name: str, data_dir: Path, source: Path | None, progress: Progress) -> str:
     """Fetch or copy the files of a dataset if they are missing; returns how they came."""
+    if name in DOWNLOADED:
+        return _downloaded(DOWNLOADED[name], data_dir, source, progress)
     published = _published(name)
     if published is None or (data_dir / f"{name}.npz").is_file():
         return "there"
@@ -81,6 +86,29 @@ def _dataset(name: str, data_dir: Path, source: Path | None, progress: Progress)
     there = (data_dir / published.base_folder).is_dir()
     cifar.read(name, data_dir, published, progress)
     return "there" if there else "fetched"
+
+
+DOWNLOADED = {one.name: one for one in (published_data.SVHN, published_data.TINY_IMAGENET)}
+
+
+def _downloaded(data: published_data.Published, data_dir: Path, source: Path | None, progress: Progress) -> str:
+    """Fetch or copy the files of a dataset whose files are all to be downloaded."""
+    if (data_dir / f"{data.name}.npz").is_file():
+        return "there"
+    came = "there" if all((data_dir / file.name).is_file() for file in data.files) else "fetched"
+    if source and came == "fetched":
+        if file := files.search(source, [f"{data.name}.npz"]):
+            read_npz(file)  # raises for a file that is not what its name says
+            files.write_atomic(data_dir / file.name, partial(_copy, file))
+            return f"copied from '{file}'"
+        copied = [download.copy_from(source, one, data_dir / one.name, [one.name]) for one in data.files]
+        came = f"copied from '{source}'" if all(copied) else came
+    published_data.load(data, data_dir, progress)
+    return came
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 def _published(name: str) -> Any:

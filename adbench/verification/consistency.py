@@ -10,13 +10,14 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adbench import REVISION
 from adbench.data import Dataset
 from adbench.data.batches import per_epoch
+from adbench.data.extra import Extra
 from adbench.errors import UserError
 from adbench.evaluation.masking_rules import VERDICTS, contradicted
 from adbench.execution.expand import teacher_cell
@@ -385,10 +386,12 @@ def beside(found: Record, train_id: str) -> Record | None:
 def _known(found: Record, dataset: Dataset) -> dict[str, str]:
     """The teachers that adbench knows by name, as this record's recipe would have them, by identity."""
     training = found.config.training
+    data = {key: training["data"].get(key) for key in ("train_images", "val_images", "resize")}
+    if extra := training["data"].get("extra"):  # teachers that are trained here are trained with them, too
+        dataset = replace(dataset, extra=Extra.recorded(extra["sha256"], extra["share"]))
+        data |= {"extra": "recorded", "extra_share": extra["share"]}
     experiment = Experiment(
-        train=recipe(training.get("train", {})),
-        data=Data(train_images=training["data"]["train_images"], val_images=training["data"]["val_images"]),
-        threat=ThreatModel(**training["threat"]),
+        train=recipe(training.get("train", {})), data=Data(**data), threat=ThreatModel(**training["threat"])
     )
     known: dict[str, str] = {}
     specs = [teacher.find(name, found.dataset) for name in teacher.names()]

@@ -159,7 +159,7 @@ class _Verification:
             return networks.dataset_of(self.record, self.data_dir)
         except UserError as error:
             try:
-                load(self.record.dataset, self.data_dir)
+                load(self.record.dataset, self.data_dir, resize=self.training["data"].get("resize"))
             except UserError:
                 return Finding("data", NOT_SHOWN, str(error))
             return Finding("data", CONTRADICTS, str(error))

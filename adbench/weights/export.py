@@ -93,7 +93,7 @@ def card(record: Record, dataset: Dataset, network: Network) -> tuple[dict[str, 
         "link": "",
         "name": record.label,
         "authors": "",
-        "additional_data": False,
+        "additional_data": record.images.extra is not None,
         "number_forward_passes": 1,
         "dataset": record.dataset,
         "venue": "",
@@ -140,6 +140,7 @@ def _normalisation(network: Network) -> dict[str, list[float]] | None:
 
 def _options(record: Record, network: Network) -> list[str]:
     words = ["--arch", record.student, "--dataset", record.dataset]
+    words += ["--resize", str(side)] if (side := record.at("training", "data").get("resize")) else []
     for name, values in (_normalisation(network) or {}).items():
         words += [f"--{name}", ",".join(str(np.float32(value)) for value in values)]
     return words
