@@ -50,6 +50,7 @@ class LASAT(Method):
     label = "LAS-AT"
     divisible = False  # one reward for the whole batch
     shares = True
+    rehearses = True  # the policy learns in the attack
     true_mass: float | None = hyper(None, gt=0, le=1, doc="label mass on y (authors: 0.7, 0.6 over 10 classes)")
     eps_choices: Choices = hyper(tuple(range(3, 16)), doc="radii in eps/8 (authors' README)")
     steps_choices: Choices | None = hyper(None, doc="numbers of steps (authors: 3-14, 3-12 over 10 classes)")
@@ -208,6 +209,9 @@ class LASAT(Method):
             student_forward=5 / self.interval,
             own=1 + 2 / self.interval,  # the policy chooses every time, and learns now and then
         )
+
+    def outer(self, steps: int) -> Passes:
+        return Passes(student=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"policy": self._policy.state_dict(), "optimiser": self._optimiser.state_dict()}

@@ -31,6 +31,7 @@ class MTARD(Method):
     separable = False  # w_n follows the batch's mean losses
     divisible = False
     shares = True
+    rehearses = True
     dynamic: bool = hyper(True, doc="adapt the weights as training goes (authors' code)")
     weight_natural: float = hyper(0.5, ge=0, le=1, doc="w_n, at the start if dynamic (authors' code)")
     weight_lr: float = hyper(0.025, ge=0, le=1, doc="rho, rate of the weights (authors' code)")
@@ -59,10 +60,15 @@ class MTARD(Method):
         reduction = reduction_for(self.kl_reduction, robust_target, many=Classes.MEAN_X10)
         robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
         natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
+        w_n = self._w_n
         if self.dynamic:
-            self._rebalance(wide(torch.stack([step.mean(robust), step.mean(natural)]), step.x.device), self.rate(step))
-        step.log("weight_natural", self._w_n)
-        return (1 - self._w_n).to(robust) * robust + self._w_n.to(natural) * natural
+            losses = wide(torch.stack([step.mean(robust), step.mean(natural)]), step.x.device)
+            first = losses if self._first is None else self._first
+            w_n = self.rebalanced(losses, first, self.rate(step))
+            if not step.rehearsal:
+                self._w_n, self._first = w_n, first
+        step.log("weight_natural", w_n)
+        return (1 - w_n).to(robust) * robust + w_n.to(natural) * natural
 
     def rate(self, step: Step) -> float:
         """rho."""
@@ -70,12 +76,11 @@ class MTARD(Method):
             return self._rho
         return self.weight_lr * 0.1 ** sum(round(share * step.epochs) <= step.epoch for share in self.rate_drops)
 
-    def _rebalance(self, losses: Tensor, rate: float) -> None:
-        """Move w_n by the batch's two losses (L_a, L_n), at the rate rho."""
-        if self._first is None:
-            self._first = losses
-        r_robust, r_natural = (losses / self._first) ** self.balance
-        self._w_n = self._w_n - rate * (self._w_n - r_natural / (r_robust + r_natural))
+    def rebalanced(self, losses: Tensor, first: Tensor, rate: float) -> Tensor:
+        """w_n after a batch with these losses (L_a, L_n), at the rate rho. first: those of the first iteration."""
+        r_robust, r_natural = (losses / first) ** self.balance
+        w_n: Tensor = self._w_n - rate * (self._w_n - r_natural / (r_robust + r_natural))
+        return w_n
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 2, teacher_forward=1, natural_forward=1)

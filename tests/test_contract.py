@@ -167,6 +167,20 @@ BROKEN = {
         "state_survives",
         {"more": "    def state_dict(self):\n        return {'f': torch.nn.ReLU()}\n"},
     ),
+    "moves its state in a rehearsal": (
+        "rehearsal_leaves_no_trace",
+        {
+            "loss": "self._n += 1\n        return " + LOSS + " * (1 + self._n / 10)",
+            "more": "    rehearses = True\n    _n: int = 0\n"
+            "    def state_dict(self):\n        return {'n': self._n}\n"
+            "    def load_state_dict(self, state):\n        self._n = state['n']\n",
+        },
+    ),
+    "rehearses another loss": ("rehearsal_leaves_no_trace", {"loss": LOSS + " * (2 if step.rehearsal else 1)"}),
+    "hides what a rehearsal costs": (
+        "declared_cost_is_what_it_takes",
+        {"more": "    def outer(self, steps):\n        return Passes(student=3)\n"},
+    ),
     "mixes the examples": (
         "loss_of_a_batch_is_the_mean_of_its_examples",
         {"loss": "value = " + VALUE + "\n        return value / value.detach().mean()"},

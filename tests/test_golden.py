@@ -8,6 +8,7 @@ import json
 import math
 import tomllib
 import types
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def golden() -> dict[str, Any]:
     return json.loads(reference.FILE.read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def training() -> dict[str, Any]:
+    return json.loads(reference.TRAINING.read_text(encoding="utf-8"))
+
+
 def replayed(content: dict[str, Any], wanted: str) -> list[Result]:
     """The outcomes of the entries whose name begins with `wanted`."""
     return list(reference.replay(Node(content, ""), wanted))
@@ -44,6 +50,12 @@ def replayed(content: dict[str, Any], wanted: str) -> list[Result]:
 def test_every_entry_of_the_reference_agrees(golden) -> None:
     results = list(reference.replay(Node(golden, "")))
     assert len(results) == 60
+    assert [str(r) for r in results if not r.passed] == []
+
+
+def test_every_entry_of_the_reference_of_trainings_agrees(training) -> None:
+    results = list(reference.replay(Node(training, "")))
+    assert Counter(r.name.partition(".")[0] for r in results) == {"awp": 5, "averages": 5, "schedules": 16}
     assert [str(r) for r in results if not r.passed] == []
 
 
@@ -76,8 +88,8 @@ def function(module: Any, qualified: str) -> Any:
     return inspect.unwrap(getattr(found, "__func__", found))
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS["formula"], ids=lambda m: m["name"])
-def test_a_mutated_formula_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, mutation: dict[str, str]) -> None:
+def assert_noticed(content: dict[str, Any], mutation: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entries agree with the code as it is, and one of them does not with its mutant."""
     module_name, qualified = mutation["function"].split(":")
     module = importlib.import_module(module_name)
     original = function(module, qualified)
@@ -86,11 +98,21 @@ def test_a_mutated_formula_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, m
     twin = types.ModuleType(module_name)
     mutated = body.replace(mutation["old"], mutation["new"])
     exec(inspect.getsource(module).replace(body, mutated), twin.__dict__)
-    assert all(r.passed for r in replayed(golden, mutation["noticed"]))
+    assert all(r.passed for r in replayed(content, mutation["noticed"]))
     monkeypatch.setattr(original, "__code__", function(twin, qualified).__code__)
-    results = replayed(golden, mutation["noticed"])
+    results = replayed(content, mutation["noticed"])
     assert results
     assert not all(r.passed for r in results)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS["formula"], ids=lambda m: m["name"])
+def test_a_mutated_formula_is_noticed(golden, monkeypatch: pytest.MonkeyPatch, mutation: dict[str, str]) -> None:
+    assert_noticed(golden, mutation, monkeypatch)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS["training"], ids=lambda m: m["name"])
+def test_a_mutated_training_is_noticed(training, monkeypatch: pytest.MonkeyPatch, mutation: dict[str, str]) -> None:
+    assert_noticed(training, mutation, monkeypatch)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS["default"], ids=lambda m: m["name"])

@@ -21,7 +21,7 @@ from adbench.experiment.cell import Cell
 from adbench.losses import cross_entropy
 from adbench.models.flops import matrix_rate, multiply_adds_of
 from adbench.results import layout
-from adbench.training.configured import configured, passes
+from adbench.training.configured import configured, training_passes
 from adbench.training.method import Passes
 from adbench.weights.networks import cell_dataset, initial
 
@@ -135,7 +135,7 @@ class Estimator:
     def _passes(self, cell: Cell) -> Passes | None:
         if cell.method is None:
             return None
-        return passes(configured(cell.method, cell.hyper), cell.method, cell.train.attack_steps)
+        return training_passes(configured(cell.method, cell.hyper), cell.method, cell.train)
 
     def _multiply_adds(self, cell: Cell, cost: Passes) -> float:
         """Of one training image in one epoch."""

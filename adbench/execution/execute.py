@@ -35,7 +35,7 @@ from adbench.results.provenance import now, provenance
 from adbench.results.summary import Summary
 from adbench.system import files, locks, signals
 from adbench.training import resume, trainer
-from adbench.training.configured import configured, passes
+from adbench.training.configured import configured, training_passes
 from adbench.training.distributed import Parted
 from adbench.training.step import Ball, Need
 from adbench.weights import checkpoint
@@ -385,7 +385,7 @@ def _passes(cell: Cell) -> dict[str, dict[str, float]]:
     """What the method says that an iteration costs at the recipe's attack steps, of each kind of pass that it needs."""
     assert cell.method is not None
     try:
-        cost = passes(configured(cell.method, cell.hyper), cell.method, cell.train.attack_steps)
+        cost = training_passes(configured(cell.method, cell.hyper), cell.method, cell.train)
     except UserError:  # a plugin that is broken by now
         return {}
     return {"passes": {kind: number for kind, number in asdict(cost).items() if number} | {"total": cost.total}}

@@ -18,7 +18,7 @@ from adbench.experiment.config import DEFAULT_TEACHERS, Data, Experiment, Threat
 from adbench.experiment.teacher import TeacherSpec, Trained
 from adbench.models.names import canonical
 from adbench.registry import DATASETS, METHODS
-from adbench.training.configured import configured, declared, method_names, passes
+from adbench.training.configured import check_fits, configured, declared, method_names, training_passes
 from adbench.training.method import Method
 from adbench.training.step import Need
 
@@ -102,11 +102,10 @@ def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Tra
         own = merged(train.model_dump(mode="json"), *(rule.train for rule in rules))
         train = validated(Train, own, f"override for {name}, train")
     train = teachers.with_hash(train)
-    if train.micro_batch and not method.divisible:
-        raise UserError(f"train.micro_batch: '{name}' needs its batches whole; unset it for this method")
+    check_fits(method, name, train)
     _check_images(train, experiment.data, method, name)
     if experiment.budget is not None:
-        cost = passes(method, name, train.attack_steps).total
+        cost = training_passes(method, name, train).total
         epochs = int(experiment.budget / cost)
         if epochs < 1:
             raise UserError(
@@ -212,6 +211,9 @@ def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup
     It is judged as it teaches: with the weights of its best epoch.
     """
     trained = spec.source if isinstance(spec.source, Trained) else None
+    # The run's recipe serves teachers that have none of their own, but its first weights are the students'.
+    common = experiment.train.model_copy(update={"init": None, "init_sha256": None})
+    own = teachers.with_hash(trained.train) if trained and trained.train else None
     hyper: dict[str, Any] = {}
     if trained:
         method = configured(trained.method, trained.hyper)
@@ -225,9 +227,6 @@ def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup
     # Which images others are trained on is nothing to weights from elsewhere.
     data |= {} if trained else {"data": Data(resize=experiment.data.resize), "extra": ""}
     judged = experiment.evaluation.model_copy(update={"proxies": (), "checkpoint": "best"})
-    # The run's recipe serves teachers that have none of their own, but its first weights are the students'.
-    common = experiment.train.model_copy(update={"init": None, "init_sha256": None})
-    own = teachers.with_hash(trained.train) if trained and trained.train else None
     return Cell(
         kind="teacher",
         **data,

@@ -110,6 +110,11 @@ class Train(Section):
     average_buffers: Literal["live", "averaged", "re-estimated"] | None = Field(
         None, description="its batch-norm statistics; none means re-estimated for swa, live (the student's) for ema"
     )
+    awp: float = Field(0.0, ge=0, description="adversarial weight perturbation, in shares of a layer's norm; 0: none")
+    awp_start: float = Field(0.0, ge=0, lt=1, description="share of the epochs before it begins")
+    awp_form: Literal["original", "restore-first"] = Field(
+        "original", description="restore-first: of all parameters, and weights are restored before the update (ADR)"
+    )
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; none by default")
     attack_steps: int = Field(10, ge=1, le=10_000, description="steps of the inner maximisation")
     attack_eps: FractionText = Field(None, description="its radius; none means the threat model's")

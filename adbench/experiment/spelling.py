@@ -14,6 +14,7 @@ _LATER = (
     *("precision", "micro_batch", "decay", "optimiser", "nesterov", "decay_norm", "bn_momentum", "init_sha256"),
     *("schedule", "per", "schedule_start", "warmup", "warmup_lr", "lr_min", "cycle_momentum", "augment"),
     *("average", "average_start", "average_decay", "average_warmup", "average_buffers"),
+    *("awp", "awp_start", "awp_form"),
 )
 """Settings of a recipe that came later: where they are unset, everything is as it was without them."""
 
@@ -118,6 +119,8 @@ def _effective(train: Train) -> Train:
         idle |= {"per"}
     if train.cycle_momentum:
         idle |= {"momentum"}
+    if not train.awp:
+        idle |= {"awp_start", "awp_form"}
     if train.average != "ema":
         idle |= {"average_decay", "average_warmup"}
     if train.average == "none":

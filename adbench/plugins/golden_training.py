@@ -1,23 +1,33 @@
-"""Reference values of trainings, for `adbench golden`: schedules and averages, through the code that trains here."""
+"""Reference values of trainings, for `adbench golden`: schedules, averages, perturbed weights."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from adbench.data import Dataset, Split, Threat
+from adbench.attacks.linf import Recorded, Start
+from adbench.data import Dataset, Split, Threat, parse_fraction
 from adbench.data.extra import Extra
 from adbench.data.training_images import TrainingImages
 from adbench.experiment.config import Train, validated
+from adbench.losses import cross_entropy, kl
+from adbench.models import Network
 from adbench.plugins.reference import Node, Result, Toy, tensor
 from adbench.training import schedule
 from adbench.training.average import RE_ESTIMATED, Average
+from adbench.training.method import Method
+from adbench.training.step import Ball, Mode, Step
+from adbench.training.trainer import Trainer
 
 THREAT = Threat(Fraction(8, 255), Fraction(2, 255))
 RATES = 2e-15
@@ -26,7 +36,12 @@ RATES = 2e-15
 FINE = 100
 """Iterations an epoch, for entries whose time is a number of epochs with two decimals."""
 
-RECIPE = {"max_lr": "lr", "lr": "lr", "epochs": "epochs", "lr_min": "lr_min"}
+PIXELS = 1e-12
+"""Largest absolute error of an adversarial example's pixels."""
+
+RECIPE = {"max_lr": "lr", "gamma": "awp", "rho": "awp", "decay": "average_decay", "rate": "average_decay"}
+RECIPE |= {name: name for name in ("lr", "epochs", "lr_min", "momentum", "weight_decay", "nesterov")}
+"""Parameters of entries by their names here."""
 
 
 def recipe(entry: Node, rule: dict[str, Any]) -> Train:
@@ -102,6 +117,134 @@ def averages(file: Node, entry: Node, rule: dict[str, Any], result: Result) -> N
         averages(file, entry["later_steps"], rule, result)
 
 
+class Published(Method):
+    """A method as a published code runs it, with passes that no method here has."""
+
+    label = "published"
+    params: dict[str, Any] = Field(default_factory=dict)
+    _weights: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    _added: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    _average: Network | None = PrivateAttr(None)
+
+    def note(self, step: Step) -> None:
+        """Keep what was added to the weights since the iteration began."""
+        if not step.rehearsal:
+            parameters = step.student.module.named_parameters()
+            self._added = {name: p.detach() - self._weights[name] for name, p in parameters}
+
+
+class PublishedAT(Published):
+    """AT-AWP: attacked in training mode; x' runs once more before the first pass, x once after the update."""
+
+    def attack(self, step: Step) -> Tensor:
+        x_adv = step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=Start.UNIFORM, bn=Mode.TRAIN)
+        step.student.observe(x_adv)
+        return x_adv
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        self.note(step)
+        return cross_entropy(step.student(x_adv), step.y)
+
+
+class PublishedTRADES(Published):
+    """TRADES-AWP: in the loss x' comes first, and x twice after it."""
+
+    def attack(self, step: Step) -> Tensor:
+        with step.still():
+            clean = step.student(step.x).detach()
+        return step.ascend(lambda x: kl(step.student(x), clean), start=Start.GAUSS)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        self.note(step)
+        consistency = kl(step.student(x_adv), step.student(step.x))
+        return cross_entropy(step.student(step.x), step.y) + float(self.params["beta"]) * consistency
+
+
+class PublishedADR(Published):
+    """ADR with AWP: labels softened by the average, attacked in training mode. The loss that it states is the first
+    pass's."""
+
+    _rehearsed: Tensor | None = PrivateAttr(None)
+
+    def labels(self, step: Step) -> Tensor:
+        """Soft labels (B, classes): the average's where it does not contradict y much, by how far training is."""
+        given = self.params
+        done = (given["first_step_index"] + step.iteration - 1) / (given["epochs"] * given["iterations_per_epoch"])
+        fall = 0.5 * (1 + math.cos(math.pi * done))
+        tau = given["tau_low"] + (given["tau_high"] - given["tau_low"]) * fall
+        most = given["lambda_high"] + (given["lambda_low"] - given["lambda_high"]) * fall
+        assert self._average is not None
+        with torch.no_grad():
+            p = (self._average(step.x) / tau).softmax(1)
+        hard = F.one_hot(step.y, p.shape[1]).to(p)
+        share = (most - (p.amax(1) - (p * hard).sum(1))).clamp(0, 1)[:, None]
+        soft: Tensor = share * p + (1 - share) * hard
+        return soft
+
+    def attack(self, step: Step) -> Tensor:
+        soft = self.labels(step)
+        return step.ascend(lambda x: _soft(step.student(x), soft), start=Start.UNIFORM, bn=Mode.TRAIN)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        self.note(step)
+        values = _soft(step.student(x_adv), self.labels(step))
+        if step.rehearsal:
+            self._rehearsed = values.detach().mean()
+        return values
+
+
+def _soft(logits: Tensor, labels: Tensor) -> Tensor:
+    return -(labels * logits.log_softmax(1)).sum(1)
+
+
+PUBLISHED = {"at": PublishedAT, "trades": PublishedTRADES, "adr": PublishedADR}
+
+
+def perturbed(file: Node, entry: Node, rule: dict[str, Any], result: Result) -> None:
+    """Two iterations with perturbed weights: x', v, loss, and every state afterwards."""
+    first, second = file["attack_inputs"], file["awp"]["inputs"]
+    images = torch.tensor([*first["x_uint8"], *second["x_uint8_second"]], dtype=torch.uint8)
+    split = Split(images, torch.tensor([*first["labels"], *second["labels_second"]]))
+    size = len(first["labels"])
+    method = PUBLISHED[rule["published"]](params=dict(entry["params"]))
+    eps, step = (float(parse_fraction(str(first[key]))) for key in ("eps", "step"))
+    trainer = Trainer(
+        method=method,
+        student=Toy(file["nets"][entry["network"]]),
+        teachers={},
+        dataset=Dataset("", split, split, split, 0, (), THREAT, 0, False, "", (0, 0, 0)),
+        attack=Ball(eps, step, int(first["steps"])),
+        validation=Ball(eps, step, 1),
+        config=recipe(entry, rule).model_copy(update={"batch_size": size, "precision": "float32"}),
+        seed=0,
+        folder=Path(),
+        device=torch.device("cpu"),
+    )
+    if trainer.average:
+        trainer.average.network.load_state_dict(Toy(file["nets"]["peer_bn"]).state_dict())
+        method._average = trainer.average.network
+    trainer.set_up()
+    for number, block in enumerate(entry["iterations"]):
+        inputs, ending = (second, "_second") if number else (first, "")
+        noise = {kind: [tensor(inputs[f"noise_{kind}{ending}"])] for kind in ("gauss", "unit")}
+        method._weights = {name: p.detach().clone() for name, p in trainer.student.named_parameters()}
+        trainer.iteration = number + 1
+        index = torch.arange(number * size, (number + 1) * size)
+        loss, (part,) = trainer.train_step(index, torch.zeros(3, size, dtype=torch.long), Recorded(noise))
+        values: dict[str, Any] = {"loss": loss, "robust_loss": loss, "v": method._added}
+        if isinstance(method, PublishedADR):
+            values["loss"] = method._rehearsed
+        if "clean_loss_after_the_step" in block:
+            clean = cross_entropy(part.step.student(part.step.x), part.step.y)
+            values["clean_loss_after_the_step"] = clean.mean()
+        values |= {"state_after": trainer.student.state_dict()}
+        values |= {"ema_after": trainer.average.network.state_dict()} if trainer.average else {}
+        if "x_adv" in block:
+            result.compare("x_adv", part.x_adv, block["x_adv"], PIXELS)
+        for key in block.keys() - {"x_adv", "min_abs_nonzero_grad"}:
+            result.compare(f"{key} {number + 1}", values[key], block[key])
+
+
 def _number(name: str) -> int:
     """Of "live_states[2]": 2."""
     return int(name.removesuffix("]").rpartition("[")[2])
@@ -119,6 +262,7 @@ def _student(inputs: Node, start: str) -> Toy:
 SECTIONS: dict[str, Callable[[Node, Node, dict[str, Any], Result], None]] = {
     "averages.wang_sampler": sampler,
     "averages": averages,
+    "awp": perturbed,
     "schedules": schedules,
 }
 """What replays an entry of the reference file, or those of a section."""

@@ -262,6 +262,40 @@ def state_survives(problem: Problem) -> None:
             raise Broken(f"{number} iterations after loading, the loss differs; put all state into state_dict()")
 
 
+def rehearsal_leaves_no_trace(problem: Problem) -> None:
+    """A rehearsal of the loss gives the same loss and moves no state."""
+
+    def train(*, rehearsed: bool) -> list[Tensor]:
+        method, step = problem.begin()
+        optimisers = problem.optimisers(step, 0.05)
+        losses = []
+        for iteration in range(18, 24):
+            _forget(step)
+            step = replace(step, **problem.batch(CLASSES, IMAGES, iteration))
+            x_adv = _attack(method, step)
+            modules = [step.student.module, *step.parts.values()]
+            before = [copy.deepcopy(module.state_dict()) for module in modules], step.generator.get_state()
+            first = _loss(method, replace(step, rehearsal=True, logged={}), x_adv).detach() if rehearsed else None
+            for module, state in zip(modules, before[0], strict=True):  # batch-norm's statistics move in any pass
+                module.load_state_dict(state)
+            step.generator.set_state(before[1])
+            loss = _loss(method, step, x_adv)
+            if first is not None and not torch.equal(first, loss.detach()):
+                raise Broken("with `step.rehearsal` the loss is another than without")
+            _descend(loss, optimisers)
+            losses.append(loss.detach())
+        return losses
+
+    if not problem.begin()[0].rehearsable:
+        raise NotClaimed
+    for number, (one, two) in enumerate(zip(train(rehearsed=False), train(rehearsed=True), strict=True), 1):
+        if not torch.equal(one, two):
+            raise Broken(
+                f"in iteration {number} the loss differs after a rehearsal; leave all state as it was where "
+                "`step.rehearsal` says so, or declare `rehearses = False`"
+            )
+
+
 def loss_of_a_batch_is_the_mean_of_its_examples(problem: Problem) -> None:
     """A batch's loss is the mean of its examples' losses."""
     method, step = problem.begin()
@@ -352,6 +386,13 @@ def declared_cost_is_what_it_takes(problem: Problem) -> None:
                 f"`passes` declares {declared:g} forward and backward passes of student and teachers for "
                 f"{ball.steps} attack steps, seen were {seen}"
             )
+    method, step = problem.begin(iteration=3)
+    x_adv = _attack(method, step)
+    with counted(step.student.module) as count:
+        _loss(method, step, x_adv)
+    due = method.outer(BALL.steps).student
+    if method.rehearsable and abs(due - count["both"]) > DECLARED_COST_MAY_BE_OFF * count["both"]:
+        raise Broken(f"`outer` declares {due:g} passes of the student in the loss, seen were {count['both']}")
 
 
 def names_are_the_contracts(problem: Problem) -> None:
@@ -372,6 +413,7 @@ CHECKS: tuple[Callable[[Problem], None], ...] = (
     attack_leaves_the_student_as_it_was,
     same_seed_gives_the_same_result,
     state_survives,
+    rehearsal_leaves_no_trace,
     loss_of_a_batch_is_the_mean_of_its_examples,
     any_number_of_classes,
     bfloat16,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from adbench.errors import UserError, unknown
-from adbench.experiment.config import validated
+from adbench.experiment.config import Train, validated
 from adbench.registry import METHODS
 from adbench.training.method import Method, Passes
 from adbench.training.step import SELECTIONS
@@ -51,6 +52,27 @@ def passes(method: Method, name: str, steps: int) -> Passes:
     if not isinstance(cost, Passes) or cost.total <= 0:
         raise UserError(f"method '{name}': passes() gave {cost!r}, expected Passes with something to count")
     return cost
+
+
+def training_passes(method: Method, name: str, train: Train) -> Passes:
+    """The mean cost of an iteration over a training: the method's, and that of a rehearsal where there is one."""
+    cost = passes(method, name, train.attack_steps)
+    if not train.awp:
+        return cost
+    outer = declared(name, "outer", lambda: method.outer(train.attack_steps))
+    share = 1 - train.awp_start
+    return replace(cost, student=cost.student + share * outer.student, own=cost.own + share * outer.own)
+
+
+def check_fits(method: Method, name: str, train: Train) -> None:
+    """Raise UserError for a recipe that a method cannot be trained by."""
+    if train.micro_batch and not method.divisible:
+        raise UserError(f"train.micro_batch: '{name}' needs its batches whole; unset it for this method")
+    if train.awp and not method.rehearsable:
+        raise UserError(
+            f"train.awp: '{name}' keeps state, and does not declare that its loss may be rehearsed (`rehearses`); "
+            "unset it for this method"
+        )
 
 
 def declared(name: str, what: str, of: Callable[[], T]) -> T:

@@ -64,7 +64,8 @@ class Method(BaseModel):
     default), and implements `attack` and `loss`. Unknown or out-of-range hyperparameters are refused.
 
     A method around another one may follow what that one declares, by a property of the same name in place of `label`,
-    `needs`, `selects`, `separable`, `divisible` or `shares`: the configured method is asked, not its class.
+    `needs`, `selects`, `separable`, `divisible`, `shares` or `rehearses`: the configured method is asked, not its
+    class.
 
     Example:
 
@@ -98,6 +99,11 @@ class Method(BaseModel):
     soft_labels: ClassVar[bool] = False
     """Whether it does with mixed images: it uses no labels, or `Step.target` wherever it uses any."""
 
+    rehearses: ClassVar[bool | None] = None
+    """Whether `loss`, where `step.rehearsal` says so, leaves the method's state as it was and gives the loss that it
+    would give without. Adversarial weight perturbation needs that. None: if it has no state, which is to have no
+    `state_dict`."""
+
     def needed(self) -> frozenset[Need]:
         """The teachers that this configuration needs: `needs`, unless a hyperparameter decides."""
         return self.needs
@@ -122,6 +128,11 @@ class Method(BaseModel):
         """Whether several devices may share a batch, each with a part."""
         return self.divisible or self.shares
 
+    @property
+    def rehearsable(self) -> bool:
+        """Whether `loss` may be called once more an iteration, with `step.rehearsal`."""
+        return type(self).state_dict is Method.state_dict if self.rehearses is None else self.rehearses
+
     def reach(self) -> float:
         """The largest distance of x' from x, in eps; above 1 leaves the threat model."""
         return 1.0
@@ -136,6 +147,16 @@ class Method(BaseModel):
             student=steps + 2,
             teacher_forward=2 * (Need.TEACHER in self.needed()),
             natural_forward=2 * (Need.NATURAL_TEACHER in self.needed()),
+        )
+
+    def outer(self, steps: int) -> Passes:
+        """What of `passes` is in `loss`, of the student and of the method's own networks: the cost of a rehearsal.
+
+        The default is what does not grow with the number of attack steps. Teachers' outputs are kept.
+        """
+        here, more = self.passes(steps), self.passes(steps + 1)
+        return Passes(
+            student=here.student - steps * (more.student - here.student), own=here.own - steps * (more.own - here.own)
         )
 
     def setup(self, step: Step) -> None:

@@ -197,6 +197,9 @@ class Step:
     step size and number of steps of the training attack. generator: the training's stream of attack randomness.
     student, teacher, natural_teacher: networks, see `Net`. parts: the method's own, which the loop trains.
 
+    rehearsal: this call of `loss` comes before the one that counts, at the same x' (adversarial weight perturbation):
+    it gives the same loss, and no state of the method moves.
+
     The student is in training mode in `loss`; `ascend` and `still` put it into the mode of an attack and back. Where
     several devices share a training, x is this device's part of the batch, a `share` of it; `mean`, `total`, `extremes`
     and `backward` are for what depends on the whole batch. copies: how many devices have the same part, since the batch
@@ -222,6 +225,7 @@ class Step:
     index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     iterations: int = 0
     copies: int = 1
+    rehearsal: bool = False
     parts: dict[str, nn.Module] = field(default_factory=dict)
     soft: Tensor | None = None
 

@@ -14,7 +14,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from adbench.training.method import Method, form_error
 from adbench.training.nonfinite import LOOK_EVERY, BatchPart, Watch, contents, diagnosis
 from adbench.training.optimiser import groups, optimiser, set_bn_momentum, set_rates
 from adbench.training.parts import Parts
+from adbench.training.perturbation import Perturbation
 from adbench.training.schedule import drop
 from adbench.training.step import SELECTIONS, Ball, Need, Net, Step, Teacher
 from adbench.weights import checkpoint
@@ -103,6 +105,7 @@ class Trainer:
         self.parts = Parts()
         self.per_epoch = self.source.epoch_batches(config.batch_size)
         self.average = Average(self.student, config, self.per_epoch) if config.average != "none" else None
+        self.perturbation = Perturbation(self.student, config)
         self.watch = Watch(self.optimiser, device, LOOK_EVERY if device.type == "cuda" else 1)
         self.micro_batch = config.micro_batch
         self.epoch = 0
@@ -287,32 +290,47 @@ class Trainer:
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
         self.parts.begin()
-        parts = []
-        for step, images in self._steps(index, crops, noise):
-            x_adv = self.method.attack(step)
-            loss = self.method.loss(step, x_adv)
-            if error := form_error(loss, step.y):
-                raise UserError(f"method '{self.method.label}': {error}")
-            (loss.sum() / images).backward()  # type: ignore[no-untyped-call]
-            parts.append(BatchPart(step, x_adv, loss.detach()))
-        parameters = [p for p in (*self.student.parameters(), *self.parts.parameters()) if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self.ranks.add_up(gradients)
-        mean = self.ranks.mean(torch.cat([part.loss for part in parts]))
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.watch.note(parts, mean + norm)
-        self._stop_if_failed()
-        if self.config.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
-        self._update()
+        attacked = ((step, images, self.method.attack(step)) for step, images in self._steps(index, crops, noise))
+        modules = [self.student, *self.parts.modules.values()]
+        with self.perturbation.around(attacked, self._rehearse, self.epoch, modules) as batch:
+            parts = [self._differentiated(*each) for each in batch]
+            parameters = [p for module in modules for p in module.parameters() if p.grad is not None]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self.ranks.add_up(gradients)
+            mean = self.ranks.mean(torch.cat([part.loss for part in parts]))
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self.watch.note(parts, mean + norm)
+            self._stop_if_failed()
+            if self.config.grad_clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+            self._update()
         if self.average:
             self.average.after_update(self.student, self.iteration)
         return mean, parts
 
+    def _differentiated(self, step: Step, images: int, x_adv: Tensor) -> BatchPart:
+        """A part of the batch after its backward pass. images: what its summed loss is divided by."""
+        loss = self.method.loss(step, x_adv)
+        if error := form_error(loss, step.y):
+            raise UserError(f"method '{self.method.label}': {error}")
+        (loss.sum() / images).backward()  # type: ignore[no-untyped-call]
+        return BatchPart(step, x_adv, loss.detach())
+
+    def _rehearse(self, batch: Sequence[tuple[Step, int, Tensor]]) -> dict[str, Tensor]:
+        """The gradients of a batch's loss in the student's parameters, of which nothing else is left."""
+        for step, images, x_adv in batch:
+            self._differentiated(replace(step, rehearsal=True, logged={}), images, x_adv)
+        gradients = {name: p.grad for name, p in self.student.named_parameters() if p.grad is not None}
+        self.ranks.add_up(gradients.values())
+        self.optimiser.zero_grad(set_to_none=True)
+        self.parts.begin()
+        return gradients
+
     def _update(self) -> None:
         """The optimiser's step. Raises UserError where memory runs out in it: some weights may have moved already."""
         try:
-            self.optimiser.step()
+            with self.perturbation.update(self.watch.failed):
+                self.optimiser.step()
             self.parts.update()
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -378,6 +396,7 @@ class Trainer:
         parts = self.watch.failure(now=now)
         if parts is None:
             return
+        self.perturbation.restore()
         if self.watch.every > 1:  # later batches have been through since; the weights are still those it met
             self.optimiser.zero_grad(set_to_none=True)
             self.parts.begin()

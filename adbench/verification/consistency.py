@@ -28,7 +28,7 @@ from adbench.registry import DATASETS, METHODS
 from adbench.results import document, layout, record
 from adbench.results.record import Record
 from adbench.system.files import content_id
-from adbench.training.configured import configured, passes
+from adbench.training.configured import configured, training_passes
 from adbench.training.method import Method
 from adbench.training.schedule import rate
 
@@ -232,7 +232,7 @@ class Paper:
         if (size := asked.get("micro_batch")) and not 2 <= (said.micro_batch or 0) <= size:
             wrong.append("micro_batch")
         if self.method is not None and said.passes is not None and self.same_code:
-            cost = passes(self.method, str(self.record.method), asked["attack_steps"])
+            cost = training_passes(self.method, str(self.record.method), recipe(asked))
             due = {kind: number for kind, number in asdict(cost).items() if number} | {"total": cost.total}
             wrong += [] if said.passes == due else ["passes"]
         weights = said.weights
