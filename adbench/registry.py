@@ -35,6 +35,7 @@ class Registry:
         self.kind = kind
         self.group = group
         self._files: dict[str, Path] = {}
+        self._members: dict[str, str] = {}
         # Code as first read, and classes made from files: the files may be edited during a run.
         self._codes: dict[str, Code] = {}
         self._loaded: dict[str, Any] = {}
@@ -69,7 +70,7 @@ class Registry:
         """
         if name in self._files:
             if name not in self._loaded:
-                self._loaded[name] = _class_of_file(self.code(name), self.kind, self._files.values())
+                self._loaded[name] = self._of_file(name)
             return self._loaded[name]
         if name not in self._entry_points:
             raise unknown(self.kind, name, self.names())
@@ -101,6 +102,39 @@ class Registry:
         if code is not None:
             self._codes[name] = code
         return name
+
+    def add_member(self, path: Path, attribute: str, code: Code | None = None) -> str:
+        """Register an object of the Python file `path`; returns its name, FILE.py:ATTRIBUTE without the folder.
+
+        The file is not executed until it is used. code: the file's, read by another process; the file need not exist.
+        """
+        if not (code is not None or path.is_file()):
+            raise UserError(f"{self.kind} '{path}:{attribute}': there is no file '{path}'")
+        name, path = f"{path.name}:{attribute}", path.resolve()
+        if self._files.get(name, path) != path:
+            raise UserError(f"{self.kind} '{path}': '{self._files[name]}' has the same name; rename one of the files")
+        if name not in self._files:
+            self._files[name], self._members[name] = path, attribute
+        if code is not None:
+            self._codes[name] = code
+        return name
+
+    def in_file(self, name: str) -> bool:
+        """Whether `name` is an object of a file that a user named."""
+        return name in self._members
+
+    def members(self) -> list[tuple[Path, str, Code]]:
+        """What was added by `add_member`, with the code as read by this process: for `add_member` in another one."""
+        return [(self._files[name], attribute, self.code(name)) for name, attribute in self._members.items()]
+
+    def _of_file(self, name: str) -> Any:
+        """The object that a file defines under `name`."""
+        if name not in self._members:
+            return _class_of_file(self.code(name), self.kind, self._files.values())
+        module = _executed(self.code(name), f"the {self.kind} '{name}'", self._files.values())
+        if not callable(found := getattr(module, self._members[name], None)):
+            raise UserError(f"'{self._files[name]}' defines no function or class '{self._members[name]}'")
+        return found
 
     def files(self) -> dict[Path, Code]:
         """The added plugin files with their code as read by this process: for `add_file` in another one."""
@@ -157,7 +191,7 @@ class Registry:
             tree = None
         if tree is None:
             return None
-        target = None if name in self._files else self._entry_points[name].attr
+        target = self._members.get(name) if name in self._files else self._entry_points[name].attr
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and target in (None, node.name):
                 doc = ast.get_docstring(node)
@@ -203,17 +237,24 @@ def importing(what: str) -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _class_of_file(code: Code, kind: str, added: Collection[Path]) -> Any:
-    """Execute a plugin file and return the class it defines (`plugin = ...` settles it if there are several)."""
+def _executed(code: Code, what: str, added: Collection[Path]) -> ModuleType:
+    """The module of a user's file, executed. added: the files of its registry."""
     path, content = code.main.path, code.main.content
-    module_name = f"adbench_plugin_{path.stem}"
-    module = ModuleType(module_name)
+    module = ModuleType(f"adbench_plugin_{path.stem}")
     module.__file__ = str(path)
-    sys.modules[module_name] = module
-    plugin_code.HELPERS.serve(code, added)
-    with importing(f"plugin '{path}'"):
+    sys.modules[module.__name__] = module
+    plugin_code.HELPERS.serve(code, {*added, *METHODS.paths().values(), *MODELS.paths().values()})
+    with importing(what):
         # What was hashed is what is executed: not the file, which may have changed, nor its bytecode in a cache.
         exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
+    return module
+
+
+def _class_of_file(code: Code, kind: str, added: Collection[Path]) -> Any:
+    """Execute a plugin file and return the class it defines (`plugin = ...` settles it if there are several)."""
+    path = code.main.path
+    module = _executed(code, f"plugin '{path}'", added)
+    module_name = module.__name__
     own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module_name]
     public = [v for v in own if not v.__name__.startswith("_") and hasattr(v, "loss")]
     if hasattr(module, "plugin"):

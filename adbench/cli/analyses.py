@@ -19,6 +19,7 @@ from adbench.cli.options import (
     device_option,
     finished_options,
     leaving_out,
+    network_option,
     ready,
     results_option,
     threads_option,
@@ -121,6 +122,7 @@ def cam(**options: Any) -> Iterator[str]:
 )
 @threads_option()
 @device_option
+@network_option
 @data_dir_option
 def verify(
     path: Path,

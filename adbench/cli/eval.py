@@ -18,6 +18,7 @@ from adbench.cli.options import (
     keep_option,
     make_writable,
     names_option,
+    network,
     numbers,
     place_of,
     results_option,
@@ -31,7 +32,7 @@ from adbench.system import terminal
 
 @click.command("eval")
 @click.argument("checkpoint", type=FilePath())
-@click.option("--arch", required=True, metavar="NAME", help="Architecture of the checkpoint.")
+@click.option("--arch", required=True, metavar="NAME", callback=network, help="Architecture of the checkpoint.")
 @click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="Dataset, by name or path.")
 @click.option("--resize", type=click.IntRange(min=4), metavar="N", help="Bring images to NxN, as data.resize does.")
 @names_option("--attacks", text="[default: fgsm,pgd20,cw,aa]")

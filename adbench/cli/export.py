@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adbench.cli.options import FilePath, data_dir_option
+from adbench.cli.options import FilePath, data_dir_option, network_option
 from adbench.results import layout, record
 
 
@@ -19,6 +19,7 @@ from adbench.results import layout, record
 @click.option(
     "--checkpoint", type=FilePath(dir_okay=False), help="The network's weights. [default: where the record has them]"
 )
+@network_option
 @data_dir_option
 def export(record_path: Path, out: Path, name: str | None, checkpoint: Path | None, data_dir: Path) -> None:
     """Write a finished network for others: a plain state dict, RobustBench's card, and safetensors with metadata.

@@ -15,6 +15,7 @@ from adbench.cli.options import (
     fast_aa_option,
     keep_option,
     names_option,
+    network_option,
     plugin_option,
     precision_option,
     seeds_of,
@@ -119,6 +120,7 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3.",
             ),
             plugin_option,
+            network_option,
         )
     ):
         wrapped = option(wrapped)

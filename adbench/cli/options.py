@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adbench.errors import LeftOut, Nothing, UserError
+from adbench.models.names import given
 from adbench.registry import METHODS
 from adbench.seeding import LARGEST
 from adbench.system import files, machine, terminal
@@ -30,7 +31,16 @@ MOST_SEEDS = 1000
 
 def names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     """Repeated options and comma lists alike, in order, once each; a path with commas that exists is one name."""
-    return tuple(dict.fromkeys(name for value in values for name in listed(value)))
+    found = tuple(dict.fromkeys(name for value in values for name in listed(value)))
+    for name in found:
+        given(name)
+    return found
+
+
+def network(_: click.Context, __: click.Parameter, value: str) -> str:
+    """One architecture's name."""
+    given(value)
+    return value
 
 
 def names_option(
@@ -114,6 +124,17 @@ def seconds_of(_: click.Context, __: click.Parameter, value: str | None) -> floa
 
 def _plugins(_: click.Context, __: click.Parameter, paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(METHODS.add_file(path) for path in paths)
+
+
+network_option = click.option(
+    "--network",
+    multiple=True,
+    metavar="FILE.py:NAME",
+    is_eager=True,
+    expose_value=False,
+    callback=names,
+    help="The file of a network of your own, which records name and nothing executes unasked; repeatable.",
+)
 
 
 class ValueOrNone(click.Command):
@@ -284,6 +305,7 @@ def finished_options(command: Callable[..., Iterator[str]]) -> Callable[..., Non
             click.option("--skip-missing", is_flag=True, help="Leave out networks whose weights are not there."),
             threads_option(),
             device_option,
+            network_option,
             data_dir_option,
             results_option,
         )

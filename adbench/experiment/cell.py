@@ -18,7 +18,8 @@ from adbench import FAST_SEARCH, REVISION
 from adbench.experiment import spelling
 from adbench.experiment.config import Data, Evaluation, ThreatModel, Train
 from adbench.experiment.teacher import TeacherSpec
-from adbench.registry import DATASETS, METHODS, MODELS, Registry
+from adbench.models.names import code as network_code
+from adbench.registry import DATASETS, METHODS, Registry
 from adbench.system.files import content_id
 
 LONGEST = 100
@@ -63,7 +64,7 @@ class Cell:
             "data": {"name": name, "content": self.fingerprint, **spelling.content(self.data, self.extra)},
             "threat": self.threat.model_dump(mode="json"),
         }
-        base |= {"network": code} if (code := _foreign(MODELS, self.architecture)) else {}
+        base |= {"network": code} if (code := network_code(self.architecture)) else {}
         base["data"] |= {"source": code} if (code := _foreign(DATASETS, self.dataset)) else {}
         if self.method is None:
             assert self.spec is not None
@@ -163,7 +164,7 @@ class Matrix:
 
 
 def _foreign(registry: Registry, name: str) -> str | None:
-    """The hash of the code of a network or dataset that is not adbench's own, which has the revision."""
+    """The hash of the code of a dataset that is not adbench's own, which has the revision."""
     return None if name not in registry or registry.built_in(name) else registry.code(name).sha256
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from adbench.errors import UserError, unknown
 from adbench.registry import MODELS
+from adbench.system.files import expanded
 
 _WIDE = re.compile(r"(dm-)?(?:wrn|wide-?resnet)-?(\d{1,12})-(\d{1,12})")
+_FILE = re.compile(r"(.*\.py):([A-Za-z_]\w*)")
+TIMM = "timm:"
+"""What stands before the names of timm's architectures."""
 _CNN = re.compile(r"cnn-?(\d{1,12})")
 MOST_PARAMETERS = 10**9
 """No network of more is built: 4 GB of weights."""
@@ -20,11 +26,21 @@ _SPELLINGS = {f"rn{depth}": re.compile(rf"(?:rn|resnet)-?{depth}") for depth in 
 def canonical(name: str) -> str:
     """The one spelling of an architecture's name: "ResNet-18" is "rn18", "WideResNet-34-10" "wrn-34-10".
 
-    A registered name stands for itself; wrn-D-K, dm-wrn-D-K and cnn-W need no registration.
-    Raises UserError for a name that nobody knows, and for a depth or width that cannot be built.
+    A registered name stands for itself; wrn-D-K, dm-wrn-D-K and cnn-W need no registration. Raises UserError for a name
+    that nobody knows, for a depth or width that cannot be built, for a file's network that the user did not name here
+    (see `given`), and for timm's networks without timm.
     """
     if name in MODELS:
         return name
+    if name.startswith(TIMM):
+        _timm(name)
+        return name
+    if match := _FILE.fullmatch(name):  # maybe out of a file, which must not have another one executed
+        path = expanded(Path(match[1]))
+        if (registered := f"{path.name}:{match[2]}") in MODELS:
+            return registered
+        missing = "" if path.is_file() else f" (there is no file '{path}' here)"
+        raise UserError(f"the network '{name}' is in a file of its own; name that with --network FILE.py:NAME{missing}")
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
     if key in MODELS:
         return key
@@ -36,9 +52,33 @@ def canonical(name: str) -> str:
     return _cnn_name(key, name)
 
 
+def given(text: str) -> None:
+    """Take a word of the command line: the network of "FOLDER/FILE.py:NAME", also before "@CHECKPOINT", is known from
+    now on as "FILE.py:NAME", if there is that file."""
+    if (match := _FILE.fullmatch(text.partition("@")[0])) and (path := expanded(Path(match[1]))).is_file():
+        MODELS.add_member(path, match[2])
+
+
+def code(name: str) -> str | None:
+    """What the code of an architecture is known by that is not adbench's own: a hash, or timm's version."""
+    if name.startswith(TIMM):
+        return f"timm {_timm(name)}"
+    return None if name not in MODELS or MODELS.built_in(name) else MODELS.code(name).sha256
+
+
+def _timm(name: str) -> str:
+    """The version of the installed timm, which `name` needs. Raises UserError where there is none."""
+    try:
+        return version("timm")
+    except PackageNotFoundError:
+        raise UserError(f"'{name}' needs the package timm, which is not installed: pip install timm") from None
+
+
 def known(name: str) -> bool:
     """Whether somebody knows an architecture of that name, also one that cannot be built."""
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
+    if name.startswith(TIMM) or _FILE.fullmatch(name):
+        return True
     spelt = any(spelling.fullmatch(key) for spelling in (*_SPELLINGS.values(), _WIDE, _CNN))
     return spelt or name in MODELS or key in MODELS
 
@@ -77,7 +117,7 @@ def cnn_width(name: str) -> int | None:
 def _cnn_name(key: str, name: str) -> str:
     width = cnn_width(key)
     if width is None:
-        raise unknown("model", name, MODELS.names(), "adbench list students")
+        raise unknown("model", name, MODELS.names(), "adbench list students, FILE.py:NAME or timm:NAME")
     if width < 1:
         raise UserError(f"there is no CNN of width {width} ({name}); it is at least 1: cnn-16, cnn-32, ...")
     return _built(f"cnn-{width}", 9 * (2 + 4) * width**2)

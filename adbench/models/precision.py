@@ -211,11 +211,12 @@ class _Outputs(nn.Module):
     def __init__(self, network: nn.Module, stages: tuple[str, ...]) -> None:
         super().__init__()
         self.network, self.stages = network, stages
+        # Asked for here, since it may take a forward pass, which must not be traced.
+        self.shown = isinstance(network, Network) and network.shows_features
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         with kept(self.network, self.stages) as maps:
-            shown = isinstance(self.network, Network) and self.network.shows_features
-            outputs = self.network.forward_features(x) if shown else (self.network(x),)  # type: ignore[operator]
+            outputs = self.network.forward_features(x) if self.shown else (self.network(x),)  # type: ignore[operator]
         return (*outputs, *(maps[name] for name in self.stages))
 
 

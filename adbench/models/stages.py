@@ -26,6 +26,13 @@ class Kept:
         self.outputs[self.name] = output
 
 
+class Every(Kept):
+    """Keeps all outputs of a module, in a list."""
+
+    def __call__(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.outputs.setdefault(self.name, []).append(output)
+
+
 @contextmanager
 def kept(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The outputs of the modules of these names, of each the last one, in all forward passes within the context."""

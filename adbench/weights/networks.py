@@ -91,7 +91,7 @@ def _place(record: Record, data_dir: Path) -> str:
     if not is_path(name):
         return name
     if path := _found(name, record, data_dir):
-        return str(path)
+        return str(path.absolute())  # since "./images" as a path is "images", which would be a name
     raise UserError(
         f"dataset '{name}' of '{record.path}' does not exist here; give the folder that '{Path(name).name}' lies in "
         f"with --data-dir"

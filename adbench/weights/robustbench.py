@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from adbench.errors import UserError, unknown
 from adbench.experiment.teacher import published
 from adbench.models import Network
+from adbench.models.foreign import Found, find_features
+from adbench.models.stages import Every
 from adbench.system import files
 from adbench.weights import checkpoint
 from adbench.weights.checkpoint import NORMALISATION
@@ -76,7 +78,7 @@ class RobustBenchNetwork(Network):
         self.model = model
         self.eval()
         self._name = name
-        self._found = _find_features(model)
+        self._found = find_features(model, torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
 
     @property
     def shows_features(self) -> bool:
@@ -84,7 +86,9 @@ class RobustBenchNetwork(Network):
 
     @property
     def classifier(self) -> nn.Linear:
-        return self._seen()[0]
+        head = self._seen()[0]
+        assert head is not None
+        return head
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
@@ -93,16 +97,16 @@ class RobustBenchNetwork(Network):
     def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Raises UserError where the architecture shows no map that is average-pooled into a linear head."""
         _, source, call, rectify = self._seen()
-        maps: list[Tensor] = []
-        handle = source.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+        outputs: dict[str, Any] = {}
+        handle = source.register_forward_hook(Every("maps", outputs))
         try:
             logits: Tensor = self.model(x)
         finally:
             handle.remove()
-        last = maps[call]
+        last = outputs["maps"][call]
         return logits, F.relu(last) if rectify else last
 
-    def _seen(self) -> tuple[nn.Linear, nn.Module, int, bool]:
+    def _seen(self) -> Found:
         if self._found is None:
             raise UserError(
                 f"the feature maps of RobustBench's '{self._name}' are unavailable: no map is average-pooled "
@@ -152,41 +156,3 @@ def _fetch(download: Any, address: str, path: Path, model_id: str) -> None:
 
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
-
-
-@torch.no_grad()
-def _find_features(model: nn.Module) -> tuple[nn.Linear, nn.Module, int, bool] | None:
-    """The linear head, the module that puts out the last feature map, at which of its calls, and whether a
-    ReLU follows; None where there is no such map."""
-    maps: list[tuple[nn.Module, int, Tensor]] = []
-    heads: list[tuple[nn.Linear, Tensor, Tensor]] = []
-    calls: dict[nn.Module, int] = {}
-
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        call = calls[module] = calls.get(module, -1) + 1
-        if isinstance(module, nn.Linear) and inputs[0].ndim == 2:
-            heads.append((module, inputs[0], output))
-        if isinstance(output, Tensor) and output.ndim == 4:
-            maps.append((module, call, output))
-
-    handles = [module.register_forward_hook(watch) for module in model.modules()]
-    try:
-        logits = model(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not heads or not _close(heads[-1][2], logits):
-        return None
-    head, pooled, _ = heads[-1]
-    fitting = [
-        (out.shape[2] * out.shape[3], i, (head, module, call, rectify))
-        for i, (module, call, out) in enumerate(maps)
-        for rectify in (False, True)
-        if _close((F.relu(out) if rectify else out).mean(dim=(2, 3)), pooled)
-    ]
-    return max(fitting, key=lambda fit: fit[:2])[2] if fitting else None
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    # Within 1e-4, and within 1e-4 of the scale where values are small, so that zeros prove nothing.
-    return a.shape == b.shape and bool((a - b).abs().max() < 1e-4 * b.abs().max().clamp(max=1))

@@ -12,21 +12,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from adbench.execution.engines import FINAL_EVENTS, Emit
-from adbench.execution.engines.worker import run_cell, safe_path, set_up_worker
+from adbench.execution.engines.worker import Plugins, plugins_in_use, run_cell, safe_path, set_up_worker
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
-from adbench.plugin_code import Code
-from adbench.registry import METHODS
 from adbench.system import signals
 
 # The second is what torch.optim imports when it is first used, the third what the digits are read with.
@@ -52,7 +48,7 @@ class Processes:
         slot = self.free.pop(0)
         ours, theirs = self.context.Pipe()
         process = self.context.Process(
-            target=_cell, args=(theirs, cell, self.places[slot], self.threads, METHODS.files()), daemon=True
+            target=_cell, args=(theirs, cell, self.places[slot], self.threads, plugins_in_use()), daemon=True
         )
         with safe_path():
             process.start()
@@ -141,7 +137,7 @@ def ended(code: int | None) -> str:
     return f"by {name}{hints.get(name, '')}"
 
 
-def _cell(pipe: Connection, cell: Cell, place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
+def _cell(pipe: Connection, cell: Cell, place: Place, threads: int, plugins: Plugins) -> None:
     """The main function of a worker."""
     # Ctrl-C reaches every process of a terminal; the run decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

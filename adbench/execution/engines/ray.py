@@ -27,11 +27,9 @@ import torch
 from adbench import REVISION, __version__
 from adbench.errors import UserError
 from adbench.execution.engines import FINAL_EVENTS, Emit
-from adbench.execution.engines.worker import run_cell, set_up_worker
+from adbench.execution.engines.worker import Plugins, plugins_in_use, run_cell, set_up_worker
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
-from adbench.plugin_code import Code
-from adbench.registry import METHODS
 from adbench.system import files, locks, signals
 from adbench.system.machine import cores
 
@@ -81,7 +79,7 @@ class RunContext:
 
     place: Place
     threads: int
-    plugins: Mapping[Path, Code]
+    plugins: Plugins
     home: Path
     argv: list[str]
     probe: Path
@@ -97,7 +95,7 @@ class RayEngine:
         self.tasks: dict[Any, tuple[int, Cell]] = {}
         absolute = Place(place.results.absolute(), place.data_dir.absolute(), place.device)
         probe = absolute.results / PROBE / f"{os.getpid()}-{time.time_ns()}"
-        self.context = RunContext(absolute, cluster.threads, METHODS.files(), Path.cwd(), sys.argv, probe)
+        self.context = RunContext(absolute, cluster.threads, plugins_in_use(), Path.cwd(), sys.argv, probe)
         share = cluster.gpu_share(place)
         with signals.deferred(), _own_signals():
             _connect(self.ray, cluster.address)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from adbench.execution.execute import execute
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.plugin_code import Code
-from adbench.registry import METHODS
+from adbench.registry import METHODS, MODELS
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -47,12 +48,27 @@ def safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-def set_up_worker(place: Place, threads: int, plugins: Mapping[Path, Code]) -> None:
+@dataclass(frozen=True)
+class Plugins:
+    """The files of a run's methods and networks, as its first process read them."""
+
+    methods: dict[Path, Code]
+    networks: list[tuple[Path, str, Code]]
+
+
+def plugins_in_use() -> Plugins:
+    """Those that this process was told of."""
+    return Plugins(METHODS.files(), MODELS.members())
+
+
+def set_up_worker(place: Place, threads: int, plugins: Plugins) -> None:
     """Set up a fresh process for cells: torch and the plugins of the run."""
     warnings.simplefilter("ignore", Caution)  # the planning process has printed them
     set_up_torch(place, threads)
-    for path, code in plugins.items():
+    for path, code in plugins.methods.items():
         METHODS.add_file(path, code)
+    for path, name, code in plugins.networks:
+        MODELS.add_member(path, name, code)
 
 
 def run_cell(cell: Cell, place: Place, send: Send, every: float = 0.2) -> None:
