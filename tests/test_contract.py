@@ -170,7 +170,7 @@ BROKEN = {
     "moves its state in a rehearsal": (
         "rehearsal_leaves_no_trace",
         {
-            "loss": "self._n += 1\n        return " + LOSS + " * (1 + self._n / 10)",
+            "loss": "self._n += 1\n        " + LOSS + " * (1 + self._n / 10)",
             "more": "    rehearses = True\n    _n: int = 0\n"
             "    def state_dict(self):\n        return {'n': self._n}\n"
             "    def load_state_dict(self, state):\n        self._n = state['n']\n",
