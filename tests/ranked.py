@@ -3,8 +3,9 @@
     torchrun --standalone --nproc-per-node 2 tests/ranked.py OUT METHOD/WAY ...
 
 WAY: "written", every layer as it is; "lean", the lean form; "parts", in micro-batches of 12 images; "moving",
-with batch-norm in training mode under attack. Each rank leaves OUT/<method>-<way>-<rank>.pt. Noise is a function of the
-image, so that an image meets the same on whatever rank it is.
+with batch-norm in training mode under attack; "perturbed" and "restored", with perturbed weights and an average. Each
+rank leaves OUT/<method>-<way>-<rank>.pt. Noise is a function of the image, so that an image meets the same on whatever
+rank it is.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ HYPER: dict[str, dict[str, Any]] = {
     "smaraad-pp": {"gamma": 10.0},
 }
 DIFFERING = ("seconds", "images_per_second")
+RECIPES: dict[str, dict[str, Any]] = {
+    "parts": {"micro_batch": 12},
+    "perturbed": {"awp": 0.05, "average": "swa", "schedule": "cosine", "per": "iteration"},
+    "restored": {"awp": 0.05, "awp_form": "restore-first", "average": "ema", "average_decay": 0.9, "micro_batch": 12},
+}
 BATCH, IMAGES = 32, 38
 """A batch of which three ranks have 10, 11 and 11 images, and one of six."""
 
@@ -69,7 +75,7 @@ def trained(name: str, way: str, mine: distributed.Ranks, folder: Path) -> dict[
         dataset=dataset,
         attack=Ball(0.1, 0.03, 2),
         validation=Ball(0.1, 0.03, 1),
-        config=Train(epochs=2, batch_size=BATCH, lr=0.05, micro_batch=12 if way == "parts" else None),
+        config=Train(epochs=2, batch_size=BATCH, lr=0.05, **RECIPES.get(way, {})),
         seed=0,
         folder=folder,
         device=torch.device("cpu"),
@@ -82,6 +88,7 @@ def trained(name: str, way: str, mine: distributed.Ranks, folder: Path) -> dict[
     return {
         "weights": it.student.state_dict(),
         "method": method.state_dict(),
+        "judged": it.judged.state_dict(),
         "log": [{key: value for key, value in entry.items() if key not in DIFFERING} for entry in entries],
         "devices": summary.devices,
         "files": sorted(path.name for path in folder.iterdir()),
