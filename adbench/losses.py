@@ -74,6 +74,25 @@ def kl(
     return total * ((10 if classes is Classes.MEAN_X10 else 1) / student.shape[1])
 
 
+def soft_cross_entropy(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
+    """-sum_c softmax(teacher / tau)[c] log softmax(student / tau)[c] of logits (B, C): (B,).
+
+    `kl` plus the teacher's entropy: the same gradient in the student, another value. There is no factor tau^2.
+    """
+    return -(F.softmax(teacher / tau, dim=1) * F.log_softmax(student / tau, dim=1)).sum(dim=1)
+
+
+def true_class_first(logits: Tensor, y: Tensor) -> Tensor:
+    """Logits (B, C) in which those of y (B,) and of the largest class are exchanged, where that is not y (DGAD).
+
+    Each row keeps its values; no class has a larger one than y. A tie is left as it is.
+    """
+    largest = logits.argmax(dim=1, keepdim=True)
+    own, most = logits.gather(1, y[:, None]), logits.gather(1, largest)
+    exchanged = logits.scatter(1, largest, own).scatter(1, y[:, None], most)
+    return torch.where(own < most, exchanged, logits)
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """C&W's margin max_{j != y} z_j - z_y (Carlini & Wagner, S&P 2017) of logits (B, C): (B,).
 
