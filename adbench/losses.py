@@ -114,6 +114,14 @@ def entropy_weight(logits: Tensor) -> Tensor:
     return (1 - entropy / math.log(logits.shape[1])).clamp(0, 1)
 
 
+def renyi_entropy(logits: Tensor, order: float = 1.0) -> Tensor:
+    """Renyi's entropy of softmax(logits) in nats; of order 1 Shannon's: (B,), with SAAD's 1e-12 in the logarithm."""
+    p = F.softmax(logits, dim=1)
+    if order == 1:
+        return -(p * (p + 1e-12).log()).sum(dim=1)
+    return (p.pow(order).sum(dim=1) + 1e-12).log() / (1 - order)
+
+
 def soft_rank(u: Tensor, gamma: float) -> Tensor:
     """Differentiable descending ranks of each row (SmaraAD, Eq. 4).
 

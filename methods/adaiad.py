@@ -26,7 +26,9 @@ class AdaIAD(Method):
     beta: float = hyper(0.1, ge=0, doc="exponent of the teacher's reliability (authors' code)")
     begin_frac: float = hyper(0.3, ge=0, le=1, doc="warm-up, share of the epochs (authors' code: 60 of 200)")
     teacher_weighting: bool = hyper(False, doc="weight the teacher term by a (paper)")
-    extra_forwards: Literal["none", "authors"] = hyper("none", doc="clean passes that move batch-norm alone")
+    extra_forwards: Literal["none", "authors"] = hyper(
+        "none", doc="clean passes for batch-norm alone (authors' code has them)"
+    )
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
 

@@ -12,6 +12,8 @@ class HAT(Method):
              gradient through S(x)
 
     The helper examples x + h (x' - x) lie h times as far from x as x', in the loss alone, and are not clamped.
+
+    differs: the authors' function has other defaults (h 3.5, eps 0.031) than the script that calls it, which is kept.
     """
 
     label = "HAT"

@@ -14,9 +14,9 @@ class KDSWA(Method):
     loss:    (1 - lambda_nat - lambda_rob) CE(S(x'), y) + lambda_nat tau^2 CE_tau(S(x'), T_nat(x'))
              + lambda_rob tau^2 CE_tau(S(x'), T(x')),   CE_tau: of the labels softmax(T / tau)
 
-    differs: the student's weights are averaged where `train.average = "swa"` says so, as the `official` preset does. The
-    authors' teachers have the student's architecture and were trained before it; here they are those of the run. The
-    authors attack in batch-norm training mode (`attack_bn`).
+    differs: the student's weights are averaged where `train.average = "swa"` says so, as the `official` preset does.
+    The authors' teachers have the student's architecture and were trained before it; here they are those of the run.
+    The authors attack in batch-norm training mode (`attack_bn`).
     """
 
     label = "KD+SWA"

@@ -21,8 +21,8 @@ class MTARD(Method):
     which drops with the learning rate (under a smooth schedule: at `rate_drops`).
 
     differs: SmaraAD's Table 1 writes static weights (`dynamic = false`). The code averages the KL over classes
-    (times 10 on CIFAR-100; kept) and has no temperature: that is the later B-MTARD, which is not offered. The
-    authors' natural teacher differs from script to script; here it has the robust teacher's architecture.
+    (times 10 on CIFAR-100; kept) and has no temperature: that is `b-mtard`. The authors' natural teacher differs from
+    script to script; here it has the robust teacher's architecture.
     """
 
     label = "MTARD"
@@ -36,7 +36,7 @@ class MTARD(Method):
     weight_natural: float = hyper(0.5, ge=0, le=1, doc="w_n, at the start if dynamic (authors' code)")
     weight_lr: float = hyper(0.025, ge=0, le=1, doc="rho, rate of the weights (authors' code)")
     rate_drops: Shares | None = hyper(
-        None, later=True, doc="shares of the epochs after which rho is divided by 10; none means when the rate drops"
+        None, later=True, doc="shares of the epochs after which rho is divided by 10; none: when the rate drops (own)"
     )
     balance: float = hyper(1.0, gt=0, doc="exponent b of the relative losses (authors' code)")
     kl_reduction: Reduction = hyper("auto", doc="KL over classes; auto: mean, mean_x10 over 10 classes (authors)")
@@ -56,7 +56,7 @@ class MTARD(Method):
         return step.ascend(lambda x: cross_entropy(step.student(x), step.target), start=self.start, bn=self.attack_bn)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        robust_target, natural_target = step.teacher(x_adv), step.natural_teacher(step.x)
+        robust_target, natural_target = self.targets(step, x_adv)
         reduction = reduction_for(self.kl_reduction, robust_target, many=Classes.MEAN_X10)
         robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
         natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
@@ -70,11 +70,19 @@ class MTARD(Method):
         step.log("weight_natural", w_n)
         return (1 - w_n).to(robust) * robust + w_n.to(natural) * natural
 
+    def targets(self, step: Step, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) of the robust teacher at x' and of the natural one at x."""
+        return step.teacher(x_adv), step.natural_teacher(step.x)
+
     def rate(self, step: Step) -> float:
         """rho."""
+        return self.dropped(self.weight_lr, self._rho, step)
+
+    def dropped(self, first: float, now: float, step: Step) -> float:
+        """A rate that began at `first`: after `rate_drops`, or where there are none as the learning rate left it."""
         if self.rate_drops is None:
-            return self._rho
-        return self.weight_lr * 0.1 ** sum(round(share * step.epochs) <= step.epoch for share in self.rate_drops)
+            return now
+        return first * 0.1 ** sum(round(share * step.epochs) <= step.epoch for share in self.rate_drops)
 
     def rebalanced(self, losses: Tensor, first: Tensor, rate: float) -> Tensor:
         """w_n after a batch with these losses (L_a, L_n), at the rate rho. first: those of the first iteration."""

@@ -36,7 +36,7 @@ def cells(content: str = "a" * 64, **settings: Any) -> Matrix:
 
     def lookup(name: str, _: Experiment) -> Any:
         threat = THREATS.get(name, THREATS["cifar10"])
-        return SimpleNamespace(fingerprint=content, threat=threat, whole=(900, 100, 500))
+        return SimpleNamespace(fingerprint=content, threat=threat, whole=(900, 100, 500), extra=None)
 
     return expand(experiment(merged({"methods": ["rslad"], "eval": {"proxies": []}}, settings)), lookup)
 

@@ -96,16 +96,13 @@ def golden(file: Path | None, threads: int | None) -> None:
 
     torch.set_num_threads(threads or 1)  # on so small networks, a second thread only waits
     passed = failed = skipped = 0
-    for each in [file] if file else [reference.FILE, reference.TRAINING]:
-        for result in reference.replay(reference.read(each)):
+    for path in [file] if file else reference.FILES:
+        for result in reference.replay(reference.read(path)):
             click.echo(str(result))
-            passed, failed, skipped = (
-                passed + result.passed,
-                failed + bool(result.wrong),
-                skipped + bool(result.skipped),
-            )
+            passed, failed = passed + result.passed, failed + bool(result.wrong)
+            skipped += bool(result.skipped)
     if not passed + failed + skipped:
-        raise UserError(f"reference '{file or reference.FILE}' has no entry to replay")
+        raise UserError(f"reference '{file}' has no entry to replay")
     click.echo(f"{passed} of {passed + failed} entries agree" + (f", {skipped} skipped" if skipped else ""))
     sys.exit(0 if passed and not failed else 1)
 

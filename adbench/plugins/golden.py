@@ -39,7 +39,10 @@ from adbench.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("golden.json")
 TRAINING = FILE.with_name("golden_training.json")
-"""The values that adbench comes with, of methods and of trainings; their entries say whose code made them."""
+LATER = FILE.with_name("golden_later.json")
+FILES = (FILE, LATER, TRAINING)
+"""The values that adbench comes with: of the paper's ten methods, of others, of trainings; entries say whose code made
+them."""
 
 RULES: dict[str, Any] = tomllib.loads(FILE.with_suffix(".toml").read_text(encoding="utf-8"))
 EXACT = 1e-12
@@ -185,6 +188,10 @@ class Replay:
             device=torch.device("cpu"),
         )
         trainer.set_up()
+        known = self.settings | self.entry
+        given = {name: known[key] for name, key in self.rule.get("state", {}).items() if key in known}
+        if given:
+            self.method.load_state_dict(self.method.state_dict() | given)
         for attribute, role in self.rule.get("own", {}).items():
             setattr(self.method, attribute, self.networks[role])
             for part in (self.method.__pydantic_private__ or {}).values():
@@ -225,15 +232,19 @@ class Replay:
         """Compare all that the entry has, step by step. Raises UserError for what the file lacks."""
         epochs = [epoch | batch for epoch in self.entry.get("epochs", ()) for batch in epoch["batches"]]
         steps = self.entry.get("steps", self.entry.get("iterations", epochs))
+        blocks = steps if steps and isinstance(steps, list) else [self.entry]
         trainer = self._trainer() if self.method and self.networks else None
-        noise, rate_key, rate = self._noise(), self.rule.get("rate", "lr"), None
-        for number, block in enumerate(steps if steps and isinstance(steps, list) else [self.entry]):
+        noise, rate = self._noise(), None
+        rates = [block.get(self.rule.get("rate", "lr")) for block in blocks]
+        if epochs:
+            rates = [rates[0], *rates[:-1]]
+        for number, block in enumerate(blocks):
             for name, logits in self.logits.items():
                 self.names[name].data, self.names[name].grad = logits * block.get(f"scale_{name}", 1), None
             if trainer:
-                if rate and block[rate_key] != rate:
-                    self.method.on_lr_change(block[rate_key] / rate)
-                rate = block.get(rate_key)
+                if rate and rates[number] != rate:
+                    self.method.on_lr_change(rates[number] / rate)
+                rate = rates[number]
                 epoch = block.get("epoch", self.epoch + self.first) - self.first
                 trainer.epoch, trainer.iteration = self.entry.get("epoch_from_0", {number: epoch})[number], number + 1
                 self._iterate(trainer, block, noise)
