@@ -28,6 +28,7 @@ from adbench.report.model import Table, TableCell
 from adbench.report.tables import compared, methods, ranking, robustness
 from adbench.report.view import View
 from adbench.results import document, record
+from adbench.results.objectives import formulas
 from adbench.results.record import read_all
 from adbench.results.runs import collect
 from adbench.system.files import sha256
@@ -305,7 +306,7 @@ def test_objectives_are_those_of_the_plugins_without_importing_them(tmp_path: Pa
 
 def test_every_built_in_method_states_both_objectives() -> None:
     for name in METHODS.names():
-        told = methods.formulas(METHODS.docstring(name) or "")
+        told = formulas(METHODS.docstring(name) or "")
         assert "attack" in told, name
         assert any(key.startswith("loss") for key in told), name
 

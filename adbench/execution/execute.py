@@ -31,6 +31,7 @@ from adbench.models import Network, count_parameters
 from adbench.models.precision import multiplies_bfloat16
 from adbench.registry import METHODS
 from adbench.results import document, layout, record, summary
+from adbench.results.objectives import formulas
 from adbench.results.provenance import now, provenance
 from adbench.results.summary import Summary
 from adbench.system import files, locks, signals
@@ -368,6 +369,7 @@ def _record(
         "outcomes": outcomes_file and {"file": outcomes_file.name, "sha256": files.sha256(outcomes_file)},
         "timing": run.timing,
         **({"masking": run.masking} if run.masking else {}),
+        **({"objectives": stated} if (stated := _objectives(cell)) else {}),
     }
 
 
@@ -379,6 +381,13 @@ def _label(cell: Cell) -> str:
         return configured(cell.method, cell.hyper).label
     except UserError:  # a plugin that is broken by now; that is what the record says
         return cell.method
+
+
+def _objectives(cell: Cell) -> dict[str, str]:
+    """The formulas of a plugin, which may not be at hand when a report is written."""
+    if cell.method is None or METHODS.built_in(cell.method):
+        return {}
+    return formulas(METHODS.docstring(cell.method) or "")
 
 
 def _passes(cell: Cell) -> dict[str, dict[str, float]]:

@@ -55,7 +55,7 @@ class {cls}(Method):
     # A network of the method's own, which the loop trains with the student (`from torch import nn`):
     #
     # def parts(self, step: Step) -> dict[str, nn.Module]:
-    #     channels = step.student.stages(step.x, -2)[1][-2].shape[1]
+    #     channels, *_ = step.student.shape(step.x, -2)
     #     return {{"projection": nn.Conv2d(channels, 16, 1)}}
     #
     # and in `loss`: logits, maps = step.student.stages(x_adv, -2); step.parts["projection"](maps[-2]).

@@ -91,6 +91,9 @@ class Record(Document):
     outcomes: Stored | None
     timing: Annotated[dict[str, Seconds], "wall seconds by phase: prepare, train, evaluate"]
     masking: Masking | None = None
+    objectives: Annotated[
+        dict[str, str] | None, "a plugin's formulas by name (attack, loss, ...), as it stated them"
+    ] = None
 
     @property
     def done(self) -> bool:

@@ -75,10 +75,8 @@ class Net:
 
         Example: `logits, maps = step.teacher.stages(step.x, -2)`, and `maps[-2]` is the map.
         """
-        if self._known is None:
-            with attacking(self.module):
-                self._known = stages_of(self.module, x[:1].detach())
-        names = [named(self._known, stage) for stage in stages]
+        known = self._stages(x)
+        names = [named(known, stage) for stage in stages]
         logits, _, maps = self._run(x, stages=tuple(dict.fromkeys(names)))
         return logits, {stage: maps[name] for stage, name in zip(stages, names, strict=True)}
 
@@ -118,6 +116,17 @@ class Net:
                 yield
             finally:
                 self._attacked, self.precision = before
+
+    def shape(self, x: Tensor, stage: int | str) -> Shape:
+        """The shape (K, H, W) of a stage's map for images like x, which leave no trace in the network."""
+        known = self._stages(x)
+        return known[named(known, stage)]
+
+    def _stages(self, x: Tensor) -> dict[str, Shape]:
+        if self._known is None:
+            with attacking(self.module):
+                self._known = stages_of(self.module, x[:1].detach())
+        return self._known
 
     def _refresh(self, *stages: str) -> None:
         """Bring the lean copy up to date, with these stages beside those that were asked for before."""
