@@ -389,9 +389,10 @@ def test_cifar10_is_copied_from_a_folder_as_npz(tmp_path: Path) -> None:
 
 def test_the_published_models_are_teachers_under_their_names() -> None:
     found = teacher.published()
-    assert len(found) == 58
+    assert len(found) == 72
     assert {spec.architecture for spec in found} == {
-        f"{p}wrn-{s}" for p in ("", "dm-") for s in ("28-10", "34-10", "34-20")
+        *(f"{p}wrn-{s}" for p in ("", "dm-") for s in ("28-10", "34-10", "34-20", "70-16")),
+        "dm-wrn-94-16",
     }
     assert len({(spec.dataset, spec.name) for spec in found}) == len(found)
     for spec in found:
