@@ -239,7 +239,7 @@ def _over_seeds(plan: Plan) -> list[tuple[Cell, int]]:
 
 
 def _role(cell: Cell) -> str:
-    return f"(teacher) {cell.shown}" if cell.kind == "teacher" else cell.name
+    return f"(teacher) {cell.shown}" if cell.kind == "teacher" else f"{cell.name} {cell.told}".rstrip()
 
 
 def _teacher(cell: Cell) -> str:

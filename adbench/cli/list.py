@@ -24,18 +24,21 @@ from adbench.plugins import listing
 
 
 @click.command("list")
-@click.argument(
-    "what", required=False, type=click.Choice(["methods", "teachers", "students", "datasets", "attacks", "presets"])
-)
+@click.argument("what", required=False, type=click.Choice([*listing.KINDS, "settings"]))
 @plugin_option
 def list_(what: str | None) -> None:
-    """Print what there is: methods, teachers, students, datasets, attacks, presets.
+    """Print what there is: methods, teachers, students, datasets, attacks, presets; or every setting.
 
     \b
     Examples:
       adbench list
       adbench list methods --plugin mine.py
+      adbench list settings
     """
+    if what == "settings":
+        for line in listing.settings_lines():
+            click.echo(line)
+        return
     for title, rows in listing.sections().items():
         if what in (None, title):
             click.secho(title, bold=True)

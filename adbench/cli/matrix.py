@@ -49,6 +49,7 @@ class MatrixOptions:
     def experiment(self) -> Experiment:
         """The experiment: presets, then file, then --set, then the named options. Raises UserError."""
         from adbench.experiment import config as configuration  # status without options needs no settings
+        from adbench.experiment import settings
 
         named: dict[str, Any] = {
             key: getattr(self, key) for key in ("methods", "students", "teachers", "datasets", "seeds")
@@ -60,9 +61,14 @@ class MatrixOptions:
         named |= {"train": {"precision": self.precision}} if self.precision else {}
         file = configuration.read_toml(self.config) if self.config else {}
         line = configuration.merged(*(configuration.parse_setting(text) for text in self.settings), named)
+        (file, in_file), (line, on_line) = settings.swept(file), settings.swept(line)
+        sweep = {key: values for key, values in in_file.items() if not configuration.is_set(line, key)} | on_line
         chosen = self.presets or [configuration.default_preset(configuration.merged(file, line))]
         layers = (*(configuration.read_preset(name) for name in chosen), file, line)
-        return configuration.experiment(configuration.layered(*layers))
+        layers = (*layers, {"sweep": sweep}) if sweep else layers
+        experiment = configuration.experiment(configuration.layered(*layers))
+        settings.variants(experiment)  # raises for a value that its setting cannot have
+        return experiment
 
 
 def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -117,7 +123,8 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
                 "settings",
                 multiple=True,
                 metavar="KEY=VALUE",
-                help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3.",
+                help="One setting, winning over all others, as in train.epochs=10 or hyper.trades.beta=3; a list, as "
+                "in hyper.trades.beta=[3,6], makes cells of each value. adbench list settings has all.",
             ),
             plugin_option,
             network_option,

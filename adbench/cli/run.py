@@ -207,8 +207,8 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
 
 
 def _summarise(console: Console, plan: Plan, results: Path) -> int:
-    found = [record.read(layout.record_path(cell, results)) for cell in plan.matrix.cells]
-    records = named_apart(found)
+    found = [(cell, record.read(layout.record_path(cell, results))) for cell in plan.matrix.cells]
+    records = named_apart([replace(one, label=f"{one.label} {cell.told}".rstrip()) for cell, one in found])
     failed = sum(not one.done for one in records)
     console.print()
     console.print(summary_table(records))

@@ -78,7 +78,7 @@ def _plan(
     chosen = [plan for plan in known if plan.id.startswith(plan_id)] if plan_id else known
     if options.anything:
         experiment = plans.canonical(options.experiment())
-        chosen = [plan for plan in chosen if plan.experiment == experiment]
+        chosen = [plan for plan in chosen if plans.filled(plan.experiment) == experiment]
     if not chosen:
         ids = ", ".join(plan.id[:8] for plan in known[:5])
         named = f"whose id begins with '{plan_id}'" if plan_id else "with these options"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -15,9 +15,11 @@ from adbench.experiment import spelling
 from adbench.experiment import teacher as teachers
 from adbench.experiment.cell import Cell, Matrix
 from adbench.experiment.config import DEFAULT_TEACHERS, Data, Experiment, ThreatModel, Train, merged, validated
+from adbench.experiment.settings import variants
 from adbench.experiment.teacher import TeacherSpec, Trained
 from adbench.models.names import canonical
 from adbench.registry import DATASETS, METHODS
+from adbench.results.runs import differences
 from adbench.training.configured import check_fits, configured, declared, method_names, training_passes
 from adbench.training.method import Method
 from adbench.training.step import Need
@@ -27,7 +29,30 @@ Lookup = Callable[[str, Experiment], Dataset]
 
 
 def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
-    """The experiment's cells; what several cells share (teachers, methods without one) is there once."""
+    """The experiment's cells; what several cells share (teachers, methods without one) is there once.
+
+    Of a sweep, students that differ in what it sets alone are told apart by it.
+    """
+    parts = [_expanded(one, lookup) for one in variants(experiment)]
+    teacher_cells = {cell.id: cell for part in parts for cell in part.teachers}
+    students = {cell.id: cell for part in parts for cell in part.students}
+    told = _told(students.values()) if experiment.sweep else {}
+    named = (replace(cell, told=told.get(cell.id, "")) for cell in students.values())
+    return _told_apart(Matrix(tuple(teacher_cells.values()), tuple(named)))
+
+
+def _told(students: Iterable[Cell]) -> dict[str, str]:
+    """What sets students of one place apart, as "(alpha 0.5)", by their id."""
+    places: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for cell in students:
+        place = (cell.dataset, cell.method, cell.architecture, cell.teacher_name, cell.seed)
+        table = {"training": cell.training, "evaluation": cell.judging}
+        places.setdefault(place, {})[cell.id] = table
+    return {key: text for tables in places.values() for key, text in differences(tables).items()}
+
+
+def _expanded(experiment: Experiment, lookup: Lookup) -> Matrix:
+    """The cells of an experiment without a sweep."""
     _check_names(experiment)
     names = method_names(experiment.methods)
     students: dict[str, Cell] = {}
@@ -57,7 +82,7 @@ def expand(experiment: Experiment, lookup: Lookup) -> Matrix:
                 proxies=proxies,
             )
             students.setdefault(cell.id, cell)
-    return _told_apart(Matrix(tuple(teacher_cells.values()), tuple(students.values())))
+    return Matrix(tuple(teacher_cells.values()), tuple(students.values()))
 
 
 def _check_names(experiment: Experiment) -> None:

@@ -53,6 +53,9 @@ class Cell:
     namesake: bool = False
     """Whether another teacher of the experiment has the same name: a digest then stands beside it."""
 
+    told: str = ""
+    """What sets it apart from others of a sweep, as "(alpha 0.5)"."""
+
     @cached_property
     def training(self) -> dict[str, Any]:
         """All that decides the weights, JSON-able."""
@@ -136,7 +139,8 @@ class Cell:
         if self.kind != "student":
             return f"{self.kind} {self.shown}"
         guided = f" from {self.teacher.shown}" if self.teacher else ""
-        return f"{self.method} {self.architecture}{guided} seed {self.seed}"
+        told = f" {self.told}" if self.told else ""
+        return f"{self.method}{told} {self.architecture}{guided} seed {self.seed}"
 
     def folder(self, results: Path) -> Path:
         """Where its weights and training log lie."""

@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -63,19 +64,23 @@ def _policy(text: str) -> str:
 
 PolicyName = Annotated[str, AfterValidator(_policy)]
 AttackName = Annotated[str, AfterValidator(meant_attack)]
-FractionText = Annotated[str | None, BeforeValidator(_fraction_text)]
+FractionText = Annotated[
+    str | None,
+    BeforeValidator(_fraction_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "a size from 0 to 1, as 8/255"}, {"type": "null"}]}),
+]
 
 
 class Train(Section):
     """How a network is trained. The defaults are the SmaraAD paper's recipe (Sec. 4.2), common to all methods."""
 
-    epochs: int = Field(200, ge=1, le=1_000_000)
-    batch_size: int = Field(256, ge=2, le=1_000_000)
-    lr: float = Field(0.1, gt=0)
+    epochs: int = Field(200, ge=1, le=1_000_000, description="passes over the training images")
+    batch_size: int = Field(256, ge=2, le=1_000_000, description="images an update")
+    lr: float = Field(0.1, gt=0, description="learning rate, before the schedule")
     optimiser: Literal["sgd", "adamw"] = Field("sgd", description="adamw takes momentum as its first beta")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(False, description="Nesterov's momentum")
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on the weights, as the optimiser has it")
     decay: Literal["all", "kernels"] = Field("all", description="what decays; kernels: no biases, no batch-norm")
     decay_norm: bool = Field(True, description="whether the weights and biases of batch-norm decay")
     bn_momentum: float | None = Field(
@@ -93,7 +98,7 @@ class Train(Section):
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.575, 0.8, 0.925), description="shares of the epochs after which lr drops: 115, 160, 185 of 200"
     )
-    lr_factor: float = Field(0.1, gt=0, le=1)
+    lr_factor: float = Field(0.1, gt=0, le=1, description="what lr is multiplied by at a milestone")
     augment: tuple[PolicyName, ...] = Field(
         (),
         description="beyond crops and mirroring: cutout(SIDE), cutmix(ALPHA, P), mixup(ALPHA, P), autoaugment(TABLE), "
@@ -184,18 +189,18 @@ class Data(Section):
 class ThreatModel(Section):
     """The L-infinity ball, as fractions of the image range ("8/255"); none means the dataset's own."""
 
-    eps: FractionText = None
-    step: FractionText = None
+    eps: FractionText = Field(None, description="radius of training and evaluation; none means the dataset's own")
+    step: FractionText = Field(None, description="step of their attacks; none means the dataset's own, scaled with eps")
 
 
 class Evaluation(Section):
     """How a finished network is judged, on test images that training never saw."""
 
-    attacks: tuple[AttackName, ...] = ("fgsm", "pgd20", "cw", "aa")
+    attacks: tuple[AttackName, ...] = Field(("fgsm", "pgd20", "cw", "aa"), description="adbench list attacks")
     images: int | None = Field(None, ge=1, description="test images, the first n; none means all")
     aa_images: int | None = Field(None, ge=1, description="of these, images for AutoAttack; none means all")
     proxies: tuple[str, ...] = Field((), description="teachers whose adversarial examples are transferred")
-    transfer_attacks: tuple[AttackName, ...] = ("pgd20", "cw")
+    transfer_attacks: tuple[AttackName, ...] = Field(("pgd20", "cw"), description="attacks on the proxies")
     step: FractionText = Field(None, description="of PGD and C&W; none means the threat model's")
     start: Literal["uniform", "gauss", "clean"] | None = Field(None, description="theirs; none means uniform")
     aa_search: Literal["exact", "fast"] = Field(
@@ -205,8 +210,8 @@ class Evaluation(Section):
     masking: int = Field(0, ge=0, description="test images for the tests of gradient masking; 0: no tests")
     keep_adversarial: bool = Field(False, description="store the adversarial examples, for adbench verify")
     checkpoint: Literal["best", "last"] = Field("best", description="best on the held-out split, or last")
-    batch_size: int = Field(250, ge=1)
-    seed: int = Field(0, ge=0)
+    batch_size: int = Field(250, ge=1, description="test images at a time; changes time and memory alone")
+    seed: int = Field(0, ge=0, description="of the attacks' random starts")
 
 
 class Override(Section):
@@ -230,11 +235,11 @@ class Override(Section):
 class Experiment(Section):
     """Everything that decides which cells there are and what each of them is."""
 
-    datasets: tuple[str, ...] = Field(("digits",), min_length=1)
+    datasets: tuple[str, ...] = Field(("digits",), min_length=1, description="adbench list datasets, or paths")
     teachers: tuple[str, ...] = Field((), description="none means the dataset's own")
-    students: tuple[str, ...] = Field(("cnn-16",), min_length=1)
-    methods: tuple[str, ...] = Field(("all",), min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    students: tuple[str, ...] = Field(("cnn-16",), min_length=1, description="architectures: adbench list students")
+    methods: tuple[str, ...] = Field(("all",), min_length=1, description="adbench list methods; all: the paper's ten")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="a student for each")
     train: Train = Train()
     data: Data = Data()
     threat: ThreatModel = ThreatModel()
@@ -243,6 +248,10 @@ class Experiment(Section):
     overrides: tuple[Override, ...] = Field((), alias="override", description="later ones win")
     budget: float | None = Field(
         None, gt=0, description="forward and backward passes an image of the training set; decides the epochs"
+    )
+
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        {}, description="values by the key of their setting, of which each makes cells of its own"
     )
 
     model_config = ConfigDict(validate_by_name=True)
@@ -312,6 +321,16 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
             both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
             result[key] = merged(result[key], value) if both else value
     return result
+
+
+def is_set(settings: Mapping[str, Any], key: str) -> bool:
+    """Whether settings have a value under a key such as "train.epochs"."""
+    value: Any = settings
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    return True
 
 
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 
 from adbench.experiment import teacher
 from adbench.experiment.config import presets
+from adbench.experiment.settings import keys
 from adbench.experiment.teacher import Download, LocalFile, TeacherSpec, Trained
 from adbench.registry import DATASETS, METHODS, MODELS, Registry
 from adbench.system import terminal
@@ -21,6 +23,9 @@ ATTACKS = [
     ("mi-fgsm", "10 steps of eps / 10 with momentum 1 (Dong et al., CVPR 2018)"),
     ("aa", "AutoAttack standard (Croce & Hein, ICML 2020), its authors' code; the first aa_images images"),
 ]
+
+
+KINDS = ("methods", "teachers", "students", "datasets", "attacks", "presets")
 
 
 def sections() -> dict[str, list[tuple[str, str]]]:
@@ -57,6 +62,28 @@ def listed(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
             yield f"  {terminal.plain(name)}"
         for number, line in enumerate(lines or [""]):
             yield f"  {terminal.plain(name) if fits and number == 0 else '':{width}}  {line}".rstrip()
+
+
+WIDE = 120
+"""Columns of a terminal in which a setting's line stands beside it; else it stands below."""
+
+
+def settings_lines() -> Iterator[str]:
+    """Every setting with its default, what it may be, and one line."""
+    rows = [("key", "default", "may be", ""), *keys()]
+    widths = [min(WIDEST, max(len(row[i]) for row in rows)) for i in range(3)]
+    room = terminal.width() - sum(widths) - 8
+    for key, default, bounds, says in rows:
+        cells = [
+            textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+            for text, width in zip((key, default, bounds), widths, strict=True)
+        ]
+        cells.append(textwrap.wrap(says, room) if terminal.width() >= WIDE else [])
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            columns = (part.ljust(width) for part, width in zip(parts, (*widths, 0), strict=True))
+            yield f"  {'  '.join(columns)}".rstrip()
+        if terminal.width() < WIDE and says:
+            yield from terminal.wrapped(says, "      ")
 
 
 def _with_source(registry: Registry, name: str) -> str:

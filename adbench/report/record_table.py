@@ -51,7 +51,7 @@ def export(
     ]
     if form in ("table", "latex", "markdown"):
         records.sort(key=_order)
-    table = _over_seeds(records, spread) if spread else frame(records)
+    table = _over_seeds(records, spread) if spread else _one_by_one(records, form)
     if table.empty:
         asked = ", ".join(f"{k} = {v}" for k, v in wanted.items()) or "any"
         raise Nothing(f"no record in '{results}' matches ({asked})")
@@ -84,6 +84,27 @@ def _order(one: Record) -> tuple[Any, ...]:
         natural(one.teacher or ""),
         seed,
     )
+
+
+def _one_by_one(records: Sequence[Record], form: str) -> pd.DataFrame:
+    """A row a record. Where records of one label differ in settings, tables name these behind it, and other forms in a
+    column `differs`, last but for what training saw of the held-out split, on which a setting is chosen: `val_robust`.
+    """
+    runs = [run for kind in ("student", "teacher", "checkpoint") for run in collect(records, kind)]
+    labels = {str(one.path): run.label for run in runs for one in (*run.done, *run.failed)}
+    told = {str(one.path): labels.get(str(one.path), one.label).removeprefix(one.label).strip() for one in records}
+    if not any(told.values()):
+        return frame(records)
+    if form in ("table", "latex", "markdown"):
+        places = {str(one.path): _order(one) for one in records}
+        records = sorted(records, key=lambda r: (*places[p := str(r.path)][:5], natural(told[p]), *places[p][5:]))
+        table = frame(records)
+        table["label"] = [f"{one.label} {told[str(one.path)]}".rstrip() for one in records]
+    else:
+        table = frame(records)
+        table["differs"] = [told[str(one.path)] for one in records]
+    table["val_robust"] = [one.training.best_val_robust if one.training else None for one in records]
+    return table
 
 
 def _over_seeds(records: Sequence[Record], spread: str) -> pd.DataFrame:
@@ -172,6 +193,8 @@ def _for_reading(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         "95% interval": "half-width of the 95% Student-t interval over seeds",
         "std": "standard deviation over seeds",
     }
+    if "val_robust" in table:
+        shown["held out"] = [_percent(value, None) for value in table["val_robust"]]
     note = "; of two seeds ".join(told[kind] for kind in sorted(kinds))
     return shown, f"\N{PLUS-MINUS SIGN}: {note}" if note else ""
 

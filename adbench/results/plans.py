@@ -164,6 +164,16 @@ def canonical(experiment: Experiment) -> dict[str, Any]:
     return found
 
 
+def filled(settings: dict[str, Any]) -> dict[str, Any]:
+    """An experiment of a plan as today's adbench would have written it, with the settings that came since."""
+    from adbench.experiment.config import experiment  # pydantic takes tenths of a second
+
+    try:
+        return canonical(experiment(settings))
+    except UserError:  # settings that are no more
+        return settings
+
+
 def read(path: Path) -> Plan:
     """One plan. Raises UserError for a file that is none, and names the field that is not as its schema has it."""
     remedy = "delete it, a run writes it again"

@@ -269,7 +269,12 @@ def _differences(variants: dict[str, Record]) -> dict[str, str]:
 
     {} where they are many, or where one has no name that says anything: hashes of data, source or proxies.
     """
-    flat = {key: dict(_leaves(_stripped(record.config.table(), _PLACE))) for key, record in variants.items()}
+    return differences({key: record.config.table() for key, record in variants.items()})
+
+
+def differences(configurations: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """The same of configurations, as records have them."""
+    flat = {key: dict(_leaves(_stripped(table, _PLACE))) for key, table in configurations.items()}
     paths = {path: None for leaves in flat.values() for path in leaves}
     apart = [path for path in paths if len({repr(leaves.get(path)) for leaves in flat.values()}) > 1]
     # The seed of the attacks is not the one that a table has its seeds by.
