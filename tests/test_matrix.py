@@ -6,12 +6,14 @@ import multiprocessing
 import time
 from dataclasses import fields
 from fractions import Fraction
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from adbench import registry as registries
 from adbench.data import Threat
 from adbench.errors import UserError
 from adbench.execution.cost import steps
@@ -19,7 +21,6 @@ from adbench.execution.engines.ray import RayCluster
 from adbench.execution.expand import expand
 from adbench.execution.place import Place
 from adbench.execution.runner import Local
-from adbench.experiment import cell as cell_module
 from adbench.experiment.cell import Cell, Matrix
 from adbench.experiment.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
 from adbench.plugin_code import Code, Module
@@ -34,9 +35,10 @@ THREATS = {"digits": Threat(Fraction(28, 255), Fraction(7, 255)), "cifar10": Thr
 def cells(content: str = "a" * 64, **settings: Any) -> Matrix:
     """The matrix of an experiment on data that is not there."""
 
-    def lookup(name: str, _: Experiment) -> Any:
+    def lookup(name: str, experiment: Experiment) -> Any:
         threat = THREATS.get(name, THREATS["cifar10"])
-        return SimpleNamespace(fingerprint=content, threat=threat, whole=(900, 100, 500), extra=None)
+        extra = SimpleNamespace(sha256="e" * 64) if experiment.data.extra else None
+        return SimpleNamespace(fingerprint=content, threat=threat, whole=(900, 100, 500), extra=extra)
 
     return expand(experiment(merged({"methods": ["rslad"], "eval": {"proxies": []}}, settings)), lookup)
 
@@ -130,9 +132,31 @@ OTHERWISE: dict[str, dict[str, Any]] = {
         "lr": 0.3,
         "momentum": 0.1,
         "weight_decay": 0.3,
+        "optimiser": "adamw",
+        "nesterov": True,
         "decay": "kernels",
+        "decay_norm": False,
+        "bn_momentum": 0.2,
+        "schedule": "cosine",
+        "per": "iteration",
+        "schedule_start": 0.5,
+        "warmup": 0.1,
+        "warmup_lr": 0.01,
+        "lr_min": 0.001,
+        "cycle_momentum": True,
         "milestones": [0.1],
         "lr_factor": 0.9,
+        "augment": ["cutout"],
+        "average": "ema",
+        "average_start": 0.5,
+        "average_decay": 0.9,
+        "average_warmup": 0.1,
+        "average_buffers": "averaged",
+        "awp": 0.01,
+        "awp_start": 0.5,
+        "awp_form": "restore-first",
+        "init": "begin.pt",
+        "init_sha256": sha256(b"weights").hexdigest(),
         "precision": "bfloat16",
         "micro_batch": 16,
         "grad_clip": 1.0,
@@ -142,7 +166,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
         "val_every": 3,
         "val_steps": 3,
     },
-    "data": {"train_images": 100, "val_images": 10},
+    "data": {"train_images": 100, "val_images": 10, "resize": 16, "extra": "more.npz", "extra_share": 0.5},
     "threat": {"eps": "1/255", "step": "1/510"},
     "eval": {
         "attacks": ["fgsm"],
@@ -161,22 +185,41 @@ OTHERWISE: dict[str, dict[str, Any]] = {
         "seed": 1,
     },
 }
-# What decides where the work is done, or in how many pieces.
-WITHOUT_EFFECT = {("eval", "batch_size")}
+# What a setting needs beside it to have an effect.
+BESIDE: dict[str, dict[str, Any]] = {
+    "transfer_attacks": {"proxies": ["digits-natural"]},
+    "extra_share": {"extra": "more.npz"},
+    "per": {"schedule": "cosine"},
+    "schedule_start": {"schedule": "cosine"},
+    "lr_min": {"schedule": "cosine"},
+    "warmup_lr": {"warmup": 0.1},
+    "cycle_momentum": {"schedule": "onecycle", "warmup": 0.1},
+    "average_start": {"average": "swa"},
+    "average_decay": {"average": "ema"},
+    "average_warmup": {"average": "ema"},
+    "average_buffers": {"average": "ema"},
+    "awp_start": {"awp": 0.01},
+    "awp_form": {"awp": 0.01},
+    "init_sha256": {"init": "begin.pt"},
+}
+# What decides where the work is done, or in how many pieces; and a hash that the file has anyhow.
+WITHOUT_EFFECT = {("eval", "batch_size"), ("train", "init_sha256")}
 
 
 @pytest.mark.parametrize(
     ("section", "model"), [("train", Train), ("data", Data), ("threat", ThreatModel), ("eval", Evaluation)]
 )
-def test_every_setting_is_in_the_identity_unless_it_cannot_change_a_number(section: str, model: type[Section]) -> None:
+def test_every_setting_is_in_the_identity_unless_it_cannot_change_a_number(
+    section: str, model: type[Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A setting that somebody adds is in one of the two lists, or this fails."""
+    monkeypatch.chdir(tmp_path)
+    Path("begin.pt").write_bytes(b"weights")
     changed = OTHERWISE[section]
     assert set(changed) == set(model.model_fields)
     for key, value in changed.items():
-        # Transferred attacks are none without a proxy.
-        proxies = {"proxies": ["digits-natural"]} if key == "transfer_attacks" else {}
-        before = one(**({"eval": proxies} if proxies else {}))
-        after = one(**{section: {key: value} | proxies})
+        beside = BESIDE.get(key, {})
+        before, after = one(**{section: beside}), one(**{section: beside | {key: value}})
         assert (after.id == before.id) == ((section, key) in WITHOUT_EFFECT), key
 
 
@@ -195,6 +238,8 @@ def test_nothing_of_where_a_cell_runs_is_known_when_it_gets_its_identity() -> No
         "seed",
         "method",
         "hyper",
+        "extra",
+        "told",
         "namesake",
         "spec",
         "teacher",
@@ -225,7 +270,7 @@ def test_the_source_of_somebody_elses_plugin_is_in_the_identity(
     theirs = set()
     for source in (b"as_it_was", b"edited"):
         with monkeypatch.context() as patch:
-            found = getattr(cell_module, registry)
+            found = getattr(registries, registry)
             patch.setattr(found, "built_in", lambda asked: asked != name)
             patch.setattr(found, "code", lambda _, source=source: Code(Module("", Path(), source)))
             theirs.add(one().train_id)

@@ -72,7 +72,8 @@ def settings_lines() -> Iterator[str]:
     """Every setting with its default, what it may be, and one line."""
     rows = [("key", "default", "may be", ""), *keys()]
     widths = [min(WIDEST, max(len(row[i]) for row in rows)) for i in range(3)]
-    room = terminal.width() - sum(widths) - 8
+    widths[2] = max(10, min(widths[2], terminal.width() - widths[0] - widths[1] - 6))
+    room = max(20, terminal.width() - sum(widths) - 8)
     for key, default, bounds, says in rows:
         cells = [
             textwrap.wrap(text, width, break_on_hyphens=False) or [""]
