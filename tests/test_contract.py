@@ -227,7 +227,14 @@ def broken_promises(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS.names())
-def test_every_built_in_method_keeps_its_promises(method: str) -> None:
+def test_every_built_in_method_keeps_its_promises(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = METHODS.load(method)
+    if method == "las-at":  # its policy is a ResNet-18
+
+        class Small(cls):  # type: ignore[misc, valid-type]
+            policy: str = "cnn-4"
+
+        monkeypatch.setattr(METHODS, "load", lambda _: Small)
     assert [v for v in validate.validate(method) if v.error] == []
 
 

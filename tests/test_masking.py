@@ -201,12 +201,12 @@ def test_networks_trained_naturally_and_adversarially_pass(
 def test_the_shared_teacher_passes_on_cifar10_and_its_masked_twin_fails(robust_teacher, cifar10_npz) -> None:
     from adbench.data import load
 
-    data = load(str(cifar10_npz), cifar10_npz.parent, test_images=32)
+    data = load(str(cifar10_npz), cifar10_npz.parent, test_images=16)
     net = robust_teacher
     judge = evaluator(net, data.test, SMALL)
-    assert alarms(masking.examine(judge, {}, 32)) == {}
-    assert 0.2 < judge.under("pgd20", 32).right.float().mean() < 0.5, "it has a robust accuracy to doubt"
-    assert masking.examine(evaluator(Loud(net), data.test, SMALL), {}, 8)["verdict"] == "fail"
+    assert alarms(masking.examine(judge, {}, 16)) == {}
+    assert 0.2 < judge.under("pgd20", 16).right.float().mean() < 0.5, "it has a robust accuracy to doubt"
+    assert masking.examine(evaluator(Loud(net), data.test, SMALL), {}, 4)["verdict"] == "fail"
 
 
 def test_the_counts_are_those_of_separate_evaluations(trained: tuple[nn.Module, Split]) -> None:
@@ -396,16 +396,16 @@ def test_a_little_noise_is_told_from_rounding(trained: tuple[nn.Module, Split]) 
 
 
 def test_an_entry_is_the_same_every_time_and_in_any_batch(trained: tuple[nn.Module, Split]) -> None:
-    net, split = trained[0], trained[1].first(20)
+    net, split = trained[0], trained[1].first(10)
     whole = examine(net, split, WIDE)
     assert examine(net, split, WIDE) == whole
     for judged in (net, Quantised(net)):
-        assert examine(judged, split, WIDE, batch_size=7) == examine(judged, split, WIDE)
+        assert examine(judged, split, WIDE, batch_size=3) == examine(judged, split, WIDE)
     assert examine(net, split, WIDE, seed=1) != whole
     judge = evaluator(Noisy(net), split, WIDE)
-    first = masking.examine(judge, {}, 20)
+    first = masking.examine(judge, {}, 10)
     torch.rand(5)
-    assert masking.examine(judge, {}, 20) == first, "the noise of a network is drawn from the evaluator's seed too"
+    assert masking.examine(judge, {}, 10) == first, "the noise of a network is drawn from the evaluator's seed too"
 
 
 def test_the_network_and_the_callers_randomness_are_left_as_they_were(trained: tuple[nn.Module, Split]) -> None:

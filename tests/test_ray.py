@@ -24,7 +24,7 @@ from adbench.system import locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-METHODS = ("pgd-at", "trades", "rslad", "mine")
+METHODS = ("pgd-at", "rslad", "mine")
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def test_the_tutorial_of_adding_a_method_works_as_written(tmp_path: Path, monkey
         ("adbench", verb) for verb in ("new-method", "validate", "run", "report")
     ]
     whole = config.read_preset
-    fewer = {"eval": {"images": 64, "masking": 16}}
+    fewer = {"eval": {"images": 64, "masking": 8}}
     monkeypatch.setattr(
         config, "read_preset", lambda name: config.merged(whole(name), fewer if name == "quick" else {})
     )
