@@ -122,6 +122,10 @@ BROKEN = {
         "attack_leaves_the_student_as_it_was",
         {"attack": ATTACK.replace("start=", "bn=Mode.TRAIN, start=")},
     ),
+    "moves the statistics although its mode does not": (
+        "attack_leaves_the_student_as_it_was",
+        {"attack": ATTACK.replace("start=", "bn=Mode.TRAIN, start="), "more": "    attack_bn: Mode = Mode.BATCH\n"},
+    ),
     "leaves gradients behind": (
         "attack_leaves_the_student_as_it_was",
         {"attack": "step.student(step.x).sum().backward()\n        return step.x"},

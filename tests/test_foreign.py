@@ -20,6 +20,7 @@ from adbench.execution.runner import Local
 from adbench.models import build, names
 from adbench.models.precision import Lean, Precision
 from adbench.registry import METHODS, MODELS
+from adbench.training.step import Net
 from adbench.weights.checkpoint import load
 
 NETS = '''
@@ -134,6 +135,14 @@ def test_the_last_map_and_the_head_are_found_or_named_or_missing_in_a_sentence(n
         flat.forward_features(x)
 
 
+def test_info_and_methods_name_its_stages_as_the_module_does(nets: Path) -> None:
+    assert "body.2" in cli("info", f"{nets}:Flat").output
+    net = Net(build(given(f"{nets}:Flat"), classes=5, channels=1))
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(net.stages(x, "body.2")[1]["body.2"], net.stages(x, "module.body.2")[1]["module.body.2"])
+    assert net.shape(x, "body.2") == (4, 8, 8)
+
+
 @pytest.mark.parametrize("name", ["Flat", "pooled", "Named"])
 def test_the_lean_form_folds_them_too(nets: Path, name: str) -> None:
     network = build(given(f"{nets}:{name}"), classes=5, channels=1)
@@ -193,14 +202,17 @@ def test_the_code_of_the_file_and_what_it_imports_is_the_cells_not_its_place(net
 
 
 def folder_of_images(folder: Path) -> None:
+    """Of three classes, of mixed sizes and colour modes."""
     rng = np.random.default_rng(0)
+    modes = ("RGB", "RGBA", "L", "P")
     for part, count in (("train", 24), ("test", 8)):
         for label, name in enumerate(("ant", "bee", "cat")):
             (folder / part / name).mkdir(parents=True)
             for number in range(count):
                 image = rng.integers(0, 100, (8, 8, 3), dtype=np.uint8)
                 image[:, :, label] += 120
-                Image.fromarray(image).save(folder / part / name / f"{number}.png")
+                mixed = Image.fromarray(image).resize((8 + number % 3, 8)).convert(modes[number % 4])
+                mixed.save(folder / part / name / f"{number}.png")
 
 
 def test_an_own_network_on_own_images_from_training_to_export(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +225,7 @@ def test_an_own_network_on_own_images_from_training_to_export(nets: Path, monkey
     )
     settings = options(train__batch_size="16", eval__images="12", data__train_images="48", data__val_images="12")[2:]
     words = ["run", "--dataset", "./animals", "--teacher", "own.toml", "--methods", "rslad", *settings]
+    words += ["--set", "data.resize=8"]
     done = cli(*words, "--student", f"{nets}:Flat", "--results", "r")
     assert done.exit_code == 0, done.output
     record = record_of(Path("r"), "rslad")
@@ -231,16 +244,17 @@ def test_an_own_network_on_own_images_from_training_to_export(nets: Path, monkey
     assert exported.exit_code == 0, exported.output
     checked = cli("verify", path, "--network", f"{nets}:Flat")
     assert checked.exit_code == 0, checked.output
+    assert "ant, bee, cat" in Path("shared/own.json").read_text()
     again = build("nets.py:Flat", classes=3, channels=3)
     load(again, Path("shared/own.pt"))
     again.module.load_state_dict(torch.load("shared/own.pt", weights_only=True))
     judged = cli(
         "eval", "shared/own.safetensors", "--arch", f"{nets}:Flat", "--dataset", "./animals", "--attacks", "fgsm",
-        "--results", "e",
+        "--resize", "8", "--results", "e",
     )  # fmt: skip
     assert judged.exit_code == 0, judged.output
     (own,) = (r for r in records(Path("e")).values())
-    assert own["data"]["class_names"] if "class_names" in own["data"] else own["dataset"]
+    assert own["data"]["class_names"] == ["ant", "bee", "cat"]
 
 
 def test_timm_is_asked_for_its_network_and_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import click
 
 from adbench.cli.options import FilePath, threads_option
 from adbench.errors import UserError
-from adbench.models.names import known
+from adbench.models.names import given, known
 from adbench.plugins import scaffold
 from adbench.registry import METHODS
 
@@ -28,9 +28,11 @@ def info(name: str) -> None:
       adbench info smaraad
       adbench info mine.py
       adbench info wrn-34-10
+      adbench info nets.py:Mine
     """
     from adbench.plugins import describe
 
+    given(name)
     network = name not in METHODS and known(name)
     click.echo(describe.network_card(name) if network else describe.card(_method(name)))
 

@@ -85,8 +85,9 @@ def named(known: Mapping[str, Shape], stage: int | str) -> str:
     number = int(stage) if str(stage).lstrip("-").isdigit() and str(stage) not in known else None
     if number is not None and -len(by_level) <= number < len(by_level):
         return by_level[number]
-    if stage in known:
-        return str(stage)
+    # Around a module from elsewhere there is another one.
+    if found := [name for name in known if stage in (name, name.partition(".")[2])]:
+        return found[0] if stage not in known else str(stage)
     near = [f"did you mean '{name}'? " for name in difflib.get_close_matches(str(stage), known, n=1)]
     raise UserError(
         f"the network has no stage '{stage}'; {''.join(near)}give one of {', '.join(by_level)}, a module inside them, "

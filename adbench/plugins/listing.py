@@ -34,6 +34,8 @@ def sections() -> dict[str, list[tuple[str, str]]]:
         ("wrn-D-K", "any other WideResNet, depth 6n + 4"),
         ("dm-wrn-D-K", "the same as DeepMind builds it, with SiLU"),
         ("cnn-W", "the small CNN at any other width"),
+        ("FILE.py:NAME", "your own torch.nn.Module: a class or function of a file (docs/inputs.md)"),
+        ("timm:NAME", "an architecture of timm, without its weights (pip install timm)"),
     ]
     return {
         "methods": [(name, _with_source(METHODS, name)) for name in METHODS],
