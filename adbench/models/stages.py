@@ -86,7 +86,7 @@ def named(known: Mapping[str, Shape], stage: int | str) -> str:
     if number is not None and -len(by_level) <= number < len(by_level):
         return by_level[number]
     # Around a module from elsewhere there is another one.
-    if found := [name for name in known if stage in (name, name.partition(".")[2])]:
+    if stage and (found := [name for name in known if stage in (name, name.partition(".")[2])]):
         return found[0] if stage not in known else str(stage)
     near = [f"did you mean '{name}'? " for name in difflib.get_close_matches(str(stage), known, n=1)]
     raise UserError(
