@@ -21,6 +21,7 @@ from adbench.execution.engines.ray import RayCluster
 from adbench.execution.expand import expand
 from adbench.execution.place import Place
 from adbench.execution.runner import Local
+from adbench.experiment import attack_names
 from adbench.experiment.cell import Cell, Matrix
 from adbench.experiment.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
 from adbench.plugin_code import Code, Module
@@ -466,3 +467,27 @@ def test_weights_from_elsewhere_are_the_same_whatever_others_are_trained_on() ->
         for settings in ({}, {"data": {"train_images": 100}}, {"train": {"epochs": 3}})
     }
     assert len(teachers) == 1
+
+
+@pytest.mark.parametrize(
+    ("attack", "takes", "autoattack"),
+    [
+        ("pgd20", True, False),
+        ("cw100", True, False),
+        ("somebodys-attack", True, False),
+        ("aardvark", True, False),
+        ("fgsm", False, False),
+        ("mi-fgsm", False, False),
+        ("aa", False, True),
+        ("aa-rand", False, True),
+    ],
+)
+def test_step_and_start_count_for_every_attack_but_those_with_their_own(
+    attack: str, takes: bool, autoattack: bool
+) -> None:
+    """So that of an attack which is added later nothing is dropped from the identity."""
+    assert attack_names.takes_step(attack) == takes
+    assert attack_names.autoattack(attack) == autoattack
+    judged = {"attacks": [attack], "masking": 0}
+    plain, stepped = (one(eval=judged | step) for step in ({}, {"step": "1/255"}))
+    assert (plain.id != stepped.id) == takes

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench import FAST_SEARCH, REVISION
-from adbench.experiment import spelling
+from adbench.experiment import attack_names, spelling
 from adbench.experiment.config import Data, Evaluation, ThreatModel, Train
 from adbench.experiment.teacher import TeacherSpec
 from adbench.models.names import code as network_code
@@ -99,7 +99,7 @@ class Cell:
             sorted(settings["transfer_attacks"]),
         )
         settings["revision"] = REVISION
-        if any(name.startswith("aa") for name in settings["attacks"]):
+        if any(map(attack_names.autoattack, settings["attacks"])):
             settings["pyautoattack"] = version("pyautoattack")
             if settings["aa_search"] == "fast":
                 settings["fast_search"] = FAST_SEARCH

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from adbench.data.threat import parse_fraction
+from adbench.experiment import attack_names
 from adbench.experiment.config import Data, Evaluation, ThreatModel, Train
 from adbench.experiment.teacher import split_key
 
@@ -17,10 +17,6 @@ _LATER = (
     *("awp", "awp_start", "awp_form"),
 )
 """Settings of a recipe that came later: where they are unset, everything is as it was without them."""
-
-_AUTOATTACK = re.compile("aa.*")
-_WITH_STEP = re.compile(r"(pgd|cw).*")
-"""Attacks that take a step and a start; FGSM and MI-FGSM begin at the image, in steps of their own."""
 
 
 def data(settings: Data, whole: tuple[int, int, int]) -> Data:
@@ -57,11 +53,11 @@ def evaluation(
     n = min(whole, settings.images or whole)
     changed["images"] = None if n == whole else n
     changed["masking"] = min(settings.masking, n)
-    with_autoattack = any(map(_AUTOATTACK.match, settings.attacks))
+    with_autoattack = any(map(attack_names.autoattack, settings.attacks))
     if not with_autoattack or (settings.aa_images or n) >= n:
         changed["aa_images"] = None
     attacks = (*changed["attacks"], *changed["transfer_attacks"])
-    with_step = bool(settings.masking) or any(map(_WITH_STEP.match, attacks))
+    with_step = bool(settings.masking) or any(map(attack_names.takes_step, attacks))
     if not with_step or (
         settings.step and threat.step and parse_fraction(settings.step) == parse_fraction(threat.step)
     ):

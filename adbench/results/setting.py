@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from adbench.experiment.attack_names import takes_step
 from adbench.results.record import Record
 
 EXACT = "exact"
@@ -119,7 +120,7 @@ def images(counts: Mapping[str, int]) -> str:
 def _of_attack(metric: str, attack: Mapping[str, Any]) -> dict[str, str]:
     """What an attack's definition says, and of this what all attacks share."""
     own_radius = "@" in metric
-    iterated = str(attack.get("name")).startswith(("pgd", "cw")) and not own_radius
+    iterated = takes_step(str(attack.get("name"))) and not own_radius
     shared = {"seed": True, "eps": not own_radius, "step": iterated, "start": iterated}
     items = {}
     for key, value in attack.items():
