@@ -19,6 +19,9 @@ class TRADES(Method):
     beta: float = hyper(6.0, ge=0, doc="weight of the consistency term (authors' code)")
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
+    label_smoothing: float = hyper(
+        0.0, later=True, ge=0, le=1, doc="spread evenly over all classes (0.1: Wang et al., ICML 2023; none in TRADES)"
+    )
 
     def attack(self, step: Step) -> Tensor:
         with step.still(self.attack_bn, exact=True):
@@ -30,7 +33,8 @@ class TRADES(Method):
         clean = step.student(step.x)
         # S(x) keeps its gradient in the KL term: TRADES pulls both sides together.
         consistency = step.term("kl", kl(step.student(x_adv), clean))
-        return step.term("cross_entropy", cross_entropy(clean, step.target)) + self.beta * consistency
+        mass = 1 - self.label_smoothing + self.label_smoothing / clean.shape[1]
+        return step.term("cross_entropy", cross_entropy(clean, step.target, mass)) + self.beta * consistency
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 2, student_forward=1)
