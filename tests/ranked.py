@@ -3,9 +3,9 @@
     torchrun --standalone --nproc-per-node 2 tests/ranked.py OUT METHOD/WAY ...
 
 WAY: "written", every layer as it is; "lean", the lean form; "parts", in micro-batches of 12 images; "moving",
-with batch-norm in training mode under attack; "perturbed" and "restored", with perturbed weights and an average. Each
-rank leaves OUT/<method>-<way>-<rank>.pt. Noise is a function of the image, so that an image meets the same on whatever
-rank it is.
+with batch-norm in training mode under attack; "perturbed" and "restored", with perturbed weights and an average;
+"mixed", with images of two sources besides, mixed. Each rank leaves OUT/<method>-<way>-<rank>.pt. Noise is a function
+of the image, so that an image meets the same on whatever rank it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from adbench.methods.las_at import LASAT
 from adbench.methods.pgd_at import PGDAT
@@ -43,6 +44,12 @@ DIFFERING = ("seconds", "images_per_second")
 RECIPES: dict[str, dict[str, Any]] = {
     "parts": {"micro_batch": 12},
     "perturbed": {"awp": 0.05, "average": "swa", "schedule": "cosine", "per": "iteration"},
+    "mixed": {
+        "awp": 0.05,
+        "average": "swa",
+        "schedule": "cosine",
+        "augment": ["randaugment", "cutout(3)", "cutmix", "mixup"],
+    },
     "restored": {"awp": 0.05, "awp_form": "restore-first", "average": "ema", "average_decay": 0.9, "micro_batch": 12},
 }
 BATCH, IMAGES = 32, 38
@@ -62,11 +69,21 @@ def without_randomness() -> None:
     LASAT.sample = likeliest  # type: ignore[method-assign]
 
 
+def more_images(way: str, folder: Path) -> dict[str, Any]:
+    """A second source of images, for the way of training that has one."""
+    if way != "mixed":
+        return {}
+    draw = np.random.default_rng(0)
+    path = folder.with_suffix(".npz")
+    np.savez(path, image=draw.integers(0, 256, (40, 8, 8), dtype=np.uint8), label=np.arange(40) % 10)
+    return {"extra": str(path), "extra_share": 0.5}
+
+
 def trained(name: str, way: str, mine: distributed.Ranks, folder: Path) -> dict[str, Any]:
     """What a training of two epochs leaves on this rank."""
     torch.manual_seed(0)
     method = configured(name, HYPER.get(name, {}) | ({"attack_bn": "train"} if way == "moving" else {}))
-    dataset = load("digits", folder, train_images=IMAGES, val_images=16, test_images=16)
+    dataset = load("digits", folder, train_images=IMAGES, val_images=16, test_images=16, **more_images(way, folder))
     student, *teachers = (build("cnn-4", classes=10, channels=1) for _ in range(3))
     it = trainer.Trainer(
         method=method,

@@ -12,11 +12,14 @@ from adbench.data import Threat
 from adbench.errors import UserError
 from adbench.execution.execute import _training_attack
 from adbench.execution.expand import expand
+from adbench.experiment import teacher
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
+from adbench.experiment.teacher import Trained
 from adbench.registry import METHODS
 from adbench.training.configured import PAPER_METHODS, configured
 from adbench.training.method import Passes
+from adbench.training.schedule import momentum, rate
 from adbench.training.step import Ball
 
 THREAT = Threat(Fraction(8, 255), Fraction(2, 255))
@@ -193,3 +196,16 @@ def test_a_method_file_is_a_page() -> None:
         assert path is not None
         lines = path.read_text(encoding="utf-8").count("\n")
         assert lines <= (225 if name == "las-at" else 120), path
+
+
+def test_the_recipe_of_wang_2023_is_the_preset_and_the_teacher() -> None:
+    """The rates are those of the authors' one-cycle schedule: lr / 25 first, all of it from the tenth of 400 epochs."""
+    cell = students("wang2023", own=("methods=['trades']",))["trades"]
+    train, source = cell.train, teacher.find("cifar10-wrn-28-10-wang2023").source
+    assert isinstance(source, Trained)
+    assert source.train == train
+    assert configured("trades", source.hyper).settings() == cell.hyper
+    assert cell.hyper == {"beta": 5.0, "start": "uniform", "attack_bn": "batch", "label_smoothing": 0.1}
+    assert [rate(train, epoch, 0, 98) for epoch in (0, 9)] == pytest.approx([0.008, 0.2])
+    assert [momentum(train, epoch, 0, 98) for epoch in (0, 9)] == pytest.approx([0.95, 0.85])
+    assert (cell.data.val_images, train.batch_size, train.decay_norm) == (1024, 512, False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -357,7 +359,16 @@ def test_augmentation_is_in_the_identity_and_what_says_the_same_is_one_cell(tmp_
     )
 
 
-def small(folder: Path, generated: Path, **config: Any) -> Trainer:
+EVERYTHING: dict[str, Any] = {
+    "augment": ("randaugment", "cutout(3)", "cutmix"),
+    "awp": 0.01,
+    "average": "swa",
+    "schedule": "cosine",
+    "per": "iteration",
+}
+
+
+def small(folder: Path, generated: Path) -> Trainer:
     torch.manual_seed(0)
     return Trainer(
         method=configured("trades", {}),
@@ -366,7 +377,7 @@ def small(folder: Path, generated: Path, **config: Any) -> Trainer:
         dataset=digits(folder, extra=str(generated), extra_share=0.5),
         attack=Ball(0.1, 0.03, 1),
         validation=Ball(0.1, 0.03, 1),
-        config=Train(epochs=2, batch_size=16, val_steps=1, augment=("randaugment", "cutout(3)", "cutmix"), **config),
+        config=Train(epochs=3, batch_size=16, val_steps=1, **EVERYTHING),
         seed=0,
         folder=folder,
         device=CPU,
@@ -376,23 +387,44 @@ def small(folder: Path, generated: Path, **config: Any) -> Trainer:
 def test_a_training_with_all_of_it_stopped_in_an_epoch_ends_in_the_same_bits(
     generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Averaged and perturbed weights, a smooth schedule, two sources and mixed images, asked to end at ten moments."""
     whole = small(tmp_path / "whole", generated).run(lambda _: None, lambda *_: None)
-    for stop in (1, 3, 6):
-        folder = tmp_path / str(stop)
-        asked = [False]
+    for stop in random.Random(1).sample(range(1, 12), 10):
+        folder, done = tmp_path / str(stop), []
+
+        def asked(stop: int = stop, done: list[int] = done) -> bool:
+            return len(done) == stop
+
+        def end(asked: Callable[[], bool] = asked) -> None:
+            if asked():
+                raise Stopped
+
         with monkeypatch.context() as patched:
-            patched.setattr(training.signals, "stop_requested", lambda asked=asked: asked[0])
-            done = []
-
-            def count(*_: int, done: list[int] = done, asked: list[bool] = asked, stop: int = stop) -> None:
-                done.append(1)
-                asked[0] = len(done) == stop
-
-            def end(asked: list[bool] = asked) -> None:
-                if asked[0]:
-                    raise Stopped
-
+            patched.setattr(training.signals, "stop_requested", asked)
             patched.setattr(training.signals, "stop_if_requested", end)
             with pytest.raises(Stopped):
-                small(folder, generated).run(lambda _: None, count)
-        assert small(folder, generated).run(lambda _: None, lambda *_: None).weights == whole.weights
+                small(folder, generated).run(lambda _: None, lambda *_, done=done: done.append(1))
+        assert small(folder, generated).run(lambda _: None, lambda *_: None).weights == whole.weights, stop
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_small_twin_of_wangs_teacher_trains_with_every_ingredient_and_is_verified(
+    generated: Path, tmp_path: Path
+) -> None:
+    """The preset's recipe on digits for a few steps, with mixed images and perturbed weights besides."""
+    results = tmp_path / "results"
+    shorter = {"train__warmup": "0.25", "train__average_warmup": "0.25", "train__epochs": "4", "data__val_images": "16"}
+    more = {"train__augment": '["cutmix","randaugment(2,14)"]', "train__awp": "0.005", "data__extra": str(generated)}
+    done = run("--preset", "wang2023", "--methods", "trades", "--results", results, **shorter, **more)
+    assert done.exit_code == 0, done.output
+    path = next(results.rglob("record.json"))
+    data = json.loads(path.read_text())
+    recipe = data["config"]["training"]["train"]
+    for key in ("nesterov", "cycle_momentum", "bn_momentum", "augment", "awp"):
+        assert recipe[key]
+    assert (recipe["schedule"], recipe["average"], recipe["decay_norm"]) == ("onecycle", "ema", False)
+    assert data["config"]["training"]["hyper"]["label_smoothing"] == 0.1
+    assert data["data"]["extra"]["share"] == 0.7
+    verified = cli("verify", path)
+    assert verified.exit_code == 0, verified.output
+    assert "CONTRADICTS" not in verified.output
