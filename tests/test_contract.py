@@ -181,6 +181,7 @@ BROKEN = {
         },
     ),
     "rehearses another loss": ("rehearsal_leaves_no_trace", {"loss": LOSS + " * (2 if step.rehearsal else 1)"}),
+    "takes soft labels for hard ones": ("soft_labels_stand_for_labels", {"more": "    soft_labels = True\n"}),
     "hides what a rehearsal costs": (
         "declared_cost_is_what_it_takes",
         {"more": "    def outer(self, steps):\n        return Passes(student=3)\n"},

@@ -296,6 +296,22 @@ def rehearsal_leaves_no_trace(problem: Problem) -> None:
             )
 
 
+def soft_labels_stand_for_labels(problem: Problem) -> None:
+    """Where images are mixed, it goes by their soft labels, and not by y."""
+    found = []
+    for other in range(2):
+        method, step = problem.begin()
+        if not method.soft_labels:
+            raise NotClaimed
+        soft = torch.rand(IMAGES, CLASSES, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+        step = replace(step, y=(step.y + other) % CLASSES, soft=soft)
+        x_adv = _attack(method, step)
+        found.append({"attack": x_adv, "loss": _loss(method, step, x_adv).detach()})
+    for what, value in found[0].items():
+        if not torch.equal(value, found[1][what]):
+            raise Broken(f"{what} of mixed images depends on `step.y`; use `step.target`, or drop `soft_labels`")
+
+
 def loss_of_a_batch_is_the_mean_of_its_examples(problem: Problem) -> None:
     """A batch's loss is the mean of its examples' losses."""
     method, step = problem.begin()
@@ -414,6 +430,7 @@ CHECKS: tuple[Callable[[Problem], None], ...] = (
     same_seed_gives_the_same_result,
     state_survives,
     rehearsal_leaves_no_trace,
+    soft_labels_stand_for_labels,
     loss_of_a_batch_is_the_mean_of_its_examples,
     any_number_of_classes,
     bfloat16,
