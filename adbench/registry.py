@@ -24,7 +24,20 @@ from adbench.errors import UserError, unknown
 from adbench.plugin_code import Code
 from adbench.system.signals import Stopped
 
-GROUPS = ("all",)
+PAPER = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
+"""The ten methods of SmaraAD's tables, in their order."""
+
+LATER = ("adaiad", "kd-swa", "dgad", "absld", "b-mtard", "saad")
+"""Distillation beside the paper's ten and after it, in the order of publication."""
+
+GROUPS = {
+    "all": PAPER,
+    "paper": PAPER,
+    "adversarial-training": ("pgd-at", "trades", "mart", "las-at", "hat"),
+    "distillation": (*PAPER[3:], *LATER),
+    "2024": ("dgad", "absld", "b-mtard"),
+    "every": (*PAPER, "mart", "hat", *LATER),
+}
 """Names for groups of methods."""
 
 

@@ -34,7 +34,8 @@ from adbench.data import Dataset, Split, Threat
 from adbench.experiment.config import Train
 from adbench.models import build
 from adbench.models.precision import multiplies_bfloat16
-from adbench.training.configured import PAPER_METHODS, configured
+from adbench.registry import PAPER
+from adbench.training.configured import configured
 from adbench.training.step import Ball, Need
 from adbench.training.trainer import Trainer
 from adbench.weights.checkpoint import load
@@ -56,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def methods(asked: str) -> tuple[str, ...]:
-    return PAPER_METHODS if asked == "all" else tuple(asked.split(","))
+    return PAPER if asked == "all" else tuple(asked.split(","))
 
 
 class Bench:

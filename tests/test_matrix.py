@@ -25,10 +25,9 @@ from adbench.experiment import attack_names
 from adbench.experiment.cell import Cell, Matrix
 from adbench.experiment.config import Data, Evaluation, Experiment, Section, ThreatModel, Train, experiment, merged
 from adbench.plugin_code import Code, Module
-from adbench.registry import METHODS
+from adbench.registry import METHODS, PAPER
 from adbench.results import layout
 from adbench.system import locks
-from adbench.training.configured import PAPER_METHODS
 
 THREATS = {"digits": Threat(Fraction(28, 255), Fraction(7, 255)), "cifar10": Threat(Fraction(8, 255), Fraction(2, 255))}
 
@@ -50,8 +49,8 @@ def one(content: str = "a" * 64, **settings: Any) -> Cell:
 
 
 def test_all_is_the_ten_methods_of_the_paper_and_each_is_registered() -> None:
-    assert [cell.method for cell in cells(methods=["all"]).students] == list(PAPER_METHODS)
-    assert set(PAPER_METHODS) <= set(METHODS.names())
+    assert [cell.method for cell in cells(methods=["all"]).students] == list(PAPER)
+    assert set(PAPER) <= set(METHODS.names())
 
 
 def test_a_matrix_is_every_combination_but_methods_without_a_teacher_run_once() -> None:

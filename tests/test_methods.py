@@ -14,13 +14,14 @@ from adbench.errors import UserError
 from adbench.losses import cross_entropy
 from adbench.models import build
 from adbench.plugins.validate import counted
-from adbench.training.configured import PAPER_METHODS, configured
+from adbench.registry import PAPER
+from adbench.training.configured import configured
 from adbench.training.method import Method
 from adbench.training.step import COLUMNS, Ball, Need, Net, Step, Teacher
 
 SMALL = {"las-at": {"policy": "cnn-2", "interval": 2, "eps_choices": [8], "steps_choices": [4], "step_choices": [2]}}
 ALTERNATIVES = [
-    *((name, {}) for name in (*PAPER_METHODS, "natural")),
+    *((name, {}) for name in (*PAPER, "natural")),
     ("ard", {"alpha": 0.5}),
     ("iad", {"variant": "II"}),
     ("adaad", {"alpha": 0.5}),
@@ -128,7 +129,7 @@ def test_the_declared_cost_is_the_cost_of_a_step(name, hyper) -> None:
     assert natural["forward"] == declared.natural_forward
 
 
-@pytest.mark.parametrize("name", [n for n in PAPER_METHODS if n != "las-at"])
+@pytest.mark.parametrize("name", [n for n in PAPER if n != "las-at"])
 def test_a_few_steps_lower_the_loss_on_a_fixed_batch(name) -> None:
     method = make(name, {"gamma": 10} if name.startswith("smaraad") else {})
     step = step_for(method)

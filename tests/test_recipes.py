@@ -16,8 +16,8 @@ from adbench.experiment import teacher
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
 from adbench.experiment.teacher import Trained
-from adbench.registry import METHODS
-from adbench.training.configured import PAPER_METHODS, configured
+from adbench.registry import METHODS, PAPER
+from adbench.training.configured import configured
 from adbench.training.method import Passes
 from adbench.training.schedule import momentum, rate
 from adbench.training.step import Ball
@@ -58,7 +58,7 @@ OFFICIAL = {
 
 def test_the_official_recipe_is_each_methods_own() -> None:
     cells = students("official")
-    assert tuple(cells) == PAPER_METHODS
+    assert tuple(cells) == PAPER
     found = {
         m: (t.epochs, t.drops(), t.weight_decay, t.batch_size) for m, t in ((m, c.train) for m, c in cells.items())
     }

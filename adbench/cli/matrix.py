@@ -86,7 +86,8 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
             names_option(
                 "--methods",
                 "--method",
-                text="Methods, comma-separated or repeated; 'all' is the ten of the paper. [default: all]",
+                text="Methods, or groups of them (adbench list methods), comma-separated or repeated. [default: all, "
+                "the paper's ten]",
             ),
             names_option("--student", "--students", "students", text="Student architectures. [default: cnn-16]"),
             names_option(

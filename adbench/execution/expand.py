@@ -18,7 +18,7 @@ from adbench.experiment.config import DEFAULT_TEACHERS, Data, Experiment, Threat
 from adbench.experiment.settings import variants
 from adbench.experiment.teacher import TeacherSpec, Trained
 from adbench.models.names import canonical
-from adbench.registry import DATASETS, METHODS
+from adbench.registry import DATASETS, GROUPS, METHODS
 from adbench.results.runs import differences
 from adbench.training.configured import check_fits, configured, declared, method_names, training_passes
 from adbench.training.method import Method
@@ -92,8 +92,8 @@ def _check_names(experiment: Experiment) -> None:
             raise unknown("method", name, METHODS.names(), "in the table [hyper]")
     for rule in experiment.overrides:
         for name in rule.methods:
-            if name not in (*METHODS, "all"):
-                raise unknown("method", name, [*METHODS.names(), "all"], "in an [[override]]")
+            if name not in (*METHODS, *GROUPS):
+                raise unknown("method", name, [*METHODS.names(), *GROUPS], "in an [[override]]")
         for dataset in rule.datasets:
             if not is_path(dataset) and dataset not in DATASETS:
                 raise unknown("dataset", dataset, DATASETS.names(), "in an [[override]]")

@@ -10,7 +10,7 @@ from adbench.experiment import teacher
 from adbench.experiment.config import presets
 from adbench.experiment.settings import keys
 from adbench.experiment.teacher import Download, LocalFile, TeacherSpec, Trained
-from adbench.registry import DATASETS, METHODS, MODELS, Registry
+from adbench.registry import DATASETS, GROUPS, METHODS, MODELS, Registry
 from adbench.system import terminal
 
 ATTACKS = [
@@ -38,7 +38,8 @@ def sections() -> dict[str, list[tuple[str, str]]]:
         ("timm:NAME", "an architecture of timm, without its weights (pip install timm)"),
     ]
     return {
-        "methods": [(name, _with_source(METHODS, name)) for name in METHODS],
+        "methods": [(name, _with_source(METHODS, name)) for name in METHODS]
+        + [(group, f"a group: {', '.join(names)}") for group, names in GROUPS.items()],
         "teachers": [
             (spec.name, f"{spec.dataset or 'any dataset'}; {spec.summary or _source(spec)}") for spec in _teachers()
         ],

@@ -8,22 +8,19 @@ from typing import Any, TypeVar
 
 from adbench.errors import UserError, unknown
 from adbench.experiment.config import Train, validated
-from adbench.registry import METHODS
+from adbench.registry import GROUPS, METHODS
 from adbench.training.method import Method, Passes
 from adbench.training.step import SELECTIONS
 
 T = TypeVar("T")
 
-# The ten methods of the paper's tables, in their order: what `--methods all` means.
-PAPER_METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
-
 
 def method_names(asked: tuple[str, ...]) -> list[str]:
-    """Registered method names, `all` standing for the paper's ten. Raises UserError for an unknown one."""
-    expanded = [name for a in asked for name in (PAPER_METHODS if a == "all" else (a,))]
+    """Registered method names, those of a group for its name. Raises UserError for an unknown one."""
+    expanded = [name for a in asked for name in GROUPS.get(a, (a,))]
     for name in expanded:
         if name not in METHODS:
-            raise unknown("method", name, [*METHODS.names(), "all"])
+            raise unknown("method", name, [*METHODS.names(), *GROUPS])
     return list(dict.fromkeys(expanded))
 
 
