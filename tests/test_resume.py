@@ -40,6 +40,10 @@ from adbench.weights.networks import lookup
 
 EPOCHS, KILLS = 16, 6
 STATEFUL: dict[str, dict[str, Any]] = {"mtard": {}, "las-at": {"policy": "cnn-4", "interval": 2}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "mtard": {"awp": 0.01, "average": "swa", "average_start": 0.3, "schedule": "cosine", "per": "iteration"},
+    "las-at": {},
+}
 TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "digest"}
 
 
@@ -94,7 +98,9 @@ def train_cell(method: str, images: Path, folder: Path, marker: Path) -> None:
         dataset=data.load(str(images), Path(), train_images=128, val_images=32),
         attack=Ball(0.15, 0.05, 3),
         validation=Ball(0.15, 0.05, 3),
-        config=Train(epochs=EPOCHS, batch_size=32, attack_steps=3, val_steps=2, milestones=(0.3, 0.6)),
+        config=Train(
+            epochs=EPOCHS, batch_size=32, attack_steps=3, val_steps=2, milestones=(0.3, 0.6), **RECIPES[method]
+        ),
         seed=3,
         folder=folder,
         device=torch.device("cpu"),

@@ -34,6 +34,10 @@ def card(name: str, steps: int = 10) -> str:
     reach = declared(name, "reach", method.reach)
     if reach > 1:
         lines += [f"reach   up to {reach:g} eps: it trains outside the threat model"]
+    if not method.rehearsable:
+        lines += [
+            "awp     no train.awp: it does not declare that its state stays in a rehearsal of the loss (`rehearses`)"
+        ]
     if not METHODS.built_in(name):
         lines += [f"source  {METHODS.source(name)}"]
     if cls.model_fields:
