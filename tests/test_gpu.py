@@ -44,11 +44,18 @@ def test_the_pretended_gpu_keeps_its_tensors_apart_and_counts_what_waits_for_it(
         assert places.waits.total() == 2
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "trades": {"awp": 0.01, "average": "ema", "schedule": "cosine", "per": "iteration"},
+    "pgd-at": {"awp": 0.01, "awp_form": "restore-first", "average": "swa"},
+}
+
+
 @pytest.mark.parametrize("name", METHODS.names())
 def test_training_stays_on_the_gpu_and_does_not_wait_for_it_within_an_epoch(tmp_path: Path, name: str) -> None:
     with pretend.gpu() as places:
         method = configured(name, SMALL.get(name, {}))
-        it = trainer(tmp_path, method, device="cuda", images=96, epochs=1, attack_steps=2)
+        recipe = RECIPES.get(name, {})
+        it = trainer(tmp_path, method, device="cuda", images=96, epochs=1, attack_steps=2, **recipe)
         it.teachers = {need: Teacher(teacher_for(need).to("cuda"), it.precision) for need in method.needed()}
         it.watch.every = 1000
         waits: list[int] = []

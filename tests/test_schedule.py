@@ -15,8 +15,9 @@ from tiny import cli, records
 from tiny import run as adbench_run
 
 from adbench.errors import UserError
+from adbench.execution.expand import recipe
 from adbench.experiment import spelling
-from adbench.experiment.config import ThreatModel, Train, validated
+from adbench.experiment.config import ThreatModel, Train, experiment, validated
 from adbench.models import build
 from adbench.training.configured import configured
 from adbench.training.step import Ball, Net, Step
@@ -137,6 +138,15 @@ def test_batch_norms_momentum_is_one_at_first(tmp_path: Path) -> None:
 def test_settings_that_contradict_each_other_are_refused_by_name(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         validated(Train, settings, "train")
+
+
+def test_what_one_method_has_of_its_own_agrees_with_the_recipe_it_is_a_part_of() -> None:
+    own = {"methods": ["trades"], "train": {"cycle_momentum": True}}
+    onecycle = {"train": {"schedule": "onecycle", "warmup": 0.25}, "override": [own]}
+    _, train = recipe(experiment(onecycle), "trades", "digits")
+    assert (train.schedule, train.cycle_momentum) == ("onecycle", True)
+    with pytest.raises(UserError, match=r"override for trades.*onecycle"):
+        recipe(experiment({"override": [own]}), "trades", "digits")
 
 
 def spelt(**settings: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_the_wheel_works_in_any_folder(site: Path, tmp_path: Path) -> None:
     listed = adbench("list")
     assert "  rslad " in listed
     assert "  digits-robust " in listed
-    assert "86 of 86 entries agree" in adbench("golden")
+    assert re.search(r"^([0-9]{2,}) of \1 entries agree", adbench("golden"), re.MULTILINE)
     adbench("run", "--methods", "mine,natural", "--plugin", "mine.py", "--jobs", "2", *options())
     found = records(tmp_path / "results")
     assert [data["status"] for data in found.values()] == ["done", "done"]

@@ -214,6 +214,14 @@ class Evaluation(Section):
     seed: int = Field(0, ge=0, description="of the attacks' random starts")
 
 
+class _Some(Train):
+    """Some settings of a recipe, which have to agree only with the rest of it."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        return self
+
+
 class Override(Section):
     """What some methods have of their own in a recipe, on some datasets or on all."""
 
@@ -226,7 +234,7 @@ class Override(Section):
     @classmethod
     def _fits(cls, train: dict[str, Any]) -> dict[str, Any]:
         try:
-            validated(Train, train, "train")
+            validated(_Some, train, "train")
         except UserError as error:
             raise ValueError(str(error).removeprefix("train: ")) from error
         return train
