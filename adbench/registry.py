@@ -27,7 +27,7 @@ from adbench.system.signals import Stopped
 PAPER = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 """The ten methods of SmaraAD's tables, in their order."""
 
-LATER = ("adaiad", "kd-swa", "dgad", "absld", "b-mtard", "saad")
+LATER = ("kd-swa", "adaiad", "fair", "dgad", "absld", "b-mtard", "igdm", "saad")
 """Distillation beside the paper's ten and after it, in the order of publication."""
 
 GROUPS = {
@@ -35,7 +35,10 @@ GROUPS = {
     "paper": PAPER,
     "adversarial-training": ("pgd-at", "trades", "mart", "las-at", "hat"),
     "distillation": (*PAPER[3:], *LATER),
+    "fairness": ("fair", "absld"),
     "2024": ("dgad", "absld", "b-mtard"),
+    "2025": ("igdm",),
+    "2026": ("saad",),
     "every": (*PAPER, "mart", "hat", *LATER),
 }
 """Names for groups of methods."""

@@ -60,6 +60,7 @@ class MTARD(Method):
         reduction = reduction_for(self.kl_reduction, robust_target, many=Classes.MEAN_X10)
         robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
         natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
+        robust, natural = self.weighted(step, robust), self.weighted(step, natural)
         w_n = self._w_n
         if self.dynamic:
             losses = wide(torch.stack([step.mean(robust), step.mean(natural)]), step.x.device)
@@ -73,6 +74,10 @@ class MTARD(Method):
     def targets(self, step: Step, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) of the robust teacher at x' and of the natural one at x."""
         return step.teacher(x_adv), step.natural_teacher(step.x)
+
+    def weighted(self, step: Step, values: Tensor) -> Tensor:
+        """One of the two losses, (B,), as it counts; methods around this one may weight it by example."""
+        return values
 
     def rate(self, step: Step) -> float:
         """rho."""

@@ -73,6 +73,14 @@ def test_every_entry_of_a_method_that_came_later_agrees(later) -> None:
         assert why in ruled or "is not installed" in why or "has no hyperparameter" in why
 
 
+def test_fair_weights_are_the_authors(later) -> None:
+    from adbench.methods.fair import Fair
+
+    for case in later["stateful"]["fair_class_weights"]["cases"]:
+        kappa, expected = (torch.tensor(case[key], dtype=torch.float64) for key in ("kappa", "weights"))
+        torch.testing.assert_close(Fair(beta=case["beta"]).weights(kappa), expected, rtol=1e-12, atol=0)
+
+
 def test_the_command_prints_a_line_an_entry_and_fails_for_a_wrong_value(golden, tmp_path: Path) -> None:
     outer = {name: dict(golden["outer"][name]) for name in ("pgd_at", "trades_beta6")}
     content = {"logit_sets": golden["logit_sets"], "outer": outer}

@@ -138,7 +138,10 @@ class Replay:
             value = RULES["words"].get(value, value) if isinstance(value, str) else value
             if name.endswith("_frac") and value >= 1:  # an epoch
                 value /= self.epochs
-            if name not in RULES["settings"]:
+            base, dot, inner = name.partition(".")
+            if dot:
+                hyper[f"{base}_hyper"] = hyper.get(f"{base}_hyper", {}) | {inner: value}
+            elif name not in RULES["settings"]:
                 hyper[name] = int(value) if isinstance(value, float) and value.is_integer() else value
         # What the default comes to by itself is left to the default.
         for name, (few, many) in self.rule.get("auto", {}).items():
@@ -189,7 +192,9 @@ class Replay:
         )
         trainer.set_up()
         known = self.settings | self.entry
-        given = {name: known[key] for name, key in self.rule.get("state", {}).items() if key in known}
+        rule = self.rule.get("state", {})
+        given = {name: known[key] for name, key in rule.items() if key in known}
+        given |= {name: self.value(key).tolist() for name, key in rule.items() if "." in key}
         if given:
             self.method.load_state_dict(self.method.state_dict() | given)
         for attribute, role in self.rule.get("own", {}).items():
