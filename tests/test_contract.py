@@ -200,7 +200,7 @@ BROKEN = {
         {
             "loss": "seen = []\n        body = step.teacher.module.body\n"
             "        handle = body.register_forward_hook(lambda m, i, o: seen.append(o))\n        value = "
-            + VALUE
+            + VALUE.replace("teacher(x_adv)", "teacher(x_adv.clone())")
             + "\n        handle.remove()\n        return value + seen[0].mean(dim=(1, 2, 3))"
         },
     ),

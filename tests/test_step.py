@@ -14,7 +14,7 @@ from tiny import cli, options, record_of
 from torch import Tensor, nn
 
 from adbench.attacks.linf import Start
-from adbench.data import Split
+from adbench.data import Split, load
 from adbench.errors import UserError
 from adbench.execution.engines.inline import Inline
 from adbench.execution.runner import Local
@@ -167,10 +167,11 @@ def test_indices_and_the_number_of_iterations_are_the_trainings(
 
     monkeypatch.setattr(type(it.method), "loss", loss)
     run(it)
-    assert all(torch.equal(it.labels[index], y) for index, y, *_ in seen)
+    labels = load("digits", tmp_path, train_images=70, val_images=20, test_images=10).train.labels
+    assert all(torch.equal(labels[index], y) for index, y, *_ in seen)
     assert {of for *_, of in seen} == {seen[-1][2]}
     half = len(seen) // 2
-    assert sorted(torch.cat([index for index, *_ in seen[:half]]).tolist()) == list(range(len(it.labels)))
+    assert sorted(torch.cat([index for index, *_ in seen[:half]]).tolist()) == list(range(len(labels)))
 
 
 def reference(network: nn.Module, x: Tensor) -> Tensor:
