@@ -264,7 +264,7 @@ def test_the_spellings_of_the_field_mean_one_name(spelling: str, name: str) -> N
     ("name", "says"),
     [
         ("wrm-34-10", "did you mean 'wrn-34-10'"),
-        ("mn-v3", r"did you mean 'mn-v2'\? \(adbench list students\)"),
+        ("mn-v3", r"did you mean 'mn-v2'\? \(adbench list students"),
         ("transformer", "known are cnn-16, "),
         ("", "unknown model"),
         ("wrn-11-2", "no WideResNet of depth 11 .*6n \\+ 4"),
