@@ -84,6 +84,22 @@ def test_one_cycle_is_torchs_with_momentum_the_other_way_round(tmp_path: Path) -
         assert list(zip(*found[:2], strict=True)) == [pytest.approx(pair, rel=1e-12) for pair in expected]
 
 
+def test_straight_lines_go_through_their_points_and_jump_where_two_are_at_one_place(tmp_path: Path) -> None:
+    triangle = {"schedule": "linear", "lr": 0.2, "points": [[0, 0.25], [0.5, 1], [1, 0]]}
+    lr, _, method = rates(tmp_path / "a", epochs=4, **triangle)
+    assert lr[::3] == pytest.approx([0.05, 0.125, 0.2, 0.1], rel=1e-12)
+    assert not [item for item in method.seen if item[0] == "drop"]
+    lr, *_ = rates(tmp_path / "b", epochs=2, per="iteration", schedule_shift=-1, **triangle)
+    assert lr == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.4 / 3, 0.2 / 3], rel=1e-12)
+    lr, *_ = rates(tmp_path / "c", epochs=4, schedule="linear", lr=0.2, points=[[0.25, 1], [0.5, 0.8], [0.5, 0.1]])
+    assert lr[::3] == pytest.approx([0.2, 0.2, 0.02, 0.02], rel=1e-12)
+
+
+def test_a_cosine_that_ends_sooner_stays_at_its_end(tmp_path: Path) -> None:
+    lr, *_ = rates(tmp_path, epochs=4, schedule="cosine", lr=0.2, schedule_end=0.5, lr_min=0.01, cosine_damping=2)
+    assert lr[::3] == pytest.approx([0.2, 0.1 * math.exp(-0.5), 0.01, 0.01], rel=1e-12)
+
+
 def test_steps_per_iteration_come_one_iteration_sooner(tmp_path: Path) -> None:
     lr, _, method = rates(tmp_path, epochs=2, milestones=(0.5,), per="iteration")
     assert lr == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.01, 0.01])
@@ -132,7 +148,12 @@ def test_batch_norms_momentum_is_one_at_first(tmp_path: Path) -> None:
         ({"cycle_momentum": True}, "onecycle"),
         ({"schedule": "onecycle"}, "warmup"),
         ({"schedule": "cosine", "lr_min": 1.0}, "lr_min"),
-        ({"schedule": "linear"}, "cosine"),
+        ({"schedule": "poly"}, "cosine"),
+        ({"schedule": "linear"}, "points"),
+        ({"schedule": "linear", "points": [[0, 0], [1, 0]]}, "points"),
+        ({"schedule": "linear", "points": [[1, 0], [0, 1]]}, "order"),
+        ({"schedule": "linear", "points": [[0, 0], [1, 1]], "warmup": 0.1}, "no warmup"),
+        ({"schedule_start": 0.5, "schedule_end": 0.5}, "schedule_end"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_by_name(settings: dict[str, Any], said: str) -> None:
@@ -154,7 +175,8 @@ def spelt(**settings: Any) -> dict[str, Any]:
 
 
 def test_what_has_no_effect_makes_no_other_cell() -> None:
-    for idle in ({"schedule_start": 0.5}, {"lr_min": 0.01}, {"warmup_lr": 0.01}):
+    ends = ({"schedule_end": 1.1}, {"schedule_shift": 1}, {"cosine_damping": 0.1}, {"points": [[0, 1]]})
+    for idle in ({"schedule_start": 0.5}, {"lr_min": 0.01}, {"warmup_lr": 0.01}, *ends):
         assert spelt(**idle) == spelt()
     cosine = {"schedule": "cosine"}
     assert spelt(**cosine) == spelt(**cosine, milestones=(0.1,), lr_factor=0.5)

@@ -27,6 +27,7 @@ def test_every_setting_has_a_line_a_default_and_bounds() -> None:
     assert found["train.epochs"][1:3] == ("200", "whole number 1 to 1,000,000")
     assert found["train.momentum"].bounds == "number >= 0, < 1"
     assert found["train.optimiser"][1:3] == ('"sgd"', "sgd | adamw")
+    assert found["train.points"][1:3] == ("[]", "list of [number 0 to 1, number >= 0]")
     assert found["data.resize"].default == "none"
     assert "8/255" in found["threat.eps"].bounds
 
@@ -51,6 +52,12 @@ def test_the_settings_fit_the_terminal(columns: int, monkeypatch: pytest.MonkeyP
         ({"train": {"milestones": [0.5]}}, {"train": {"milestones": [0.5]}}, {}),
         ({"eval": {"attacks": ["fgsm"]}}, {"eval": {"attacks": ["fgsm"]}}, {}),
         ({"train": {"milestones": [[], [0.5]]}}, {"train": {}}, {"train.milestones": [[], [0.5]]}),
+        ({"train": {"points": [[0, 1], [1, 0]]}}, {"train": {"points": [[0, 1], [1, 0]]}}, {}),
+        (
+            {"train": {"points": [[[0, 1]], [[0, 0], [1, 1]]]}},
+            {"train": {}},
+            {"train.points": [[[0, 1]], [[0, 0], [1, 1]]]},
+        ),
         ({"seeds": [0, 1]}, {"seeds": [0, 1]}, {}),
         # What is not known is refused later.
         ({"train": {"nix": [1, 2]}}, {"train": {"nix": [1, 2]}}, {}),

@@ -71,6 +71,9 @@ FractionText = Annotated[
 ]
 
 
+Point = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]]
+
+
 class Train(Section):
     """How a network is trained. The defaults are the SmaraAD paper's recipe (Sec. 4.2), common to all methods."""
 
@@ -86,11 +89,21 @@ class Train(Section):
     bn_momentum: float | None = Field(
         None, gt=0, le=1, description="of batch-norm's statistics, 1 in the first iteration; none means the network's"
     )
-    schedule: Literal["step", "cosine", "onecycle"] = Field(
-        "step", description="step: lr drops at the milestones; onecycle: it rises from lr/25, then falls to lr/250000"
+    schedule: Literal["step", "cosine", "onecycle", "linear"] = Field(
+        "step",
+        description="step: lr drops at the milestones; onecycle: it rises from lr/25, then falls to lr/250000; linear: "
+        "straight lines between points",
     )
     per: Literal["epoch", "iteration"] = Field("epoch", description="how often the schedule goes on")
     schedule_start: float = Field(0.0, ge=0, lt=1, description="share of the epochs before cosine begins")
+    schedule_end: float = Field(1.0, gt=0, le=2, description="share of the epochs after which cosine is at 0")
+    schedule_shift: int = Field(
+        0, ge=-1_000_000, le=1_000_000, description="epochs or iterations (per) that cosine and linear are ahead"
+    )
+    cosine_damping: float = Field(0.0, ge=0, description="c of exp(-c u^2), which cosine is multiplied by; u: 0 to 1")
+    points: tuple[Point, ...] = Field(
+        (), description="linear: shares of the epochs, in order, and the share of lr there"
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the epochs in which lr rises")
     warmup_lr: float = Field(0.0, ge=0, description="where it rises from (onecycle: from lr/25)")
     lr_min: float = Field(0.0, ge=0, description="cosine does not fall below it")
@@ -152,6 +165,13 @@ class Train(Section):
             raise ValueError("cycle_momentum is for schedule = onecycle; leave it out, or set that")
         if self.schedule == "onecycle" and not self.warmup:
             raise ValueError("schedule = onecycle needs warmup, the share of the epochs in which lr rises, as 0.25")
+        if self.schedule_end <= self.schedule_start:
+            raise ValueError(f"schedule_end = {self.schedule_end:g} has to be above schedule_start")
+        shares = [share for share, _ in self.points]
+        if shares != sorted(shares):
+            raise ValueError("points have to be in the order of their shares of the epochs")
+        if self.schedule == "linear" and (not any(height for _, height in self.points) or self.warmup):
+            raise ValueError("schedule = linear needs points, as [[0, 0], [0.4, 1], [1, 0]], and no warmup beside them")
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min = {self.lr_min:g} is above lr = {self.lr:g}; lower it")
         return self

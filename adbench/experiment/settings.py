@@ -54,6 +54,8 @@ def _bounds(schema: Mapping[str, Any]) -> str:
         return " | ".join(map(str, choices))
     kind = schema.get("type")
     if kind == "array":
+        if parts := schema.get("prefixItems"):
+            return f"[{', '.join(map(_bounds, parts))}]"
         items = schema.get("items", {})
         return f"list of {_bounds(items)}" if items else "list"
     if kind in ("integer", "number"):
@@ -71,7 +73,7 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 def swept(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """A layer of settings without those that have a list where one value belongs, and these lists by their keys.
 
-    Of a setting that is a list itself, a list of lists has several values.
+    Of a setting that is a list itself, a list of such lists has several values.
     """
     rest: dict[str, Any] = dict(layer)
     found: dict[str, list[Any]] = {}
@@ -95,13 +97,21 @@ def _several(key: str, value: list[Any]) -> bool:
     schema = _schema(key)
     if schema is None:
         return False
-    if _is_list(schema):
-        return bool(value) and all(isinstance(item, list) for item in value)
+    if (items := _items(schema)) is not None:
+        return bool(value) and all(_is_list(item, items) for item in value)
     return schema.get("type") != "object"
 
 
-def _is_list(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") == "array" or any(map(_is_list, schema.get("anyOf", ())))
+def _items(schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The schema of a list's items; None where no list is meant."""
+    lists = (one for one in (schema, *schema.get("anyOf", ())) if one.get("type") == "array")
+    return next((one.get("items", {}) for one in lists), None)
+
+
+def _is_list(value: Any, items: Mapping[str, Any]) -> bool:
+    """Whether a value is a list of such items, as deep as they are."""
+    inner = _items(items)
+    return isinstance(value, list) and (inner is None or all(_is_list(part, inner) for part in value))
 
 
 def _schema(key: str) -> dict[str, Any] | None:

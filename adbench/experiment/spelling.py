@@ -13,6 +13,7 @@ from adbench.experiment.teacher import split_key
 _LATER = (
     *("precision", "micro_batch", "decay", "optimiser", "nesterov", "decay_norm", "bn_momentum", "init_sha256"),
     *("schedule", "per", "schedule_start", "warmup", "warmup_lr", "lr_min", "cycle_momentum", "augment"),
+    *("schedule_end", "schedule_shift", "cosine_damping", "points"),
     *("average", "average_start", "average_decay", "average_warmup", "average_buffers"),
     *("awp", "awp_start", "awp_form"),
 )
@@ -108,7 +109,11 @@ def _effective(train: Train) -> Train:
     if train.decay == "kernels" or not train.weight_decay:
         idle |= {"decay_norm"}
     if train.schedule != "cosine":
-        idle |= {"schedule_start", "lr_min"}
+        idle |= {"schedule_start", "schedule_end", "cosine_damping", "lr_min"}
+    if train.schedule != "linear":
+        idle |= {"points"}
+    if train.schedule not in ("cosine", "linear"):
+        idle |= {"schedule_shift"}
     if train.schedule == "onecycle" or not train.warmup:
         idle |= {"warmup_lr"}
     if train.schedule == "step" and not (train.warmup or train.drops()):

@@ -60,19 +60,20 @@ def schedules(_: Node, entry: Node, rule: dict[str, Any], result: Result) -> Non
     """The rates and momenta of a schedule's iterations, each to the last digit that is written."""
     train = recipe(entry, rule)
     unit = str(entry["columns"][0])
-    first = rule.get("first", int(found[1]) if (found := re.search(r"from (\d)", unit)) else 0)
+    first = int(found[1]) if (found := re.search(r"from (\d)", unit)) else 0
     for at, *expected in entry["values"]:
         if unit == "t":
             batches = FINE
             epoch, batch = divmod(round(at * FINE) - 1, FINE)
         elif unit.startswith("iteration"):
             batches = entry["params"].get("steps_per_epoch") or entry["params"]["iterations_per_epoch"]
-            epoch, batch = divmod(max(at - lag, -1) if (lag := rule.get("lag", 0)) else at, batches)
+            epoch, batch = divmod(at, batches)
         else:
             batches, epoch, batch = 1, at - first, 0
         values = schedule.rate(train, epoch, batch, batches), schedule.momentum(train, epoch, batch, batches)
         for name, value, due in zip(entry["columns"][1:], values, expected, strict=False):
-            result.compare(f"{name} at {unit} {at}", value, due, RATES * abs(due))
+            if name not in rule.get("unused", ()):
+                result.compare(f"{name} at {unit} {at}", value, due, RATES * abs(due))
 
 
 def sampler(_: Node, entry: Node, rule: dict[str, Any], result: Result) -> None:

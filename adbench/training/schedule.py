@@ -5,6 +5,7 @@ Nothing here keeps state, so a resumed training has the rates of one that nobody
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 
@@ -19,22 +20,31 @@ SLOW, FAST = 0.85, 0.95
 def rate(train: Train, epoch: int, batch: int, batches: int) -> float:
     """The learning rate of an iteration: `batch` of the `batches` of `epoch`, all counted from 0.
 
-    Per iteration, steps and cosine are taken at the end of the iteration, (batch + 1) / batches of an epoch further
-    (Rice et al., ICML 2020); one-cycle at its beginning, as torch does.
+    Per iteration, steps, cosine and straight lines are taken at the end of the iteration, (batch + 1) / batches of an
+    epoch further (Rice et al., ICML 2020); one-cycle at its beginning, as torch does.
     """
     if train.schedule == "onecycle":
         begin = train.lr / RISE
         return _cycled(train, epoch, batch, batches, begin, train.lr, begin / FALL)
     in_epoch = batches if train.per == "iteration" else 1
     at = epoch * batches + batch + 1 if train.per == "iteration" else epoch
-    warmup, start, end = (round(share * train.epochs * in_epoch) for share in (train.warmup, train.schedule_start, 1))
+    if train.schedule in ("cosine", "linear"):
+        at = max(at + train.schedule_shift, 0)
+    if train.schedule == "linear":
+        return _on_line([(round(share * train.epochs * in_epoch), train.lr * part) for share, part in train.points], at)
+    shares = train.warmup, train.schedule_start, train.schedule_end
+    warmup, start, end = (round(share * train.epochs * in_epoch) for share in shares)
     if at < warmup:
         return train.warmup_lr + at * (train.lr - train.warmup_lr) / warmup
     if train.schedule == "step":
         return _dropped(train, at // in_epoch)
     if at < start:
         return train.lr
-    return max(train.lr * 0.5 * (1 + math.cos(math.pi * (at - start) / (end - start))), train.lr_min)
+    if at >= end:
+        return train.lr_min
+    done, whole = at - start, end - start
+    damping = math.exp(-train.cosine_damping * (done / whole) ** 2)
+    return max(train.lr * 0.5 * (1 + math.cos(math.pi * done / whole)) * damping, train.lr_min)
 
 
 def momentum(train: Train, epoch: int, batch: int, batches: int) -> float:
@@ -56,6 +66,15 @@ def _dropped(train: Train, epoch: int) -> float:
     for _, same in itertools.groupby(drop for drop in train.drops() if 0 < drop <= epoch):
         value *= train.lr_factor ** len(list(same))
     return value
+
+
+def _on_line(points: list[tuple[int, float]], at: int) -> float:
+    """The height at `at` of the line through the points; of two at the same place the latter counts from there on."""
+    passed = bisect.bisect_right(points, at, key=lambda point: point[0])
+    if passed in (0, len(points)):
+        return points[max(passed - 1, 0)][1]
+    (left, low), (right, high) = points[passed - 1 : passed + 1]
+    return (high - low) / (right - left) * (at - left) + low
 
 
 def _cycled(train: Train, epoch: int, batch: int, batches: int, begin: float, peak: float, end: float) -> float:
