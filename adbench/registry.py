@@ -27,19 +27,19 @@ from adbench.system.signals import Stopped
 PAPER = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 """The ten methods of SmaraAD's tables, in their order."""
 
-LATER = ("kd-swa", "adaiad", "fair", "dgad", "absld", "b-mtard", "igdm", "saad")
+LATER = ("kd-swa", "adaiad", "fair", "dgad", "absld", "b-mtard", "peeraid", "igdm", "saad")
 """Distillation beside the paper's ten and after it, in the order of publication."""
 
 GROUPS = {
     "all": PAPER,
     "paper": PAPER,
-    "adversarial-training": ("pgd-at", "trades", "mart", "las-at", "hat"),
+    "adversarial-training": ("pgd-at", "trades", "mart", "lbgat", "las-at", "hat", "adr"),
     "distillation": (*PAPER[3:], *LATER),
     "fairness": ("fair", "absld"),
-    "2024": ("dgad", "absld", "b-mtard"),
+    "2024": ("adr", "dgad", "absld", "b-mtard", "peeraid"),
     "2025": ("igdm",),
     "2026": ("saad",),
-    "every": (*PAPER, "mart", "hat", *LATER),
+    "every": (*PAPER, "mart", "lbgat", "hat", "adr", *LATER),
 }
 """Names for groups of methods."""
 

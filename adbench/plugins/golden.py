@@ -108,11 +108,16 @@ class Replay:
         given = dict(entry.get("params", entry.get("config", {})))
         given |= {key: entry[key] for key in rule.get("params", {}) if key in entry}
         section, own = file.get(entry.path.partition(".")[0], {}), {key: entry[key] for key in BALL if key in entry}
-        inputs = file.get("attack_inputs", {}) | section.get("inputs", {}) | file.get("inputs", {})
+        sections = {} if rule.get("shared") else section.get("inputs", {})
+        inputs = file.get("attack_inputs", {}) | sections | file.get("inputs", {})
         settings = inputs | given | own | entry.get("attack", {}) | entry.get("recipe", {}) | rule.get("inputs", {})
         self.settings = Node(settings, "attack_inputs")
+        if second := rule.get("second"):
+            self._add_second(file[second]["inputs"])
         self.first = rule.get("first_epoch", 0)
         self.epoch = given.get("epoch", self.first) - self.first
+        self.before = settings.get("first_step_index", given.get(rule.get("iteration", ""), 0))
+        """Iterations before the entry's first."""
         self.epochs = settings.get("epochs", max(200, self.epoch + 1, given.get("begin", 0)))
         self.names: dict[str, Any] = FUNCTIONS | {"file": file, "entry": entry}
         for name, key in rule.get("variables", {}).items():
@@ -125,6 +130,18 @@ class Replay:
             self._add_toys(file["nets"])
         self.method: Any = configured(method, self._hyper(given)) if method else None
         self.names["method"] = self.method
+
+    def _add_second(self, second: Node) -> None:
+        """Images, labels and noise of a second iteration, in the form of batches and draws."""
+        size = len(self.settings["labels"])
+        for key in ("x_uint8", "labels"):
+            self.settings[key] = [*self.settings[key], *second[f"{key}_second"]]
+        for key in NOISE.values():
+            if key in self.settings and f"{key}_second" in second:
+                self.settings[key] = [self.settings[key], second[f"{key}_second"]]
+        self.settings["batches"] = [list(range(size)), list(range(size, len(self.settings["labels"])))]
+        draws = [[[kind, i] for kind in ("gauss", "unit")] for i in range(2)]
+        self.entry = Node(self.entry | {"batch": [0, 1], "draws": draws}, self.entry.path)
 
     def _hyper(self, given: dict[str, Any]) -> dict[str, Any]:
         """The entry's hyperparameters, under adbench's names and in its words."""
@@ -166,7 +183,7 @@ class Replay:
         names = {"student" if key in ("model", "network") else key: name for key, name in names.items()}
         usual = {"student": self.rule.get("student", "student"), "teacher": "teacher"}
         usual["nat_teacher"] = "nat_teacher" if "nat_teacher" in nets else "teacher"
-        for role, name in (usual | names | self.entry.get("nets", {})).items():
+        for role, name in (usual | names | self.entry.get("nets", {}) | self.rule.get("nets", {})).items():
             if name in nets:
                 self.networks[role] = Toy(nets[name])
 
@@ -176,7 +193,8 @@ class Replay:
         split = Split(images, torch.tensor(self.settings["labels"]))
         eps, size = (float(parse_fraction(str(self.settings[key]))) for key in ("eps", "step"))
         ball = Ball(eps, size, int(self.settings["steps"]))
-        recipe = {key: self.settings[key] for key in ("momentum", "weight_decay") if key in self.settings}
+        settings = ("momentum", "weight_decay", "nesterov")
+        recipe = {key: self.settings[key] for key in settings if key in self.settings}
         recipe["decay"] = "kernels" if str(self.settings.get("decay_on")).startswith("kernels") else "all"
         trainer = Trainer(
             method=self.method,
@@ -190,6 +208,7 @@ class Replay:
             folder=Path(),
             device=torch.device("cpu"),
         )
+        trainer.per_epoch = self.settings.get("iterations_per_epoch", trainer.per_epoch)
         trainer.set_up()
         known = self.settings | self.entry
         rule = self.rule.get("state", {})
@@ -198,6 +217,9 @@ class Replay:
         if given:
             self.method.load_state_dict(self.method.state_dict() | given)
         for attribute, role in self.rule.get("own", {}).items():
+            if attribute in trainer.parts.modules:
+                _exchange(trainer, attribute, self.networks[role])
+                continue
             setattr(self.method, attribute, self.networks[role])
             for part in (self.method.__pydantic_private__ or {}).values():
                 if isinstance(part, torch.optim.Optimizer):
@@ -251,7 +273,8 @@ class Replay:
                     self.method.on_lr_change(rates[number] / rate)
                 rate = rates[number]
                 epoch = block.get("epoch", self.epoch + self.first) - self.first
-                trainer.epoch, trainer.iteration = self.entry.get("epoch_from_0", {number: epoch})[number], number + 1
+                trainer.epoch = self.entry.get("epoch_from_0", {number: epoch})[number]
+                trainer.iteration = self.before + number + 1
                 self._iterate(trainer, block, noise)
             elif "loss" in self.rule:
                 self._loss()
@@ -262,7 +285,7 @@ class Replay:
 
     def _iterate(self, trainer: Trainer, block: dict[str, Any], noise: Recorded) -> None:
         """One step: the examples and the loss there; the trainer's own where the file has what an update leaves."""
-        batches, number = self.settings.get("batches"), trainer.iteration - 1
+        batches, number = self.settings.get("batches"), trainer.iteration - self.before - 1
         index = torch.tensor(batches[self.entry["batch"][number]] if batches else range(len(trainer.source.labels)))
         crops = torch.zeros(3, len(index), dtype=torch.long)
         if "state_after" in block:
@@ -330,6 +353,15 @@ class Replay:
                         )
                 else:
                     self.result.wrong.append(f"{name} is in no rule")
+
+
+def _exchange(trainer: Trainer, name: str, network: nn.Module) -> None:
+    """Put a network in the place of a method's part, which the student's optimiser trains."""
+    old = set(map(id, trainer.parts.modules[name].parameters()))
+    trainer.parts.modules[name] = network.train()
+    places = [group for group in trainer.optimiser.param_groups if old & set(map(id, group["params"]))]
+    for group, parameters in zip(places, [list(network.parameters())] + [[]] * len(places), strict=False):
+        group["params"] = parameters
 
 
 def _gradient(variable: Tensor) -> Tensor:

@@ -318,15 +318,15 @@ def loss_of_a_batch_is_the_mean_of_its_examples(problem: Problem) -> None:
     if not method.separable:
         raise NotClaimed
     x_adv = _attack(method, step)
-    step.student.module.eval()  # batch-norm is the one thing that examples may share
+    _fix_statistics(step)
     together = _loss(method, step, x_adv).detach()
     method, again = problem.begin(iteration=step.iteration + 1)
-    again.student.module.eval()
+    _fix_statistics(again)
     if not torch.equal(_loss(method, replace(again, x=step.x, y=step.y), x_adv).detach(), together):
         raise NotClaimed  # by chance or by iteration, so that examples cannot be compared one by one
     for i in range(IMAGES):
         method, alone = problem.begin()
-        alone.student.module.eval()
+        _fix_statistics(alone)
         alone = replace(alone, x=step.x[i : i + 1], y=step.y[i : i + 1])
         value = _loss(method, alone, x_adv[i : i + 1]).detach()
         if not torch.allclose(value[0], together[i], rtol=1e-3, atol=1e-4):
@@ -375,9 +375,9 @@ def few_steps_lower_the_loss(problem: Problem) -> None:
         method, step = problem.begin()
         x_adv = _attack(method, step)
         optimisers = problem.optimisers(step, rate)
-        values = []
+        values: list[float] = []
         for _ in range(16):
-            loss = _loss(method, step, x_adv)
+            loss = _loss(method, step, x_adv, finite=not values)
             values.append(loss.mean().item())
             _descend(loss, optimisers)
         if values[-1] < values[0]:
@@ -454,16 +454,22 @@ def _unchanged(step: Step, call: Callable[[], Tensor]) -> Tensor:
     return result
 
 
-def _loss(method: Method, step: Step, x_adv: Tensor | None = None) -> Tensor:
-    """The loss, (B,), of the given examples or of the method's own."""
+def _loss(method: Method, step: Step, x_adv: Tensor | None = None, *, finite: bool = True) -> Tensor:
+    """The loss, (B,), of the given examples or of the method's own. finite: it has to be."""
     x_adv = _attack(method, step) if x_adv is None else x_adv
     torch.manual_seed(step.iteration)
     loss = _unchanged(step, lambda: method.loss(step, x_adv))
     if message := form_error(loss, step.y):
         raise Broken(message)
-    if not torch.isfinite(loss).all():
+    if finite and not torch.isfinite(loss).all():
         raise Broken(f"the loss is not finite ({loss.mean().item()})")
     return loss
+
+
+def _fix_statistics(step: Step) -> None:
+    """Put all that learns in evaluation mode: batch-norm is the one thing that examples may share."""
+    for network in (step.student.module, *step.parts.values()):
+        network.eval()
 
 
 def _descend(loss: Tensor, optimisers: list[torch.optim.Optimizer]) -> None:
