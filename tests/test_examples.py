@@ -36,10 +36,25 @@ def test_a_method_with_feature_matching_and_a_projection_of_its_own(example: str
     assert checked.output.splitlines()[-1] == "all promises kept", checked.output
     assert "stage" in cli("info", example).output
     done = cli(
-        "run", "--methods", "feature-matching,rslad", "--plugin", example, "--teacher", "tiny.toml", *options(),
-        "--set", "train.average=ema", "--set", "train.schedule=cosine", "--set", "data.extra=more.npz",
-        "--set", "train.awp=0.01", "--results", "r",
-    )  # fmt: skip
+        "run",
+        "--methods",
+        "feature-matching,rslad",
+        "--plugin",
+        example,
+        "--teacher",
+        "tiny.toml",
+        *options(),
+        "--set",
+        "train.average=ema",
+        "--set",
+        "train.schedule=cosine",
+        "--set",
+        "data.extra=more.npz",
+        "--set",
+        "train.awp=0.01",
+        "--results",
+        "r",
+    )
     assert done.exit_code == 0, done.output
     record = record_of(Path("r"), "feature-matching")
     assert record["training"]["passes"]["own"] == 4  # 2 in the loss, and as many in its rehearsal

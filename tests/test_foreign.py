@@ -249,9 +249,19 @@ def test_an_own_network_on_own_images_from_training_to_export(nets: Path, monkey
     load(again, Path("shared/own.pt"))
     again.module.load_state_dict(torch.load("shared/own.pt", weights_only=True))
     judged = cli(
-        "eval", "shared/own.safetensors", "--arch", f"{nets}:Flat", "--dataset", "./animals", "--attacks", "fgsm",
-        "--resize", "8", "--results", "e",
-    )  # fmt: skip
+        "eval",
+        "shared/own.safetensors",
+        "--arch",
+        f"{nets}:Flat",
+        "--dataset",
+        "./animals",
+        "--attacks",
+        "fgsm",
+        "--resize",
+        "8",
+        "--results",
+        "e",
+    )
     assert judged.exit_code == 0, judged.output
     (own,) = (r for r in records(Path("e")).values())
     assert own["data"]["class_names"] == ["ant", "bee", "cat"]

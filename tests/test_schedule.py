@@ -192,8 +192,17 @@ def test_mtards_rate_falls_at_epochs_of_its_own_where_the_schedule_has_no_drops(
     assert own.settings()["rate_drops"] == [0.5, 0.75]
     found = []
     for epoch in (0, 4, 5, 7, 8):
-        step = Step(torch.zeros(2, 1, 8, 8), torch.zeros(2), Net(build("cnn-4", classes=10, channels=1)), epoch, 10,
-                    1, 0.1, Ball(0.1, 0.03, 1), torch.Generator())  # fmt: skip
+        step = Step(
+            torch.zeros(2, 1, 8, 8),
+            torch.zeros(2),
+            Net(build("cnn-4", classes=10, channels=1)),
+            epoch,
+            10,
+            1,
+            0.1,
+            Ball(0.1, 0.03, 1),
+            torch.Generator(),
+        )
         for method in (plain, own):
             method.setup(step)
             method.on_lr_change(0.1)

@@ -19,9 +19,13 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(k_out)
         self.conv2 = nn.Conv2d(k_out, k_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(k_out)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or k_in != k_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(k_in, k_out, 1, stride, bias=False), nn.BatchNorm2d(k_out))
+        changes = stride != 1 or k_in != k_out
+        self.shortcut = self.projection(k_in, k_out, stride) if changes else nn.Sequential()
+
+    @staticmethod
+    def projection(k_in: int, k_out: int, stride: int) -> nn.Module:
+        """The shortcut where number or size of the maps change."""
+        return nn.Sequential(nn.Conv2d(k_in, k_out, 1, stride, bias=False), nn.BatchNorm2d(k_out))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -29,23 +33,24 @@ class BasicBlock(nn.Module):
         return F.relu(total.add_(self.shortcut(x)), inplace=True)
 
 
-class NarrowBlock(nn.Module):
-    """`BasicBlock` whose shortcut has no parameters: every second pixel, and zeros for the channels that are new."""
+class NarrowBlock(BasicBlock):
+    """`BasicBlock` whose shortcut has no parameters."""
 
-    def __init__(self, k_in: int, k_out: int, stride: int) -> None:
+    @staticmethod
+    def projection(k_in: int, k_out: int, stride: int) -> nn.Module:
+        return Padding(k_out - k_in, stride)
+
+
+class Padding(nn.Module):
+    """Every `stride`-th pixel, and zeros for the channels that are `new`."""
+
+    def __init__(self, new: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(k_in, k_out, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(k_out)
-        self.conv2 = nn.Conv2d(k_out, k_out, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(k_out)
-        self.stride, self.new = stride, k_out - k_in
+        self.new, self.stride = new, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        total: Tensor = self.bn2(self.conv2(out))
-        if self.new:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
-        return F.relu(total.add_(x), inplace=True)
+        before = self.new // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new - before))
 
 
 class PreActivationBlock(nn.Module):
