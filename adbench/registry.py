@@ -27,7 +27,7 @@ from adbench.system.signals import Stopped
 PAPER = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 """The ten methods of SmaraAD's tables, in their order."""
 
-LATER = ("kd-swa", "adaiad", "fair", "dgad", "absld", "b-mtard", "peeraid", "igdm", "saad")
+LATER = ("kd-swa", "adaiad", "fair", "dgad", "absld", "b-mtard", "peeraid", "igdm", "ciard", "saad")
 """Distillation beside the paper's ten and after it, in the order of publication."""
 
 GROUPS = {
@@ -37,7 +37,7 @@ GROUPS = {
     "distillation": (*PAPER[3:], *LATER),
     "fairness": ("fair", "absld"),
     "2024": ("adr", "dgad", "absld", "b-mtard", "peeraid"),
-    "2025": ("igdm",),
+    "2025": ("igdm", "ciard"),
     "2026": ("saad",),
     "every": (*PAPER, "mart", "lbgat", "hat", "adr", *LATER),
 }

@@ -33,15 +33,16 @@ class BMTARD(MTARD):
         super().setup(step)
         self._tau, self._tau_step = wide(torch.ones(2), step.x.device), self.temperature_lr
 
-    def targets(self, step: Step, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        robust, natural = super().targets(step, x_adv)
-        robust, natural = robust / self._tau[0].to(robust), natural / self._tau[1].to(natural)
+    def distances(
+        self, step: Step, targets: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        robust, natural = (logits / tau.to(logits) for logits, tau in zip(targets, self._tau, strict=True))
         first, second = (step.mean(_minus_entropy(logits)) for logits in (robust, natural))
         signs = wide(torch.stack([first / second - 1, second / first - 1]).sign(), step.x.device)
         size = self.dropped(self.temperature_lr, self._tau_step, step)
         if not step.rehearsal:
             self._tau = (self._tau - size * signs).clamp(1, 10)
-        return robust, natural
+        return super().distances(step, (robust, natural), outputs)
 
     def rebalanced(self, losses: Tensor, first: Tensor, rate: float) -> Tensor:
         relative = (losses / first) ** self.balance

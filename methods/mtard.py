@@ -56,10 +56,18 @@ class MTARD(Method):
         return step.ascend(lambda x: cross_entropy(step.student(x), step.target), start=self.start, bn=self.attack_bn)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        robust_target, natural_target = self.targets(step, x_adv)
+        targets = step.teacher(x_adv), step.natural_teacher(step.x)
+        robust, natural, w_n = self.distances(step, targets, (step.student(x_adv), step.student(step.x)))
+        return (1 - w_n).to(robust) * robust + w_n.to(natural) * natural
+
+    def distances(
+        self, step: Step, targets: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """L_a and L_n, (B,), of the teachers' and the student's logits (B, C) at x' and x, and w_n after them."""
+        (robust_target, natural_target), (adversarial, clean) = targets, outputs
         reduction = reduction_for(self.kl_reduction, robust_target, many=Classes.MEAN_X10)
-        robust = step.term("kl_adversarial", kl(step.student(x_adv), robust_target, reduction, floor=FLOOR))
-        natural = step.term("kl_natural", kl(step.student(step.x), natural_target, reduction, floor=FLOOR))
+        robust = step.term("kl_adversarial", kl(adversarial, robust_target, reduction, floor=FLOOR))
+        natural = step.term("kl_natural", kl(clean, natural_target, reduction, floor=FLOOR))
         robust, natural = self.weighted(step, robust), self.weighted(step, natural)
         w_n = self._w_n
         if self.dynamic:
@@ -69,11 +77,7 @@ class MTARD(Method):
             if not step.rehearsal:
                 self._w_n, self._first = w_n, first
         step.log("weight_natural", w_n)
-        return (1 - w_n).to(robust) * robust + w_n.to(natural) * natural
-
-    def targets(self, step: Step, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) of the robust teacher at x' and of the natural one at x."""
-        return step.teacher(x_adv), step.natural_teacher(step.x)
+        return robust, natural, w_n
 
     def weighted(self, step: Step, values: Tensor) -> Tensor:
         """One of the two losses, (B,), as it counts; methods around this one may weight it by example."""

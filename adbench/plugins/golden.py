@@ -107,6 +107,8 @@ class Replay:
         self.file, self.entry, self.rule, self.result = file, entry, rule, result
         given = dict(entry.get("params", entry.get("config", {})))
         given |= {key: entry[key] for key in rule.get("params", {}) if key in entry}
+        tables = {key: table for key, table in given.items() if isinstance(table, dict)}
+        given |= {f"{key}.{name}": value for key, table in tables.items() for name, value in table.items()}
         section, own = file.get(entry.path.partition(".")[0], {}), {key: entry[key] for key in BALL if key in entry}
         sections = {} if rule.get("shared") else section.get("inputs", {})
         inputs = file.get("attack_inputs", {}) | sections | file.get("inputs", {})
@@ -118,7 +120,8 @@ class Replay:
         self.epoch = given.get("epoch", self.first) - self.first
         self.before = settings.get("first_step_index", given.get(rule.get("iteration", ""), 0))
         """Iterations before the entry's first."""
-        self.epochs = settings.get("epochs", max(200, self.epoch + 1, given.get("begin", 0)))
+        usual = rule.get("of_epochs", 200)
+        self.epochs = settings.get("epochs", max(usual, self.epoch + 1, given.get("begin", 0)))
         self.names: dict[str, Any] = FUNCTIONS | {"file": file, "entry": entry}
         for name, key in rule.get("variables", {}).items():
             self.names[name] = [tensor(row).requires_grad_() for row in entry[key]]
@@ -170,12 +173,16 @@ class Replay:
         """Networks of given logits, whose parameters can be named."""
         self.logits = {k: tensor(values) for k, values in sets.items() if isinstance(values, list) and k != "labels"}
         for role, group in itertools.groupby(sorted(self.logits), lambda name: name.rpartition("_")[0]):
-            table = Table({name.rpartition("_")[2]: self.logits[name] for name in group})
-            self.networks[role] = table
-            self.names |= {f"{role}_{where}": parameter for where, parameter in table.logits.items()}
+            self._add(role, Table({name.rpartition("_")[2]: self.logits[name] for name in group}))
         self.names["y"] = torch.tensor(sets["labels"])
         self.settings |= {"x_uint8": [[[[0]]]] * len(sets["labels"]), "labels": sets["labels"]}
         self.settings |= {"eps": "8/255", "step": "2/255", "steps": 10}
+
+    def _add(self, role: str, network: nn.Module) -> None:
+        """A network by its role, and the logits of a table by theirs."""
+        self.networks[role] = network
+        if isinstance(network, Table):
+            self.names |= {f"{role}_{where}": parameter for where, parameter in network.logits.items()}
 
     def _add_toys(self, nets: Node) -> None:
         """The networks on images, by role: the entry's, and where it names none, the usual ones."""
@@ -218,7 +225,10 @@ class Replay:
             self.method.load_state_dict(self.method.state_dict() | given)
         for attribute, role in self.rule.get("own", {}).items():
             if attribute in trainer.parts.modules:
-                _exchange(trainer, attribute, self.networks[role])
+                if self.networks[role] in (teacher.module for teacher in trainer.teachers.values()):
+                    self._add(role, trainer.parts.modules[attribute])  # the method has copied it
+                else:
+                    _exchange(trainer, attribute, self.networks[role])
                 continue
             setattr(self.method, attribute, self.networks[role])
             for part in (self.method.__pydantic_private__ or {}).values():
@@ -389,6 +399,7 @@ def replay(content: Node, beginning: str = "") -> Iterator[Result]:
         rule: dict[str, Any] = next(
             (rule for pattern, rule in RULES["entry"].items() if fnmatchcase(entry.path, pattern)), {}
         )
+        rule = RULES["entry"][rule["like"]] | rule if "like" in rule else rule
         methods = rule.get("method", entry.get("method", ""))
         methods = [methods] if isinstance(methods, str) else methods
         result = Result(entry.path)

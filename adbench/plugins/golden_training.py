@@ -25,6 +25,7 @@ from adbench.models import Network
 from adbench.plugins.reference import Node, Result, Toy, tensor
 from adbench.training import schedule
 from adbench.training.average import RE_ESTIMATED, Average
+from adbench.training.configured import configured
 from adbench.training.method import Method
 from adbench.training.step import Ball, Mode, Step
 from adbench.training.trainer import Trainer
@@ -61,6 +62,7 @@ def schedules(_: Node, entry: Node, rule: dict[str, Any], result: Result) -> Non
     train = recipe(entry, rule)
     unit = str(entry["columns"][0])
     first = int(found[1]) if (found := re.search(r"from (\d)", unit)) else 0
+    others = {name: _function(where) for name, where in rule.get("rates", {}).items()}
     for at, *expected in entry["values"]:
         if unit == "t":
             batches = FINE
@@ -70,10 +72,18 @@ def schedules(_: Node, entry: Node, rule: dict[str, Any], result: Result) -> Non
             epoch, batch = divmod(at, batches)
         else:
             batches, epoch, batch = 1, at - first, 0
-        values = schedule.rate(train, epoch, batch, batches), schedule.momentum(train, epoch, batch, batches)
-        for name, value, due in zip(entry["columns"][1:], values, expected, strict=False):
-            if name not in rule.get("unused", ()):
-                result.compare(f"{name} at {unit} {at}", value, due, RATES * abs(due))
+        values = {"momentum": schedule.momentum(train, epoch, batch, batches)}
+        values |= {name: of(epoch, train.epochs) for name, of in others.items()}
+        for name, due in zip(entry["columns"][1:], expected, strict=True):
+            value = values.get(name, schedule.rate(train, epoch, batch, batches))
+            result.compare(f"{name} at {unit} {at}", value, due, RATES * abs(due))
+
+
+def _function(where: str) -> Callable[..., float]:
+    """Of "ciard.teacher_rate": that function of the method as it is by default."""
+    method, _, name = where.partition(".")
+    found: Callable[..., float] = getattr(configured(method, {}), name)
+    return found
 
 
 def sampler(_: Node, entry: Node, rule: dict[str, Any], result: Result) -> None:
