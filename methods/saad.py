@@ -21,7 +21,6 @@ class SAAD(Method):
     batch.
     """
 
-    label = "SAAD"
     needs = frozenset({Need.TEACHER})
     separable = False  # w and v are relative to the batch
     divisible = False
@@ -39,6 +38,10 @@ class SAAD(Method):
     difference: Literal["symmetric", "one_sided"] = hyper("symmetric", doc="to x - d (code), or to x (paper, Eq. 11)")
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return "SAAD-C" if self.beta else "SAAD"
 
     def attack(self, step: Step) -> Tensor:
         x = step.x.detach().requires_grad_(True)

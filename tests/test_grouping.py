@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from synthetic import add
 from tiny import cli, records, run
 
 from adbench.registry import METHODS
+from adbench.report.tables import paper
+from adbench.report.view import View
 from adbench.results import document, record
 from adbench.results.diff import edited
 from adbench.results.runs import collect
+from adbench.results.teachers import named_apart
 from adbench.system.files import content_id
 from adbench.verification.consistency import CONTRADICTS
 from adbench.verification.verify import verify
@@ -44,6 +48,27 @@ def test_seeds_teachers_and_stored_examples_make_no_other_settings(tmp_path: Pat
         add(tmp_path, metrics=SCORES, seed=seed, evaluation={"keep_adversarial": bool(seed)})
     (found,) = collect(record.read_all(tmp_path), "student")
     assert len(found.done) == 2
+
+
+def test_what_was_trained_with_perturbed_weights_has_a_row_under_a_name_of_its_own(tmp_path: Path) -> None:
+    """Also alone, and beside others of its recipe; records keep their label, which `verify` compares."""
+    for number, awp in enumerate((0.0, 0.005, 0.01)):
+        train = {"epochs": 6, "awp": awp} if awp else {"epochs": 6}
+        add(tmp_path, method="trades", metrics=SCORES, settings={"train": train}, weights=str(number))
+    runs = [run.label for run in collect(named_apart(list(record.read_all(tmp_path))), "student")]
+    assert runs == ["TRADES", "TRADES-AWP (awp 0.005)", "TRADES-AWP (awp 0.01)"]
+    assert {one.label for one in record.read_all(tmp_path)} == {"TRADES"}
+    shutil.rmtree(tmp_path / "digits")
+    theirs: dict[str, Any] = {"dataset": "cifar10", "student": "rn18", "method": "trades", "metrics": SCORES}
+    for awp in (0.0, 0.005):
+        add(tmp_path, **theirs, settings={"train": {"epochs": 6, "awp": awp}}, weights=str(awp))
+    assert "TRADES-AWP" in cli("results", "--results", tmp_path).output
+    plain, perturbed = collect(named_apart(list(record.read_all(tmp_path))), "student")
+    assert (plain.label, perturbed.label) == ("TRADES", "TRADES-AWP")
+    # The paper has no such row.
+    values = [paper.value(run, "clean", View(tmp_path, [])) for run in (plain, perturbed)]
+    assert values[0] is not None
+    assert values[1] is None
 
 
 # One's own data

@@ -209,3 +209,31 @@ def test_the_recipe_of_wang_2023_is_the_preset_and_the_teacher() -> None:
     assert [rate(train, epoch, 0, 98) for epoch in (0, 9)] == pytest.approx([0.008, 0.2])
     assert [momentum(train, epoch, 0, 98) for epoch in (0, 9)] == pytest.approx([0.95, 0.85])
     assert (cell.data.val_images, train.batch_size, train.decay_norm) == (1024, 512, False)
+
+
+def test_the_recipe_of_perturbed_weights_is_its_authors_for_both_of_its_rows() -> None:
+    at, trades = students("awp").values()
+    assert (at.method, at.train.awp, at.train.awp_start, at.train.drops()) == ("pgd-at", 0.01, 0, [100, 150])
+    # The authors count epochs from 1: perturbed from the 10th, drops before the 100th and 150th.
+    assert (trades.train.awp, round(trades.train.awp_start * 200), trades.train.drops()) == (0.005, 9, [99, 149])
+    for cell in (at, trades):
+        assert (cell.train.epochs, cell.train.batch_size, cell.train.weight_decay) == (200, 128, 5e-4)
+        assert _training_attack(cell.train, THREAT) == Ball(8 / 255, 2 / 255, 10)
+    assert (at.hyper["attack_bn"], trades.hyper["attack_bn"]) == ("train", "eval")
+
+
+def test_saad_c_is_saad_with_its_clean_term_under_a_name_of_its_own() -> None:
+    for dataset, beta in (("cifar10", 0.2), ("cifar100", 0.5)):
+        (cell,) = students("official", "saad-c", dataset=dataset).values()
+        assert cell.hyper["beta"] == beta
+        assert cell.train == students("official", dataset=dataset, own=("methods=['saad']",))["saad"].train
+        assert configured("saad", cell.hyper).label == "SAAD-C"
+    assert configured("saad", {}).label == "SAAD"
+
+
+def test_ciards_recipe_has_the_rates_of_its_authors() -> None:
+    (cell,) = students("official", own=("methods=['ciard']",)).values()
+    assert [rate(cell.train, epoch - 1, 0, 390) for epoch in (1, 149, 151, 299, 300)] == pytest.approx(
+        [0.1, 0.1, 0.09998898973418141, 1.085815729597103e-05, 0], abs=1e-15
+    )
+    assert [round(share * 300) for share in cell.hyper["rate_drops"]] == [215, 260, 285]

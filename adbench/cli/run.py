@@ -208,7 +208,10 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
 
 def _summarise(console: Console, plan: Plan, results: Path) -> int:
     found = [(cell, record.read(layout.record_path(cell, results))) for cell in plan.matrix.cells]
-    records = named_apart([replace(one, label=f"{one.label} {cell.told}".rstrip()) for cell, one in found])
+    named = named_apart([one for _, one in found])
+    records = [
+        replace(one, label=f"{one.label} {cell.told}".rstrip()) for (cell, _), one in zip(found, named, strict=True)
+    ]
     failed = sum(not one.done for one in records)
     console.print()
     console.print(summary_table(records))

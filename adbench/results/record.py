@@ -106,6 +106,12 @@ class Record(Document):
         return self.model
 
     @property
+    def perturbed(self) -> bool:
+        """Whether it was trained with adversarial weight perturbation."""
+        recipe = self.config.training.get("train")
+        return bool(isinstance(recipe, dict) and recipe.get("awp"))
+
+    @property
     def failure(self) -> Failure:
         """Why it failed, of a cell that did."""
         assert self.error is not None

@@ -17,7 +17,8 @@ from adbench.results.setting import Setting
 
 
 def named_apart(records: Sequence[Record]) -> list[Record]:
-    """The records, with a digest beside each name that several teachers have: "best #5e0775".
+    """The records as reports name them: with a digest beside each name that several teachers have, "best #5e0775", and
+    students whose weights were perturbed in training apart from the others of their method, "TRADES-AWP".
 
     The digest is the beginning of the teacher's `train_id`, which its folder bears too; the same for the teacher's own
     records and for its students'.
@@ -36,6 +37,9 @@ def named_apart(records: Sequence[Record]) -> list[Record]:
             digest = min(ids[known[:3]])[:6]
             record = copy(record)
             setattr(record, key, f"{known[1]} #{digest}")
+        if record.kind == "student" and record.perturbed:
+            record = copy(record)
+            record.label = f"{record.label}-AWP"
         found.append(record)
     return found
 

@@ -88,7 +88,9 @@ def _student(run: Run) -> str:
 
 
 def _method(run: Run) -> str:
-    return METHODS.get(run.method or "", "")
+    """The paper's name of a run's method; "" for what it has no row of."""
+    perturbed = any(record.perturbed for record in run.done)
+    return "" if perturbed else METHODS.get(run.method or "", "")
 
 
 def _architecture(run: Run) -> str:
