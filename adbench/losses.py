@@ -107,11 +107,15 @@ def true_class_probability(logits: Tensor, y: Tensor) -> Tensor:
     return F.softmax(logits, dim=1).gather(1, y[:, None]).squeeze(1)
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) in nats, of logits (B, C): (B,)."""
+    log_p = F.log_softmax(logits, dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
 def entropy_weight(logits: Tensor) -> Tensor:
     """1 - H(p) / log C clamped to [0, 1], p = softmax(logits) (SmaraAD, Sec. 3.4): (B,). 1 is certain."""
-    log_p = F.log_softmax(logits, dim=1)
-    entropy = -(log_p.exp() * log_p).sum(dim=1)
-    return (1 - entropy / math.log(logits.shape[1])).clamp(0, 1)
+    return (1 - entropy(logits) / math.log(logits.shape[1])).clamp(0, 1)
 
 
 def renyi_entropy(logits: Tensor, order: float = 1.0) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html.parser
+import json
 import math
 import re
 import shutil
@@ -597,6 +598,24 @@ def test_figures_have_the_same_bytes_every_time(small: tuple[Path, Path, list[Pa
     first, second = plot.render(form), plot.render(form)
     assert first == second
     assert str(datetime.now(UTC).year).encode() + b"-" not in first
+
+
+def test_what_the_teacher_says_of_the_attacks_is_drawn_where_a_log_tells(tmp_path: Path) -> None:
+    add(tmp_path, method="trades", metrics={"aa": 0.4}, epochs=2)
+    for seed, accuracy in ((0, 0.5), (1, 0.7)):
+        path = add(tmp_path, method="rslad", teacher="t", seed=seed, metrics={"aa": 0.4}, epochs=2)
+        log = path.parent / "log.jsonl"
+        told = {"teacher_accuracy_adv": accuracy, "teacher_entropy_adv": 2 * accuracy}
+        log.write_text("".join(json.dumps(json.loads(line) | told) + "\n" for line in log.read_text().splitlines()))
+    runs = collect(read_all(tmp_path), "student")
+    usual, plot = training.curves(runs, [training.averaged(run.done)[0] for run in runs])
+    assert usual.label.startswith("curves_")
+    assert plot.label.startswith("guidance_")
+    assert plot.data is not None
+    accuracies, entropies = plot.data.panels
+    for panel, value in ((accuracies, 60), (entropies, 1.2)):
+        (series,) = panel.series
+        assert (series.name, [point.y for point in series.points]) == ("RSLAD", [pytest.approx(value)] * 2)
 
 
 def test_results_marked_as_separate_are_read_by_themselves_alone(tmp_path: Path) -> None:

@@ -255,6 +255,11 @@ Epoch = Annotated[
         val_mean=Annotated[Share, "of the two, where the method chooses by it"] | None,
         val_robust_worst=Annotated[Share, "of the class where it is lowest, where the method chooses by it"] | None,
         micro_batch=Annotated[int, Limits(ge=2)] | None,
+        teacher_accuracy_adv=Annotated[
+            float, "share on which the robust teacher is right at the student's x'; older logs lack it"
+        ]
+        | None,
+        teacher_entropy_adv=Annotated[float, "mean entropy in nats of what it says there; older logs lack it"] | None,
     ),
 ]
 Log = Annotated[list[Epoch], "the lines of log.jsonl, one an epoch, with the numbers that the method logs beside these"]

@@ -23,7 +23,11 @@ SELECTIONS = ("val_robust", "val_clean", "val_mean", "val_robust_worst")
 """What may choose the best epoch, on the held-out split: robust accuracy, clean accuracy, the mean of the two, or the
 robust accuracy of the class where it is lowest."""
 
-COLUMNS = ("epoch", "lr", "loss", "seconds", "images_per_second", *SELECTIONS, "micro_batch")
+GUIDANCE = ("teacher_accuracy_adv", "teacher_entropy_adv")
+"""What the robust teacher says of the student's x': the share on which it is right, and the mean entropy of its
+probabilities in nats."""
+
+COLUMNS = ("epoch", "lr", "loss", "seconds", "images_per_second", *SELECTIONS, "micro_batch", *GUIDANCE)
 """What the trainer writes into every line of a log, beside the numbers that a method logs."""
 
 
@@ -168,6 +172,11 @@ class Teacher(Net):
     def forget(self) -> None:
         """Drop the stored outputs (the batch is over)."""
         self._outputs.clear()
+
+    def known(self, x: Tensor) -> Tensor | None:
+        """Its logits (B, C) at x where this batch has computed them, else None."""
+        outputs = self._outputs.get(id(x))
+        return None if outputs is None else outputs[1]
 
     def _run(
         self, x: Tensor, *, features: bool = False, stages: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ from adbench.data.batches import to_float
 from adbench.data.training_images import TrainingImages
 from adbench.errors import UserError
 from adbench.experiment.config import Train
-from adbench.losses import cross_entropy
+from adbench.losses import cross_entropy, entropy, wide
 from adbench.models import Network
 from adbench.models.precision import AS_WRITTEN, Precision
 from adbench.models.verdict import right
@@ -45,7 +45,7 @@ from adbench.training.optimiser import groups, optimiser, set_bn_momentum, set_r
 from adbench.training.parts import Parts
 from adbench.training.perturbation import Perturbation
 from adbench.training.schedule import drop
-from adbench.training.step import SELECTIONS, Ball, Need, Net, Step, Teacher
+from adbench.training.step import GUIDANCE, SELECTIONS, Ball, Need, Net, Step, Teacher
 from adbench.weights import checkpoint
 from adbench.weights.file_reader import state_sha256
 
@@ -278,9 +278,29 @@ class Trainer:
         for part in parts:
             # So that the mean over the ranks is the batch's, also where their parts differ by an image.
             weight = self.ranks.size * part.step.share
-            for name, values in part.step.logged.items():
+            for name, values in (part.step.logged | self._guidance(part)).items():
                 logged.setdefault(name, []).extend(weight * value for value in values)
         return loss
+
+    def _guidance(self, part: BatchPart) -> dict[str, list[Tensor]]:
+        """GUIDANCE, of all batches where the method asks its teacher at x', else of an epoch's last one.
+
+        Neither draws from the training's random streams nor changes a network.
+        """
+        step = part.step
+        if Need.TEACHER not in self.teachers:
+            return {}
+        logits = step.teacher.known(part.x_adv)
+        if logits is None:
+            if step.iteration % self.per_epoch:
+                return {}
+            gpus = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(gpus), self.precision.convolutions():
+                logits = step.teacher(part.x_adv)
+        # Of mixed images, the predicted class's share.
+        mixed = None if step.soft is None else step.soft.gather(1, logits.argmax(dim=1, keepdim=True))
+        values = (right(logits, step.y) if mixed is None else mixed, entropy(logits))
+        return {name: [wide(value, self.device).mean()] for name, value in zip(GUIDANCE, values, strict=True)}
 
     def train_step(self, index: Tensor, crops: Tensor, noise: torch.Generator) -> tuple[Tensor, list[BatchPart]]:
         """The life of a batch: attack, loss, backward pass, update. Returns its mean loss and its parts.
