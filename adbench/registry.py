@@ -11,7 +11,7 @@ import ast
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -42,6 +42,11 @@ GROUPS = {
     "every": (*PAPER, "mart", "lbgat", "hat", "adr", *LATER),
 }
 """Names for groups of methods."""
+
+
+def members(asked: Iterable[str]) -> list[str]:
+    """The methods asked for, once each: those of a group for its name, any other name as it is."""
+    return list(dict.fromkeys(name for a in asked for name in GROUPS.get(a, (a,))))
 
 
 class Registry:

@@ -376,9 +376,23 @@ def test_results_are_filtered(finished: Path) -> None:
     assert count("--method", "pgd-at", "--kind", "teacher") == 1
     assert count("--teacher", "tiny") == 1
     assert count("--status", "done", "--student", "cnn-4", "--dataset", "digits") == 3
+    assert count("--method", "rslad,pgd-at") == count("--method", "rslad", "--methods", "pgd-at") == 3
+    assert count("--method", "RSLAD") == 1, "by its label"
+    assert count("--method", "distillation") == 1, "of a group those that are there"
+    assert count("--method", "rslad,trades") == 1
+    assert count("--students", "cnn-4,", "--datasets", "digits", "--teachers", "tiny") == 1
     result = cli("results", "--results", finished, "--method", "trades")
     assert result.exit_code == 2
     assert "matches (method = trades)" in result.stderr
+    for option, name, near in (
+        ("--method", "rslda", "rslad"),
+        ("--teacher", "tinny", "tiny"),
+        ("--student", "cnn-5", "cnn-4"),
+        ("--dataset", "digit", "digits"),
+    ):
+        result = cli("results", "--results", finished, option, name)
+        assert result.exit_code == 2
+        assert f"'{name}'; did you mean '{near}'?" in result.stderr
 
 
 def test_results_without_and_with_seeds_stand_in_one_table(finished: Path) -> None:

@@ -13,7 +13,7 @@ from tiny import cli, options
 import adbench
 from adbench.execution.engines.inline import Inline
 from adbench.plugins import validate
-from adbench.registry import METHODS
+from adbench.registry import GROUPS, METHODS
 
 PLUGIN = '''
 import torch
@@ -281,6 +281,16 @@ def test_a_plugin_that_logs_over_a_column_is_told_its_name(tmp_path: Path) -> No
 
 def test_every_check_has_a_plugin_that_breaks_it() -> None:
     assert {check for check, _ in BROKEN.values()} == {check.__name__ for check in validate.CHECKS}
+
+
+def test_a_group_is_validated_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(validate, "validate", lambda name: asked.append(name) or [])
+    assert cli("validate", "fairness", "trades").exit_code == 0
+    assert asked == [*GROUPS["fairness"], "trades"]
+    asked.clear()
+    cli("validate", "all")
+    assert asked == METHODS.names(), "here it stands for all there are"
 
 
 def test_the_command_prints_a_line_a_promise_and_what_was_seen(tmp_path: Path) -> None:

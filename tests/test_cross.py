@@ -314,7 +314,7 @@ def test_bad_input_is_one_sentence(results: Path, tmp_path: Path) -> None:
     for options, said in [
         (["--attack", "aa"], "AutoAttack leaves no single x'"),
         (["--attack", "pgdd20"], "unknown attack 'pgdd20'"),
-        (["--dataset", "digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
+        (["--dataset", "digits,digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
         (["--methods", "smarad"], "unknown method 'smarad'; did you mean 'smaraad'?"),
         (["--student", "cnn-5"], "unknown student 'cnn-5'"),
         (["--seed", "7"], "has the seed 7"),

@@ -14,7 +14,7 @@ from adbench.cli.options import FilePath, threads_option
 from adbench.errors import UserError
 from adbench.models.names import given, known
 from adbench.plugins import scaffold
-from adbench.registry import METHODS
+from adbench.registry import METHODS, members
 
 
 @click.command()
@@ -43,12 +43,13 @@ def _method(text: str) -> str:
 
 
 @click.command()
-@click.argument("methods", nargs=-1, required=True, metavar="METHOD|FILE.py|all ...")
+@click.argument("methods", nargs=-1, required=True, metavar="METHOD|FILE.py|GROUP|all ...")
 @threads_option("1")
 def validate(methods: tuple[str, ...], threads: int | None) -> None:
     """Check methods against the plugin contract on a tiny problem, in seconds each.
 
-    A line for each promise, and what was seen where it is broken; exit code 1 then. "all" stands for all registered.
+    A line for each promise, and what was seen where it is broken; exit code 1 then. "all" stands for all
+    registered, and the name of another group for its methods.
 
     \b
     Examples:
@@ -62,7 +63,7 @@ def validate(methods: tuple[str, ...], threads: int | None) -> None:
     torch.set_num_threads(threads or 1)  # on so small a problem, a second thread only waits
     broken = 0
     for method in methods:
-        for name in METHODS.names() if method == "all" else [_method(method)]:
+        for name in METHODS.names() if method == "all" else members([_method(method)]):
             click.secho(name, bold=True)
             before = None
             for verdict in verdicts(name):

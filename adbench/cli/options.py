@@ -262,7 +262,7 @@ def finished_options(command: Callable[..., Iterator[str]]) -> Callable[..., Non
 
     @wraps(command)
     def with_networks(
-        dataset: str | None,
+        datasets: tuple[str, ...],
         methods: tuple[str, ...],
         students: tuple[str, ...],
         seed: int | str | None,
@@ -275,7 +275,7 @@ def finished_options(command: Callable[..., Iterator[str]]) -> Callable[..., Non
         from adbench.results.networks import Wanted, select
 
         with leaving_out() as left_out:
-            groups = select(results, Wanted(dataset, methods, students, seed), left_out)
+            groups = select(results, Wanted(datasets, methods, students, seed), left_out)
             place = ready(results, data_dir, device, threads)
             for line in command(groups=groups, place=place, **more):
                 click.echo(line)
@@ -283,9 +283,11 @@ def finished_options(command: Callable[..., Iterator[str]]) -> Callable[..., Non
     wrapped: Callable[..., None] = with_networks
     for option in reversed(
         (
-            click.option("--dataset", metavar="NAME", help="Only this dataset. [default: each]"),
+            names_option("--dataset", "--datasets", "datasets", text="Only these datasets. [default: each]"),
             names_option(
-                "--methods", "--method", text="Only students of these methods (or labels of the report). [default: all]"
+                "--methods",
+                "--method",
+                text="Only students of these methods, groups of them or labels of the report. [default: all]",
             ),
             names_option(
                 "--student", "--students", "students", text="Only students of these architectures. [default: all]"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adbench.cli.options import FilePath, leaving_out, results_option, spread_option
+from adbench.cli.options import FilePath, leaving_out, names_option, results_option, spread_option
 from adbench.report.record_table import export
 from adbench.results import merge as merging
 from adbench.system import terminal
@@ -15,10 +15,10 @@ from adbench.system import terminal
 
 @click.command("results")
 @results_option
-@click.option("--dataset", metavar="NAME", help="Only this dataset.")
-@click.option("--method", metavar="NAME", help="Only this method.")
-@click.option("--teacher", metavar="NAME", help="Only students of this teacher.")
-@click.option("--student", metavar="NAME", help="Only this architecture.")
+@names_option("--dataset", "--datasets", "datasets", text="Only these datasets.")
+@names_option("--methods", "--method", text="Only these methods, groups of them or labels of the report.")
+@names_option("--teacher", "--teachers", "teachers", text="Only students of these teachers.")
+@names_option("--student", "--students", "students", text="Only these architectures.")
 @click.option("--kind", type=click.Choice(["student", "teacher", "checkpoint"]), help="Only this kind of network.")
 @click.option("--status", type=click.Choice(["done", "failed"]), help="Only finished or only failed ones.")
 @click.option(
@@ -32,10 +32,10 @@ from adbench.system import terminal
 @click.option("--out", type=FilePath(dir_okay=False), help="Write there instead of printing.")
 def results_(
     results: Path,
-    dataset: str | None,
-    method: str | None,
-    teacher: str | None,
-    student: str | None,
+    datasets: tuple[str, ...],
+    methods: tuple[str, ...],
+    teachers: tuple[str, ...],
+    students: tuple[str, ...],
     kind: str | None,
     status: str | None,
     form: str,
@@ -46,20 +46,20 @@ def results_(
 
     \b
     Examples:
-      adbench results --method rslad
+      adbench results --method rslad,ard
       adbench results --kind student --format csv --out students.csv
       adbench results --spread std            # mean and standard deviation over seeds
     """
-    filters = {
-        "dataset": dataset,
-        "method": method,
-        "teacher": teacher,
-        "student": student,
-        "kind": kind,
-        "status": status,
+    wanted = {
+        "dataset": datasets,
+        "method": methods,
+        "teacher": teachers,
+        "student": students,
+        "kind": (kind,) if kind else (),
+        "status": (status,) if status else (),
     }
     with leaving_out() as left_out:
-        export(results, {k: v for k, v in filters.items() if v}, form, out, left_out, spread)
+        export(results, {key: names for key, names in wanted.items() if names}, form, out, left_out, spread)
 
 
 @click.command()

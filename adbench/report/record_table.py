@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adbench.errors import Nothing, UserError
+from adbench.registry import GROUPS, members
+from adbench.registry import METHODS as KNOWN
 from adbench.report import render
 from adbench.results import record
 from adbench.results.frame import frame
+from adbench.results.networks import check_names
 from adbench.results.record import Record
 from adbench.results.runs import METHODS, collect, natural
 from adbench.results.setting import images
@@ -31,29 +34,36 @@ _SHARED = ("dataset", "student", "teacher", "status", "search")
 
 def export(
     results: Path,
-    wanted: dict[str, str],
+    wanted: Mapping[str, Sequence[str]],
     form: str,
     out: Path | None,
     left_out: Callable[[str], object] | None = None,
     spread: str | None = None,
 ) -> None:
-    """Print the records that have every value of `wanted`, or write them to `out`.
+    """Print the records that have, of every key of `wanted`, one of its values, or write them to `out`.
 
     form: table, csv, json, parquet (binary, so only to a file), latex or markdown. left_out: as of `record.read_all`.
     spread: a row for all seeds of a network, with their mean and what `Estimate.spread` calls so. Raises UserError when
-    nothing matches.
+    nothing matches, and for a name that nothing has.
     """
     everything = list(record.read_all(results, left_out))
+    named = named_apart(everything)
+    names = [_names_of(*pair) for pair in zip(everything, named, strict=True)]
+    for key in ("dataset", "method", "teacher", "student") if everything else ():
+        # A method that adbench knows is no slip of the pen: there is only nothing of it here.
+        strange = [name for name in wanted.get(key, ()) if key != "method" or name not in (*KNOWN, *GROUPS)]
+        check_names(key, strange, [each[key] for each in names], results)
+    chosen = {key: members(asked) if key == "method" else asked for key, asked in wanted.items()}
     records = [
-        named
-        for plain, named in zip(everything, named_apart(everything), strict=True)
-        if all(value in (getattr(plain, key), getattr(named, key)) for key, value in wanted.items())
+        one
+        for one, of_one in zip(named, names, strict=True)
+        if all(not of_one[key].isdisjoint(asked) for key, asked in chosen.items())
     ]
     if form in ("table", "latex", "markdown"):
         records.sort(key=_order)
     table = _over_seeds(records, spread) if spread else _one_by_one(records, form)
     if table.empty:
-        asked = ", ".join(f"{k} = {v}" for k, v in wanted.items()) or "any"
+        asked = ", ".join(f"{key} = {' or '.join(values)}" for key, values in wanted.items()) or "any"
         raise Nothing(f"no record in '{results}' matches ({asked})")
     if "seed" in table:
         # Networks from elsewhere have no seed; the others' are whole numbers all the same.
@@ -68,6 +78,14 @@ def export(
         click.echo(text)
     else:
         files.write_text(out, text if text.endswith("\n") else text + "\n")
+
+
+def _names_of(plain: Record, named: Record) -> dict[str, set[str | None]]:
+    """What a record is asked for by, of each key. plain, named: itself, and with its teachers told apart."""
+    keys = ("dataset", "method", "teacher", "student", "kind", "status")
+    names: dict[str, set[str | None]] = {key: {getattr(plain, key), getattr(named, key)} for key in keys}
+    names["method"] |= {plain.label} if plain.kind == "student" else set()
+    return names
 
 
 def _order(one: Record) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import Nothing, UserError, unknown
+from adbench.registry import members
 from adbench.results.analyses import AttackSetting
 from adbench.results.record import Record, read_all
 from adbench.results.runs import collect, natural
@@ -75,10 +76,11 @@ class Group:
 class Wanted:
     """Which networks are asked for; empty or None means all, but of a student's seeds only the lowest.
 
-    methods: registry names or labels of students; students: their architectures. seed: a number, or "all".
+    methods: registry names, groups of them, or labels of students; students: their architectures. seed: a number, or
+    "all".
     """
 
-    dataset: str | None = None
+    datasets: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     students: tuple[str, ...] = ()
     seed: int | str | None = None
@@ -134,23 +136,21 @@ def select(results: Path, wanted: Wanted, left_out: Callable[[str], object] | No
     found = groups(named_apart(list(read_all(results, left_out))), left_out)
     if not found:
         raise Nothing(f"no finished network in '{results}'; `adbench run` makes them")
-    if wanted.dataset is not None:
-        known = {group.dataset for group in found}
-        found = [group for group in found if group.dataset == wanted.dataset]
-        if not found:
-            raise unknown("dataset", wanted.dataset, known, f"in '{results}'")
+    check_names("dataset", wanted.datasets, [{group.dataset} for group in found], results)
+    found = [group for group in found if not wanted.datasets or group.dataset in wanted.datasets]
     students = [n for group in found for n in group.networks if n.kind == "student"]
-    _check_names("method", wanted.methods, [{n.record.method, n.label} for n in students], results)
-    _check_names("student", wanted.students, [{n.record.student} for n in students], results)
+    check_names("method", wanted.methods, [{n.record.method, n.label} for n in students], results)
+    check_names("student", wanted.students, [{n.record.student} for n in students], results)
     if isinstance(wanted.seed, int) and wanted.seed not in {n.record.seed for n in students}:
         raise UserError(f"no finished student in '{results}' has the seed {wanted.seed}")
     return [replace(group, networks=tuple(_chosen(group.networks, wanted))) for group in found]
 
 
-def _check_names(kind: str, asked: Sequence[str], there: Sequence[set[str | None]], results: Path) -> None:
+def check_names(kind: str, asked: Sequence[str], there: Sequence[set[str | None]], results: Path) -> None:
+    """Raise UserError for a name, or a group of methods, of which nothing is there. there: of each record its names."""
     known = {name for names in there for name in names if name}
     for name in asked:
-        if name not in known:
+        if known.isdisjoint(members([name]) if kind == "method" else [name]):
             raise unknown(kind, name, known, f"in '{results}'")
 
 
@@ -167,7 +167,7 @@ def _chosen(networks: Sequence[Finished], wanted: Wanted) -> Iterator[Finished]:
         chosen = lowest[network.run] if wanted.seed is None else wanted.seed
         named = {network.record.method, network.label}
         if (
-            (not wanted.methods or named & set(wanted.methods))
+            (not wanted.methods or named & set(members(wanted.methods)))
             and (not wanted.students or network.record.student in wanted.students)
             and chosen in ("all", network.record.seed)
         ):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from adbench.errors import UserError, unknown
 from adbench.experiment.config import Train, validated
-from adbench.registry import GROUPS, METHODS
+from adbench.registry import GROUPS, METHODS, members
 from adbench.training.method import Method, Passes
 from adbench.training.step import SELECTIONS
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 def method_names(asked: tuple[str, ...]) -> list[str]:
     """Registered method names, those of a group for its name. Raises UserError for an unknown one."""
-    expanded = [name for a in asked for name in GROUPS.get(a, (a,))]
-    for name in expanded:
+    names = members(asked)
+    for name in names:
         if name not in METHODS:
             raise unknown("method", name, [*METHODS.names(), *GROUPS])
-    return list(dict.fromkeys(expanded))
+    return names
 
 
 def configured(name: str, hyper: dict[str, Any]) -> Method:
