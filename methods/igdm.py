@@ -30,11 +30,12 @@ class IGDM(Around):
     """Indirect gradient distillation, a term that joins another method (Lee et al., ICLR 2025).
 
     attack:  the base method's
-    loss:    the base method's + a KL(S(x') - S(x - d), T(x') - T(x - d)),   d = x' - x
-    with     a = alpha epoch / epochs, epochs counted from 1; the differences of logits are logits; x - d not clamped
+    loss:    the base method's + a KL(S(x + beta d) - S(x - gamma d), T(x + beta d) - T(x - gamma d)),   d = x' - x
+    with     a = alpha epoch / epochs, epochs counted from 1; the differences of logits are logits; x - gamma d not
+             clamped; beta = gamma = 1
 
-    differs: the authors' code divides by 200 epochs, also in longer trainings, and runs x' through the student once
-    more for the term; neither is kept. The weight decay of their code is 2e-4, of their paper 5e-4.
+    differs: the authors' code divides by 200 epochs, also in longer trainings, which is not kept, and runs x' through
+    the student once more for the term (`extra_forwards`). The weight decay of their code is 2e-4, of their paper 5e-4.
     """
 
     needs = frozenset({Need.TEACHER})
@@ -43,6 +44,11 @@ class IGDM(Around):
         "adaad", doc="the method that the term joins (authors' code)"
     )
     alpha: float | None = hyper(None, ge=0, doc="weight at the end; none: 5, 15 over 10 classes (paper, for AdaAD)")
+    beta: float = hyper(1.0, later=True, gt=0, doc="the term's distance towards x' (authors' scripts)")
+    gamma: float = hyper(1.0, later=True, ge=0, doc="the term's distance away from x' (authors' scripts)")
+    extra_forwards: Literal["none", "authors"] = hyper(
+        "none", later=True, doc="x' once more, first, and x in any case, for batch-norm (authors' code has them)"
+    )
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -50,22 +56,36 @@ class IGDM(Around):
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         student = Remembered(step.student)
+        points = self.points(step, x_adv)
+        if self.extra_forwards == "authors":
+            step.student.observe(points[0])
+            student(step.x)
+            student(points[1])
         loss = self._base.loss(replace(step, student=student), x_adv)
         alpha = self.alpha if self.alpha is not None else 5.0 if len(step.student.weight) <= 10 else 15.0
-        term = step.term("kl_differences", self.difference(replace(step, student=student), x_adv))
+        term = step.term("kl_differences", self.difference(replace(step, student=student), *points))
         return loss + alpha * (step.epoch + 1) / step.epochs * term
 
-    def difference(self, step: Step, x_adv: Tensor) -> Tensor:
-        """The term by itself: (B,)."""
-        mirrored = 2 * step.x - x_adv
-        student = step.student(x_adv) - step.student(mirrored)
-        return kl(student, step.teacher(x_adv) - step.teacher(mirrored))
+    def points(self, step: Step, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """The images between which the term takes differences, (B, C, H, W), also outside [0, 1]."""
+        near = x_adv if self.beta == 1 else step.x + self.beta * (x_adv - step.x)
+        return near, 2 * step.x - x_adv if self.gamma == 1 else step.x - self.gamma * (x_adv - step.x)
+
+    def difference(self, step: Step, near: Tensor, far: Tensor) -> Tensor:
+        """The term by itself, of `points`: (B,)."""
+        student = step.student(near) - step.student(far)
+        return kl(student, step.teacher(near) - step.teacher(far))
 
     def passes(self, steps: int) -> Passes:
-        own = self._base.passes(steps)
+        own, more = self._base.passes(steps), self.beta != 1
         asked_at_x_adv = self.base in ("adaad", "adaiad", "iad")
-        forward = own.teacher_forward + 2 - asked_at_x_adv
-        return replace(own, student=own.student + 1, teacher_forward=forward)
+        teacher_forward = own.teacher_forward + 2 - (asked_at_x_adv and not more)
+        student_forward = own.student_forward
+        if self.extra_forwards == "authors":
+            student_forward += 1 + (self.base == "pgd-at")
+        return replace(
+            own, student=own.student + 1 + more, student_forward=student_forward, teacher_forward=teacher_forward
+        )
 
 
 class Remembered(Net):
@@ -80,3 +100,7 @@ class Remembered(Net):
             # x is kept with its logits: as long as it lives, its id belongs to no other tensor.
             self._outputs[id(x)] = (x, super().__call__(x))
         return self._outputs[id(x)][1]
+
+    def observe(self, x: Tensor) -> None:
+        if id(x) not in self._outputs:
+            super().observe(x)

@@ -51,13 +51,12 @@ def step_for(method: Method, seed: int = 0, **changes: Any) -> Step:
     teachers = {need: Teacher(build("cnn-8", classes=10, channels=1)) for need in Need}
     generator = torch.Generator().manual_seed(seed)
     settings: dict[str, Any] = {"epoch": 0, "epochs": 10, "iteration": 1, "lr": 0.1, "threat": Ball(0.1, 0.03, 4)}
+    images = {"x": torch.rand(6, 1, 8, 8, generator=generator), "y": torch.tensor([0, 1, 2, 3, 4, 9])}
     step = Step(
-        x=torch.rand(6, 1, 8, 8, generator=generator),
-        y=torch.tensor([0, 1, 2, 3, 4, 9]),
         student=Net(student),
         generator=torch.Generator().manual_seed(seed),
         teachers={need: t for need, t in teachers.items() if need in method.needed()},
-        **(settings | changes),
+        **(images | settings | changes),
     )
     method.setup(step)
     return step
@@ -95,6 +94,29 @@ def test_a_step_gives_bounded_examples_and_one_finite_loss_each_that_reaches_the
     for teacher in step.teachers.values():
         assert all(p.grad is None for p in teacher.module.parameters())
         assert not any(m.training for m in teacher.module.modules())
+
+
+def test_igdms_term_is_between_images_as_far_as_asked_for_and_these_leave_the_range() -> None:
+    x, x_adv = torch.tensor([0.25, 1.0]).view(1, 1, 1, 2), torch.tensor([0.5, 0.75]).view(1, 1, 1, 2)
+    step = step_for(make("igdm", {}), x=x)
+    for hyper, near, far in (({}, [0.5, 0.75], [0, 1.25]), ({"beta": 0.5, "gamma": 2.0}, [0.375, 0.875], [-0.25, 1.5])):
+        found = make("igdm", hyper).points(step, x_adv)  # type: ignore[attr-defined]
+        assert [points.flatten().tolist() for points in found] == [near, far]
+
+
+@pytest.mark.parametrize("base", ["adaad", "ard", "rslad", "pgd-at", "trades"])
+@pytest.mark.parametrize("hyper", [{}, {"beta": 0.5}, {"extra_forwards": "authors"}, {"gamma": 2.0, "beta": 0.5}])
+def test_igdm_declares_the_passes_of_its_options(base: str, hyper: dict[str, Any]) -> None:
+    method = make("igdm", {"base": base} | hyper)
+    step = step_for(method, parts={})
+    with counted(step.student.module) as student, counted(step.teacher.module) as teacher:
+        method.loss(step, method.attack(step)).mean()
+    cost = method.passes(step.threat.steps)
+    unused = hyper.get("extra_forwards") == "authors" and base in ("adaad", "ard", "pgd-at")  # S(x) with its graph
+    assert student["both"] - unused == cost.student
+    assert student["forward"] + unused == cost.student_forward
+    assert teacher["both"] == cost.teacher
+    assert teacher["forward"] == cost.teacher_forward
 
 
 @pytest.mark.parametrize(("name", "hyper"), ALTERNATIVES, ids=IDS)

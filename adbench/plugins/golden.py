@@ -129,7 +129,7 @@ class Replay:
         self.networks = Node({}, "networks")
         if "logits" in entry:
             self._add_tables(file["logit_sets"][entry["logits"]])
-        elif method and "loss" not in rule:
+        elif method and not {"loss", "cases"} & rule.keys():
             self._add_toys(file["nets"])
         self.method: Any = configured(method, self._hyper(given)) if method else None
         self.names["method"] = self.method
@@ -284,7 +284,7 @@ class Replay:
                 rate = rates[number]
                 epoch = block.get("epoch", self.epoch + self.first) - self.first
                 trainer.epoch = self.entry.get("epoch_from_0", {number: epoch})[number]
-                trainer.iteration = self.before + number + 1
+                trainer.iteration = block.get(self.rule.get("iteration", ""), self.before + number) + 1
                 self._iterate(trainer, block, noise)
             elif "loss" in self.rule:
                 self._loss()
@@ -412,7 +412,10 @@ def replay(content: Node, beginning: str = "") -> Iterator[Result]:
             result.wrong.append("no rule says what it is about, and it names no method")
         for method in [] if result.skipped or result.wrong else methods:
             try:
-                if section := golden_training.replay_of(entry.path):
+                if "cases" in rule:
+                    for case in entry[rule["cases"]]:
+                        Replay(content, Node(entry | case, entry.path), rule, method, result).run()
+                elif section := golden_training.replay_of(entry.path):
                     section(content, entry, rule, result)
                 else:
                     Replay(content, entry, rule, method, result).run()
