@@ -20,7 +20,7 @@ from rich.console import Console
 from synthetic import conform
 from tiny import PLUGIN, SETTINGS, TEACHER, cli, lasting, options, record_of, records, run, shorten_autoattack
 
-from adbench.cli import COMMANDS, main
+from adbench.cli import COMMANDS, WANTS, main
 from adbench.cli.display import Display
 from adbench.execution import execute
 from adbench.execution.expand import expand
@@ -84,6 +84,7 @@ for args in sys.argv[1:]:
     assert "torch" not in sys.modules, args
 """
     commands = ["--help", "run --help", "list", "teachers", "teachers digits-robust"]
+    commands += [f"show {weights(finished, 'rslad').parent}"]
     commands += [f"results --results {finished}", f"report --results {finished} --out reports"]
     commands += [f"status --results {finished}", f"merge {finished} --into merged"]
     subprocess.run([sys.executable, "-c", script, *commands], check=True, capture_output=True, text=True)
@@ -116,6 +117,22 @@ def test_adbench_alone_prints_its_help() -> None:
         result = cli(*args)
         assert result.exit_code == 0
         assert [name in result.output for name in COMMANDS] == [True] * len(COMMANDS)
+
+
+def test_the_overview_has_every_command_once_in_whole_sentences_of_one_line() -> None:
+    assert sorted(name for names in WANTS.values() for name in names) == sorted(COMMANDS)
+    lines = cli("--help", env={"COLUMNS": "80"}).output.splitlines()
+    for name, (_, says) in COMMANDS.items():
+        assert says[0].isupper()
+        assert says.endswith(".")
+        assert f"  {name:10}  {says}" in lines
+    assert [line for line in lines if line.endswith(":") and line[0] != " "] == ["Options:", *(f"{w}:" for w in WANTS)]
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_a_terminal_of_80_columns(name: str) -> None:
+    for line in cli(*name.split(), "--help", env={"COLUMNS": "80"}).output.splitlines():
+        assert cell_len(line) <= 80, line
 
 
 def test_the_list_shows_every_section() -> None:

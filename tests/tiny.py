@@ -63,9 +63,9 @@ class Mine(Method):
 VARIABLE = ("seconds", "timing", "provenance", "images_per_second", "peak_memory_bytes", "digest", "log_sha256")
 
 
-def cli(*args: str | Path) -> Result:
-    """One adbench command in this process."""
-    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="adbench")
+def cli(*args: str | Path, env: dict[str, str] | None = None) -> Result:
+    """One adbench command in this process. env: changes of its environment."""
+    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="adbench", env=env)
 
 
 def options(**changed: str) -> list[str]:

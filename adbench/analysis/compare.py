@@ -9,15 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from adbench.errors import UserError, unknown
-from adbench.results import layout
 from adbench.results.paired import Pair, Seeds, methods, networks
 from adbench.results.paired import unlike as not_alike
-from adbench.results.record import Record, read, read_all
+from adbench.results.record import only, read, read_all
 from adbench.results.runs import Run, collect, heading
 from adbench.results.setting import Setting
 from adbench.results.teachers import named_apart
 from adbench.system import terminal
-from adbench.system.files import below
 
 
 def lines(
@@ -32,7 +30,7 @@ def lines(
     Raises UserError for names without a record, and where the two have no place or seed in common.
     """
     if _is_path(first) or _is_path(second):
-        one, other = _record(Path(first)), _record(Path(second))
+        one, other = read(only(Path(first))), read(only(Path(second)))
         pairs = networks(one, other, anyway=anyway)
         yield from _settings(one.label, other.label, Setting.of(one), Setting.of(other))
         yield from _pair_table(pairs, one.label, other.label)
@@ -77,16 +75,6 @@ def _settings(first: str, second: str, one: Setting, other: Setting) -> Iterator
 def _is_path(text: str) -> bool:
     """Whether a record is meant by its path; a bare name is a method's, whatever lies beside you (./name is a path)."""
     return os.sep in text or "/" in text or text.endswith(".json")
-
-
-def _record(path: Path) -> Record:
-    """The record at a path, or the one below a folder."""
-    if path.is_dir():
-        found = below(path, layout.RECORD)
-        if len(found) != 1:
-            raise UserError(f"'{path}' holds {len(found)} records; name one {layout.RECORD}")
-        path = found[0]
-    return read(path)
 
 
 def _named(name: str, runs: Sequence[Run], results: Path) -> list[Run]:

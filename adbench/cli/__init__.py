@@ -15,33 +15,45 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
     "run": ("run:run", "Train and evaluate every cell of a matrix, or go on with it."),
-    "cost": ("run:cost", "What a matrix costs on this device."),
-    "status": ("status:status", "Where a matrix stands, and the time left."),
-    "report": ("report:report", "Write the paper's tables and figures from the records."),
-    "list": ("list:list_", "Methods, teachers, students, datasets, attacks, presets."),
-    "teachers": ("list:teachers", "List the teachers, show one, or verify what it claims."),
+    "cost": ("run:cost", "Say what a matrix costs on this device."),
+    "status": ("status:status", "Say where a matrix stands, and the time left."),
+    "prepare": ("prepare:prepare", "Fetch a matrix's datasets and teachers ahead of time."),
     "eval": ("eval:eval_", "Evaluate and record any checkpoint."),
+    "report": ("report:report", "Write the paper's tables and figures from the records."),
     "results": ("results:results_", "Filter and print the records, or export them."),
-    "merge": ("results:merge", "Join results folders from several machines into one."),
+    "show": ("record:show", "Tell one record in words, with what it does not show."),
+    "list": ("list:list_", "List methods, teachers, students, datasets and attacks."),
+    "teachers": ("list:teachers", "List the teachers, show one, or verify what it claims."),
+    "info": ("methods:info", "Say what a method does, needs and costs."),
     "compare": ("analyses:compare", "Compare two methods over their seeds, or two records."),
-    "cross": ("analyses:cross", "Attack each network with the others' adversarial examples."),
-    "cam": ("analyses:cam", "Compare where students look with where their teacher looks."),
+    "cross": ("analyses:cross", "Attack each network with the others' examples."),
+    "cam": ("analyses:cam", "Compare where students and their teacher look."),
     "verify": ("analyses:verify", "Recompute a record's figures from its weights."),
-    "prepare": ("prepare:prepare", "Fetch the datasets and teachers of a matrix ahead of time."),
-    "export": ("export:export", "Write a finished network for others to use."),
-    "golden": ("methods:golden", "Replay the authors' reference values through the methods."),
-    "info": ("methods:info", "What a method maximises and minimises, needs and costs."),
+    "reproduce": ("record:reproduce", "Train a record's cell again, and compare."),
+    "golden": ("methods:golden", "Replay the authors' reference values."),
     "validate": ("methods:validate", "Check methods against the plugin contract."),
-    "new-method": ("methods:new_method", "Write a plugin file to start a method of your own from."),
+    "merge": ("results:merge", "Join results folders of several machines into one."),
+    "export": ("export:export", "Write a finished network for others to use."),
+    "new-method": ("methods:new_method", "Write a plugin file to start a method of your own."),
 }
 """Every command: where it is defined in this package, and what the overview says of it."""
+
+WANTS = {
+    "Run": ("run", "prepare", "cost", "status", "eval"),
+    "Look": ("show", "results", "report", "list", "teachers", "info"),
+    "Compare": ("compare", "cross", "cam"),
+    "Check": ("verify", "reproduce", "golden", "validate"),
+    "Share": ("export", "merge", "new-method"),
+}
+"""What a person wants, and the commands for it, in the order of the overview."""
 
 
 @click.group(
     cls=Group,
     commands_at=COMMANDS,
+    wants=WANTS,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 @click.version_option(__version__, prog_name="adbench")
 @click.pass_context

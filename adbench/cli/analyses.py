@@ -64,7 +64,7 @@ def cross(**options: Any) -> Iterator[str]:
     \b
     Examples:
       adbench cross
-      adbench cross --dataset cifar10 --methods trades,rslad --attack cw --images 500
+      adbench cross --dataset cifar10 --methods trades,rslad --attack cw
     """
     from adbench.analysis import cross as crossing
 

@@ -22,12 +22,15 @@ SHOWN = 100
 class Group(click.Group):
     """Commands that are imported when they are called, so that `--help` is instant.
 
-    commands_at: of each command, "module:function" in this package and a line for the overview, in its order.
+    commands_at: of each command, "module:function" in this package and a line for the overview.
+    wants: headings of the overview, and their commands.
     """
 
-    def __init__(self, *args: Any, commands_at: Mapping[str, tuple[str, str]], **more: Any) -> None:
+    def __init__(
+        self, *args: Any, commands_at: Mapping[str, tuple[str, str]], wants: Mapping[str, Sequence[str]], **more: Any
+    ) -> None:
         super().__init__(*args, **more)
-        self.commands_at = commands_at
+        self.commands_at, self.wants = commands_at, wants
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands_at)
@@ -40,8 +43,9 @@ class Group(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in self.commands_at.items()])
+        for want, names in self.wants.items():
+            with formatter.section(want):
+                formatter.write_dl([(f"{name:10}", self.commands_at[name][1]) for name in names])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

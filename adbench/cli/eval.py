@@ -75,7 +75,8 @@ def eval_(
 
     \b
     Example:
-      adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 --attacks fgsm,pgd20 --images 1000
+      adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 \\
+        --attacks fgsm,pgd20 --images 1000
     """
     from adbench.execution import runner
     from adbench.execution.execute import check

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from adbench.cli.options import FilePath, data_dir_option, network_option
-from adbench.results import layout, record
+from adbench.results import record
 
 
 @click.command()
@@ -31,8 +31,8 @@ def export(record_path: Path, out: Path, name: str | None, checkpoint: Path | No
       adbench export results/.../record.json --out shared
       adbench eval shared/RSLAD_rn18.safetensors --arch rn18 --dataset cifar10
     """
+    found = record.read(record.only(record_path))
     from adbench.weights import export as exporting
 
-    path = record_path / layout.RECORD if record_path.is_dir() else record_path
-    for line in exporting.export(record.read(path), out, data_dir, name=name, file=checkpoint):
+    for line in exporting.export(found, out, data_dir, name=name, file=checkpoint):
         click.echo(line)

@@ -33,8 +33,10 @@ def prepare(options: MatrixOptions, source: Path | None, data_dir: Path) -> None
 
     \b
     Examples:
-      adbench prepare --dataset cifar10 --teacher robustbench:Wang2023Better_WRN-28-10
-      adbench prepare --dataset cifar10 --teacher robustbench:Chen2021LTD_WRN34_20 --from /media/stick
+      adbench prepare --dataset cifar10 \\
+        --teacher robustbench:Wang2023Better_WRN-28-10
+      adbench prepare --dataset cifar10 --from /media/stick \\
+        --teacher robustbench:Chen2021LTD_WRN34_20
     """
     from adbench.execution import prepare as preparing
     from adbench.execution.place import Place

@@ -60,7 +60,7 @@ def report(
     \b
     Examples:
       adbench report --results results --out reports
-      adbench report --format latex,csv --columns clean,pgd20,aa --group-by teacher
+      adbench report --format latex --columns clean,pgd20,aa --group-by teacher
       adbench report --compare rslad
       adbench report --watch                  # beside a running adbench run
     """

@@ -48,7 +48,7 @@ def results_(
     Examples:
       adbench results --method rslad,ard
       adbench results --kind student --format csv --out students.csv
-      adbench results --spread std            # mean and standard deviation over seeds
+      adbench results --spread std        # mean and standard deviation of seeds
     """
     wanted = {
         "dataset": datasets,

@@ -94,10 +94,14 @@ def run(
     \b
     Examples:
       adbench run --methods all --student rn18
-      adbench run --dataset cifar10 --methods trades,rslad --teacher wrn-34-10@teacher.pt --student rn18 --seeds 3
-      adbench run --methods rslad --set train.epochs=5 --set hyper.rslad.alpha=0.5 --dry-run
-      adbench run --dataset cifar10 --student rn18 --seeds 3 --engine ray --address auto --gpus 0.5
-      torchrun --standalone --nproc-per-node 4 -m adbench run --dataset cifar10 --methods smaraad --student rn18
+      adbench run --dataset cifar10 --methods trades,rslad --seeds 3 \\
+        --teacher wrn-34-10@teacher.pt --student rn18
+      adbench run --methods rslad --dry-run \\
+        --set train.epochs=5 --set hyper.rslad.alpha=0.5
+      adbench run --dataset cifar10 --student rn18 --seeds 3 \\
+        --engine ray --address auto --gpus 0.5
+      torchrun --standalone --nproc-per-node 4 -m adbench run \\
+        --dataset cifar10 --methods smaraad --student rn18
     """
     if gpus is not None and not math.isfinite(gpus):
         raise UserError(f"--gpus {gpus}: give a share such as 0.25, or a whole number of GPUs")

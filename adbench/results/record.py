@@ -260,6 +260,16 @@ def read(path: Path) -> Record:
     return record
 
 
+def only(path: Path) -> Path:
+    """Where a record lies that is given by its path or as a folder with one below it. Raises UserError for others."""
+    if not path.is_dir():
+        return path
+    found = below(path, layout.RECORD)
+    if len(found) != 1:
+        raise UserError(f"'{path}' holds {len(found)} records; name one {layout.RECORD}")
+    return found[0]
+
+
 def stated(path: Path) -> Record:
     """As `read`, but whatever its fields say of each other: for `adbench verify`, which judges them."""
     return document.read(path, Record, _REMEDY)

@@ -22,7 +22,7 @@ from adbench.errors import UserError
 from adbench.evaluation.masking_rules import VERDICTS, contradicted
 from adbench.execution.expand import teacher_cell
 from adbench.experiment import teacher
-from adbench.experiment.cell import safe
+from adbench.experiment.cell import Cell, safe
 from adbench.experiment.config import Data, Experiment, ThreatModel, Train, validated
 from adbench.registry import DATASETS, METHODS
 from adbench.results import document, layout, record
@@ -360,9 +360,9 @@ def _guide(
         }
         wrong = [*wrong, *differing(entry, {key: own[key] for key in entry if key in own})]
         return Finding.of(what, f"'{entry['name']}' of the configuration, with the weights that it ended with", wrong)
-    known = _known(found, dataset)
+    known = known_guides(found, dataset)
     if train_id in known:
-        wrong = [*wrong, *([] if entry["name"] == known[train_id] else ["name"])]
+        wrong = [*wrong, *([] if entry["name"] == known[train_id].name else ["name"])]
         unknown = ["its weights are not beside the record"] if "weights_sha256" in entry else []
         return Finding.of(what, f"'{entry['name']}' is the configuration's", wrong, unknown)
     return Finding.of(
@@ -383,7 +383,7 @@ def beside(found: Record, train_id: str) -> Record | None:
     return None
 
 
-def _known(found: Record, dataset: Dataset) -> dict[str, str]:
+def known_guides(found: Record, dataset: Dataset) -> dict[str, Cell]:
     """The teachers that adbench knows by name, as this record's recipe would have them, by identity."""
     training = found.config.training
     data = {key: training["data"].get(key) for key in ("train_images", "val_images", "resize")}
@@ -393,11 +393,11 @@ def _known(found: Record, dataset: Dataset) -> dict[str, str]:
     experiment = Experiment(
         train=recipe(training.get("train", {})), data=Data(**data), threat=ThreatModel(**training["threat"])
     )
-    known: dict[str, str] = {}
+    known: dict[str, Cell] = {}
     specs = [teacher.find(name, found.dataset) for name in teacher.names()]
     for spec in itertools.chain(specs, teacher.published()):
         if spec.dataset in (None, found.dataset):
             for one in (spec, teacher.natural_partner(spec)):
                 cell = teacher_cell(experiment, found.dataset, one, lambda *_: dataset)
-                known.setdefault(cell.train_id, one.name)
+                known.setdefault(cell.train_id, cell)
     return known

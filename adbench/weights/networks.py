@@ -62,7 +62,7 @@ def dataset_of(record: Record, data_dir: Path, *, whole_test: bool = False) -> D
     training, judged = record.config.training, record.config.evaluation
     data = training["data"]
     dataset = load(
-        _place(record, data_dir),
+        place_of(record, data_dir),
         data_dir,
         train_images=data["train_images"],
         val_images=data["val_images"],
@@ -82,7 +82,7 @@ def _under_threat(dataset: Dataset, training: Mapping[str, Any]) -> Dataset:
     return replace(dataset, threat=Threat(eps=parse_fraction(threat["eps"]), step=parse_fraction(threat["step"])))
 
 
-def _place(record: Record, data_dir: Path) -> str:
+def place_of(record: Record, data_dir: Path) -> str:
     """The record's dataset, one's own by a path under which it is here.
 
     That is the recorded one; from one of the folders around the record, where it is relative; or in `data_dir`.
