@@ -39,6 +39,8 @@ HYPER: dict[str, dict[str, Any]] = {
     "iad": {"begin_frac": 0.5},
     "smaraad": {"gamma": 10.0},
     "smaraad-pp": {"gamma": 10.0},
+    "lbgat": {"natural": "cnn-4"},
+    "ciard": {"teacher_lr": 0.05, "extra_forwards": "authors"},
 }
 DIFFERING = ("seconds", "images_per_second")
 RECIPES: dict[str, dict[str, Any]] = {
@@ -105,6 +107,7 @@ def trained(name: str, way: str, mine: distributed.Ranks, folder: Path) -> dict[
     return {
         "weights": it.student.state_dict(),
         "method": method.state_dict(),
+        "parts": it.parts.state(),
         "judged": it.judged.state_dict(),
         "log": [{key: value for key, value in entry.items() if key not in DIFFERING} for entry in entries],
         "devices": summary.devices,

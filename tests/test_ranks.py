@@ -37,7 +37,8 @@ from adbench.training.trainer import Trainer, check_sharing
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 SHARED = [f"{name}/written" for name in METHODS] + ["smaraad/lean", "trades/parts", "rslad/moving"]
 SHARED += ["mtard/perturbed", "trades/restored", "trades/mixed"]
-UNEQUAL = ["las-at/written", "mtard/written", "iad/written"]
+SHARED += ["ciard/written", "ciard/perturbed", "lbgat/parts", "peeraid/written", "adr/perturbed"]
+UNEQUAL = ["las-at/written", "mtard/written", "iad/written", "ciard/written", "peeraid/written"]
 """What three ranks do, with parts of 10 and 11 images: methods with state, and one without."""
 TOLERANCE = 1e-13
 PATIENCE = 240
@@ -97,7 +98,7 @@ def test_a_student_is_the_same_however_many_devices_share_its_training(tmp_path:
             stem = name.replace("/", "-")
             found, expected = shared[f"{stem}-{rank}"], alone[f"{stem}-0"]
             assert (found["devices"], expected["devices"], len(expected["log"])) == (size, 1, 2)
-            for what in ("weights", "method", *(["log", "judged"] if rank == 0 else [])):
+            for what in ("weights", "method", "parts", *(["log", "judged"] if rank == 0 else [])):
                 told = f"{what} of {name}, rank {rank} of {size}"
                 assert leaves(found[what]) == pytest.approx(leaves(expected[what]), rel=0, abs=TOLERANCE), told
             # One writes.
