@@ -90,10 +90,10 @@ class CIARD(BMTARD):
         wrong = (target.argmax(dim=1) != step.y).to(target)
         values = wrong * kl(adversarial / self.push_tau, target, reduction, floor=FLOOR)
         share = step.mean(wrong)
-        values = values / torch.where(share > 0, share, 1)  # without misclassified images there is no push
+        values = values / torch.where(share > 0, share, 1)
         sizes = wide(torch.stack([step.mean(each) for each in (robust, natural, values)]), step.x.device)
         powers = torch.where(sizes == 0, 1e-7, sizes).log10().floor()
-        factor = 10 ** (powers[:2].amin() - powers[2])
+        factor = 10 ** (powers[:2].amin() - powers[2]) * (share > 0)  # without misclassified images there is no push
         step.log("push", values)
         step.log("push_factor", factor)
         return factor.to(values) * values

@@ -233,3 +233,24 @@ def test_the_smoothed_target_of_las_at_depends_on_the_number_of_classes() -> Non
         z, y = torch.randn(3, classes), torch.tensor([0, 1, 2])
         expected: Tensor = cross_entropy(z, y, mass)
         assert torch.equal(method.smoothed(z, y), expected)
+
+
+def test_ciard_pushes_from_no_image_that_the_natural_teacher_has_right_and_its_teacher_begins_to_learn_in_time() -> (
+    None
+):
+    for epoch, learns in ((1, False), (2, True)):  # of 10, a sixth without
+        method = make("ciard", {})
+        step = step_for(method, epoch=epoch)
+        step.parts = {name: part.module.train() for name, part in method.parts(step).items()}  # type: ignore[union-attr]
+        before = {key: value.clone() for key, value in step.teacher.module.state_dict().items()}
+        x_adv = method.attack(step)
+        step.y = step.natural_teacher(x_adv).argmax(dim=1)
+        loss = method.loss(step, x_adv).mean()
+        loss.backward()
+        found = {name: values[-1].item() for name, values in step.logged.items()}
+        assert found["push_factor"] == found["push"] == 0
+        assert found["loss_student"] == pytest.approx((found["kl_adversarial"] + found["kl_natural"]) / 2)
+        expected = found["loss_student"] + learns * found["cross_entropy_teacher"]
+        assert loss.item() == pytest.approx(expected)
+        assert learns == all(p.grad is not None for p in step.parts["teacher"].parameters())
+        assert all(torch.equal(value, before[key]) for key, value in step.teacher.module.state_dict().items())
