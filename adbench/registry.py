@@ -291,3 +291,12 @@ def _class_of_file(code: Code, kind: str, added: Collection[Path]) -> Any:
 METHODS = Registry("method", "adbench.methods")
 MODELS = Registry("model", "adbench.models")
 DATASETS = Registry("dataset", "adbench.datasets")
+
+
+def method_names(asked: tuple[str, ...]) -> list[str]:
+    """Registered method names, those of a group for its name. Raises UserError for an unknown one."""
+    names = members(asked)
+    for name in names:
+        if name not in METHODS:
+            raise unknown("method", name, [*METHODS.names(), *GROUPS])
+    return names

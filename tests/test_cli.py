@@ -91,6 +91,65 @@ for args in sys.argv[1:]:
     assert Path("reports/index.html").is_file()
 
 
+WRONG = {
+    "run --methods rsald": "'rslad'",
+    "run --student rn19": "'rn18'",
+    "run --dataset cifar1": "'cifar10'",
+    "run --teacher digit-robust": "'digits-robust'",
+    "run --teacher cnn-16@nowhere.pt": "'nowhere.pt' does not exist",
+    "run --preset papr": "'paper'",
+    "run --set train.epoch=3": "'epochs'",
+    "run --set train.lr=-1": "train.lr = -1",
+    'run --set eval.attacks=["pgd"]': "'pgd20'",
+    'run --set eval.proxies=["nobody"]': "unknown teacher",
+    "run --device cpuu": "choose cpu",
+    "run --engine local --gpus 2": "--engine ray",
+    "run --seeds x": "'x'",
+    "cost --methods rsald": "'rslad'",
+    "prepare --methods rsald": "'rslad'",
+    "eval nowhere.pt --arch rn18": "'nowhere.pt' does not exist",
+    "eval nowhere.pt --arch rn18 --attacks pgd": "'pgd20'",
+    "eval nowhere.pt --arch rn18 --dataset digit": "'digits'",
+    "teachers nobody --verify": "unknown teacher",
+    "validate rsald": "'rslad'",
+    "info rsald": "'rslad'",
+    "golden nowhere.json": "'nowhere.json' does not exist",
+    "verify nowhere": "'nowhere' does not exist",
+    "export nowhere --out x": "'nowhere'",
+    "reproduce nowhere": "'nowhere'",
+    "show nowhere": "'nowhere'",
+    "compare a/b c/d": "'a/b'",
+    "cross --results nowhere": "'nowhere'",
+    "cam --results nowhere": "'nowhere'",
+}
+"""Wrong words, and what the answer names."""
+
+
+def test_wrong_words_are_answered_before_torch_is_loaded() -> None:
+    script = """
+import json, sys
+from adbench.cli import main
+words, modules = json.loads(sys.argv[1])
+for name in modules:
+    sys.modules[name] = None
+for args in words:
+    try:
+        main(args.split())
+    except SystemExit as ended:
+        assert ended.code == 2, args
+        print(args, file=sys.stderr)
+"""
+    names = [line for line in WRONG if re.match(r"run --(methods|student|dataset|device)|validate|info|golden", line)]
+    for words, modules in ((list(WRONG), ["torch"]), (names, ["torch", "numpy", "pydantic"])):
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps([words, modules])], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        lines = done.stderr.splitlines()
+        assert lines[1::2] == words
+        assert [line for line, said in zip(words, lines[::2], strict=True) if WRONG[line] not in said] == []
+
+
 @pytest.mark.parametrize(("before", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_do_not_spin_unless_they_are_told_to(before: str | None, then: str) -> None:
     """It has to be said before torch is loaded, which reads it once."""
@@ -127,6 +186,16 @@ def test_the_overview_has_every_command_once_in_whole_sentences_of_one_line() ->
         assert says.endswith(".")
         assert f"  {name:10}  {says}" in lines
     assert [line for line in lines if line.endswith(":") and line[0] != " "] == ["Options:", *(f"{w}:" for w in WANTS)]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tables_fit_the_terminal(finished: Path, columns: int) -> None:
+    for words in ("results", "results --spread ci", "compare pgd-at rslad"):
+        found = cli(*words.split(), "--results", finished, env={"COLUMNS": str(columns)})
+        assert found.exit_code == 0, found.output
+        assert max(map(cell_len, found.output.splitlines())) <= columns
+    for words in ("list", "list settings", "teachers"):
+        assert max(map(cell_len, cli(*words.split(), env={"COLUMNS": str(columns)}).output.splitlines())) <= columns
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
@@ -531,6 +600,34 @@ def test_a_terminal_sees_bars(cells: tuple[Cell, ...]) -> None:
     assert "\x1b[" in shown
     assert "loss 2.303" in shown
     assert "robust 25.0" in shown
+
+
+def test_a_line_above_the_bars_tells_how_far_all_cells_are(
+    cells: tuple[Cell, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two cells that are thought to take 100 and 300 seconds; a tenth of the work took 80 seconds."""
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    one, other = (replace(cell, train=cell.train.model_copy(update={"epochs": 5})) for cell in cells)
+    display = Display(console, 2, {one.id: 100.0, other.id: 300.0})
+
+    def line() -> str:
+        with console.capture() as captured:
+            console.print(display._progress.get_renderable())
+        shown = captured.get().splitlines()
+        assert max(map(cell_len, shown)) <= 80
+        return shown[0]
+
+    display(one, {"what": "start"})
+    display(one, {"what": "batch", "epoch": 0, "batch": 0, "of": 4})
+    assert line().startswith("all: 0 of 2 cells")
+    now = 80.0
+    display(one, {"what": "batch", "epoch": 2, "batch": 0, "of": 4})
+    assert "about 12 min 00 s left" in line()
+    display(one, {"what": "end", "record": {"status": "done", "metrics": {}}})
+    assert line().startswith("all: 1 of 2 cells ━")
+    assert "about 4 min 00 s left" in line()
 
 
 @pytest.mark.parametrize("width", [80, 120])

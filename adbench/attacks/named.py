@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from adbench import __version__
 from adbench.attacks.linf import Start, ascend, attacking, usable
 from adbench.data.threat import as_text, parse_fraction
-from adbench.errors import UserError, printable, unknown
+from adbench.errors import UserError, printable
+from adbench.experiment import attack_names
 from adbench.losses import cross_entropy, margin
 
 NAMES = ("fgsm", "mi-fgsm", "pgd20", "cw", "aa")
@@ -120,19 +121,14 @@ def gradient_attack(name: str, eps: Fraction, step: Fraction, start: Start = Sta
         return GradientAttack(name, "cross-entropy", 1, eps, eps, Start.CLEAN)
     if name == "mi-fgsm":
         return GradientAttack(name, "cross-entropy", 10, eps, eps / 10, Start.CLEAN, decay=1.0)
-    if match := re.fullmatch(r"(pgd|cw)([1-9][0-9]{0,3})?(?:x([1-9][0-9]{0,2}))?", name):
+    if match := attack_names.ITERATED.fullmatch(name):
         kind, steps, restarts = match.groups()
         if kind == "cw" or steps:
             if int(restarts or 1) > 1 and start is Start.CLEAN:
                 raise UserError(f"attack '{name}': restarts from the image itself are all the same; set eval.start")
             loss = "margin" if kind == "cw" else "cross-entropy"
             return GradientAttack(name, loss, int(steps or 20), eps, step, start, int(restarts or 1))
-    raise unknown(
-        "attack",
-        name,
-        NAMES,
-        "fgsm, mi-fgsm, pgdK for K steps, pgdKxR for R restarts, cw, cwKxR, aa; NAME@R within R, as pgd20@4/255",
-    )
+    raise attack_names.nobody_has(name)
 
 
 def radius(name: str, eps: Fraction) -> Fraction:

@@ -24,6 +24,8 @@ from adbench.cli.options import (
     results_option,
     threads_option,
 )
+from adbench.errors import UserError
+from adbench.system.files import no_file
 
 
 @click.command()
@@ -147,6 +149,8 @@ def verify(
       adbench verify results/.../record.json --survivors
       adbench verify results --again 200 --format json
     """
+    if reason := not path.is_dir() and no_file(path):
+        raise UserError(f"record '{path}' {reason}; give the path of one, or a folder of them")
     from adbench.verification import command
     from adbench.verification import verify as verification
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 FIGURES = 0.35
 """The share of a progress line that its figures have at least."""
+ENOUGH = 0.05
+"""The share of the work after which the time left is told by the time that it took."""
 
 
 def console() -> Console:
@@ -37,12 +39,18 @@ def console() -> Console:
 
 
 class Display:
-    """Hears what happens to cells and shows it; use as a context manager around a run."""
+    """Hears what happens to cells and shows it; use as a context manager around a run.
 
-    def __init__(self, console: Console, total: int) -> None:
+    total: the cells; of several, a line stands above theirs. expected: seconds that each is thought to take, by its id.
+    """
+
+    def __init__(
+        self, console: Console, total: int, expected: Mapping[str, float] | None = None, at_a_time: int = 1
+    ) -> None:
         self.console = console
         self.total = total
         self.done = 0
+        self._all = Overall(total, expected or {}, at_a_time)
         self._began: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._accuracy: dict[str, list[str]] = {}
@@ -54,6 +62,7 @@ class Display:
             console=console,
             transient=True,
         )
+        self._line = self._progress.add_task(self._all.says, total=1, figures="") if total > 1 else None
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
@@ -68,6 +77,11 @@ class Display:
 
     def __call__(self, cell: Cell, event: dict[str, Any]) -> None:
         getattr(self, f"_on_{event['what']}")(cell, event)
+        if self._line is not None:
+            self._all.hear(cell, event)
+            share = self._all.share
+            figures = self._fitting([f"about {duration(self._all.left)} left"] if share else [""])
+            self._progress.update(self._line, description=self._all.says, completed=share, figures=figures)
 
     def _on_start(self, cell: Cell, _: dict[str, Any]) -> None:
         self._began.setdefault(cell.id, time.monotonic())
@@ -128,6 +142,55 @@ class Display:
             )
         line = f"[{self.done}/{self.total}] {_escaped(str(cell))}: {result}  ({took})"
         self.console.print(line, highlight=False, soft_wrap=True)
+
+
+class Overall:
+    """How far all cells are, and how long the rest will take: by what each is expected to take, and what they took."""
+
+    def __init__(self, total: int, expected: Mapping[str, float], at_a_time: int) -> None:
+        self.total, self.at_a_time = total, max(1, at_a_time)
+        self.expected = {cell: max(seconds, 1e-3) for cell, seconds in expected.items()}
+        self.done: set[str] = set()
+        self.begun = time.monotonic()
+        self._first: dict[str, float] = {}
+        self._parts: dict[str, float] = {}
+
+    def hear(self, cell: Cell, event: dict[str, Any]) -> None:
+        """Take in an event of a cell."""
+        if event["what"] == "end":
+            self.done.add(cell.id)
+            self._parts[cell.id] = 1.0
+        elif event["what"] in ("batch", "epoch"):
+            epochs = event["epoch"] + (event["batch"] / event["of"] if event["what"] == "batch" else 0)
+            at = epochs / cell.train.epochs
+            first = self._first.setdefault(cell.id, at)  # of a training that goes on, what is left of it counts
+            self._parts[cell.id] = (at - first) / (1 - first) if first < 1 else 0.0
+
+    @property
+    def says(self) -> str:
+        return f"all: {len(self.done)} of {self.total} cells"
+
+    @property
+    def share(self) -> float:
+        """Of all that was to be done when it began, 0 to 1."""
+        weights = self._weights()
+        worked = sum(weights[cell] * part for cell, part in self._parts.items() if cell in weights)
+        return min(worked / sum(weights.values()), 1.0)
+
+    @property
+    def left(self) -> float:
+        """Seconds: in proportion to those that it took so far, and as expected until there is something to go by."""
+        share = self.share
+        if share < ENOUGH and self.expected:
+            return (1 - share) * sum(self.expected.values()) / self.at_a_time
+        return (time.monotonic() - self.begun) * (1 - share) / max(share, 1e-9)
+
+    def _weights(self) -> dict[str, float]:
+        """What each cell counts for; alike where nobody expected anything."""
+        known = self.expected or dict.fromkeys(self._parts, 1.0)
+        unheard = self.total - len(known)
+        mean = sum(known.values()) / max(len(known), 1)
+        return known | {f"unheard {i}": mean or 1.0 for i in range(unheard)}
 
 
 def _cut(text: str, width: int) -> str:

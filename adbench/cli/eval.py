@@ -24,7 +24,9 @@ from adbench.cli.options import (
     results_option,
     threads_option,
 )
+from adbench.data.identity import known as known_dataset
 from adbench.experiment import config, teacher
+from adbench.experiment import named as names
 from adbench.experiment.cell import Matrix
 from adbench.results import layout, record
 from adbench.system import terminal
@@ -78,18 +80,20 @@ def eval_(
       adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 \\
         --attacks fgsm,pgd20 --images 1000
     """
-    from adbench.execution import runner
-    from adbench.execution.execute import check
-    from adbench.execution.expand import teacher_cell
-    from adbench.weights.networks import lookup
-
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
     judging |= {"aa_search": "fast"} if fast_aa else {}
     judging |= {"attacks": attacks} if attacks else {}
     judging |= {"masking": masking or 0, "keep_adversarial": keep_adversarial}
     experiment = config.experiment({"threat": {"eps": eps, "step": step}, "data": {"resize": resize}, "eval": judging})
-    place = place_of(results, data_dir, device)
+    names.check(experiment)
+    known_dataset(dataset)
     spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})
+    from adbench.execution import runner
+    from adbench.execution.execute import check
+    from adbench.execution.expand import teacher_cell
+    from adbench.weights.networks import lookup
+
+    place = place_of(results, data_dir, device)
     cell = replace(teacher_cell(experiment, dataset, spec, lookup(place.data_dir)), kind="checkpoint")
     check(cell, place)
     make_writable(results)

@@ -20,6 +20,9 @@ from adbench.cli.options import (
     precision_option,
     seeds_of,
 )
+from adbench.data.identity import known as known_dataset
+from adbench.models.names import canonical
+from adbench.registry import method_names
 
 if TYPE_CHECKING:
     from adbench.experiment.config import Experiment
@@ -46,9 +49,20 @@ class MatrixOptions:
         """Whether any of the options is there."""
         return any(getattr(self, field.name) for field in fields(self))
 
-    def experiment(self) -> Experiment:
-        """The experiment: presets, then file, then --set, then the named options. Raises UserError."""
+    def experiment(self, *, past: bool = False) -> Experiment:
+        """The experiment: presets, then file, then --set, then the named options. Raises UserError.
+
+        The names of the command line are looked up before pydantic is imported: a mistyped one is answered at once.
+        past: of an experiment that was, whose methods and teachers need not be there any more.
+        """
+        if not past:
+            method_names(self.methods)
+            for name in self.students:
+                canonical(name)
+            for name in self.datasets:
+                known_dataset(name)
         from adbench.experiment import config as configuration  # status without options needs no settings
+        from adbench.experiment import named as names
         from adbench.experiment import settings
 
         named: dict[str, Any] = {
@@ -67,6 +81,8 @@ class MatrixOptions:
         layers = (*(configuration.read_preset(name) for name in chosen), file, line)
         layers = (*layers, {"sweep": sweep}) if sweep else layers
         experiment = configuration.experiment(configuration.layered(*layers))
+        if not past:
+            names.check(experiment)
         settings.variants(experiment)  # raises for a value that its setting cannot have
         return experiment
 

@@ -14,7 +14,8 @@ from adbench.cli.options import FilePath, threads_option
 from adbench.errors import UserError
 from adbench.models.names import given, known
 from adbench.plugins import scaffold
-from adbench.registry import METHODS, members
+from adbench.registry import METHODS, method_names
+from adbench.system.files import no_file
 
 
 @click.command()
@@ -30,11 +31,14 @@ def info(name: str) -> None:
       adbench info wrn-34-10
       adbench info nets.py:Mine
     """
-    from adbench.plugins import describe
-
     given(name)
     network = name not in METHODS and known(name)
-    click.echo(describe.network_card(name) if network else describe.card(_method(name)))
+    method = "" if network else _method(name)
+    if method:
+        method_names((method,))  # raises for one that there is not
+    from adbench.plugins import describe
+
+    click.echo(describe.network_card(name) if network else describe.card(method))
 
 
 def _method(text: str) -> str:
@@ -56,23 +60,25 @@ def validate(methods: tuple[str, ...], threads: int | None) -> None:
       adbench validate mine.py
       adbench validate all
     """
+    names = [
+        name for text in methods for name in (METHODS.names() if text == "all" else method_names((_method(text),)))
+    ]
     import torch
 
     from adbench.plugins.validate import validate as verdicts
 
     torch.set_num_threads(threads or 1)  # on so small a problem, a second thread only waits
     broken = 0
-    for method in methods:
-        for name in METHODS.names() if method == "all" else members([_method(method)]):
-            click.secho(name, bold=True)
-            before = None
-            for verdict in verdicts(name):
-                word = "broken" if verdict.error else "ok" if verdict.claimed else "-"
-                click.echo(f"  {word:6}  {verdict.check}{'' if verdict.claimed else ' (not claimed)'}")
-                if verdict.error:
-                    broken += 1
-                    click.echo(f"          {'the same' if verdict.error == before else verdict.error}")
-                before = verdict.error
+    for name in names:
+        click.secho(name, bold=True)
+        before = None
+        for verdict in verdicts(name):
+            word = "broken" if verdict.error else "ok" if verdict.claimed else "-"
+            click.echo(f"  {word:6}  {verdict.check}{'' if verdict.claimed else ' (not claimed)'}")
+            if verdict.error:
+                broken += 1
+                click.echo(f"          {'the same' if verdict.error == before else verdict.error}")
+            before = verdict.error
     click.echo(f"{broken} broken promise{'s' if broken != 1 else ''}" if broken else "all promises kept")
     sys.exit(1 if broken else 0)
 
@@ -93,6 +99,8 @@ def golden(file: Path | None, threads: int | None) -> None:
     Example:
       adbench golden
     """
+    if file and (reason := no_file(file)):
+        raise UserError(f"reference '{file}' {reason}")
     import torch
 
     from adbench.plugins import golden as reference

@@ -6,6 +6,7 @@ What needs torch (seconds) or pydantic (tenths of a second) is imported when an 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -213,9 +214,19 @@ data_dir_option = click.option(
     help="Folder of the datasets (downloaded there if they are not): the torchvision "
     "layout, or cifar10.npz / cifar100.npz. Also read from ADBENCH_DATA.",
 )
+
+
+def _device(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """A device of a kind that there is; whether it is here shows when torch is loaded."""
+    if value is not None and not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?|mps", value):
+        raise UserError(f"device '{value}' cannot be used here; choose cpu, cuda, cuda:N or mps")
+    return value
+
+
 device_option = click.option(
     "--device",
     default=None,
+    callback=_device,
     metavar="DEVICE",
     help="cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one.",
 )

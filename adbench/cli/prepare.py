@@ -38,6 +38,7 @@ def prepare(options: MatrixOptions, source: Path | None, data_dir: Path) -> None
       adbench prepare --dataset cifar10 --from /media/stick \\
         --teacher robustbench:Chen2021LTD_WRN34_20
     """
+    experiment = options.experiment()
     from adbench.execution import prepare as preparing
     from adbench.execution.place import Place
 
@@ -62,7 +63,7 @@ def prepare(options: MatrixOptions, source: Path | None, data_dir: Path) -> None
             return hear
 
         place = Place(Path(), data_dir, "cpu")  # it has no results to speak of
-        for item in preparing.prepare(options.experiment(), place, source, listener):
+        for item in preparing.prepare(experiment, place, source, listener):
             failed += item.error
             message = " ".join(item.says.split())
             console.print(f"{item.name}: {message}", highlight=False, markup=False, soft_wrap=True)

@@ -77,7 +77,7 @@ def _plan(
         )
     chosen = [plan for plan in known if plan.id.startswith(plan_id)] if plan_id else known
     if options.anything:
-        experiment = plans.canonical(options.experiment())
+        experiment = plans.canonical(options.experiment(past=True))
         chosen = [plan for plan in chosen if plans.filled(plan.experiment) == experiment]
     if not chosen:
         ids = ", ".join(plan.id[:8] for plan in known[:5])

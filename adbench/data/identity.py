@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from adbench.errors import UserError, warn
+from adbench.errors import UserError, unknown, warn
+from adbench.registry import DATASETS
 from adbench.system.files import no_file
 
 PARTS = ("train", "test")
@@ -22,6 +23,12 @@ _LEFT = ("thumbs.db", "desktop.ini")
 def is_path(name: str) -> bool:
     """Whether a dataset's name is meant as a path: it has a path separator or ends in '.npz'."""
     return "/" in name or os.sep in name or name.lower().endswith(".npz")
+
+
+def known(name: str) -> None:
+    """Raise UserError for the name of a dataset that nobody registered and that is no path."""
+    if not is_path(name) and name not in DATASETS:
+        raise unknown("dataset", name, DATASETS.names(), "adbench list datasets; a path has a '/' or ends in .npz")
 
 
 def is_image_folder(path: Path) -> bool:

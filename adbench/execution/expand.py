@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 from adbench.data import Dataset, Threat, as_text, is_path, parse_fraction
+from adbench.data.identity import known as known_dataset
 from adbench.data.policies import mixing
 from adbench.errors import UserError, unknown
 from adbench.experiment import spelling
@@ -18,9 +19,9 @@ from adbench.experiment.config import DEFAULT_TEACHERS, Data, Experiment, Threat
 from adbench.experiment.settings import variants
 from adbench.experiment.teacher import TeacherSpec, Trained
 from adbench.models.names import canonical
-from adbench.registry import DATASETS, GROUPS, METHODS
+from adbench.registry import DATASETS, GROUPS, METHODS, method_names
 from adbench.results.runs import differences
-from adbench.training.configured import check_fits, configured, declared, method_names, training_passes
+from adbench.training.configured import check_fits, configured, declared, training_passes
 from adbench.training.method import Method
 from adbench.training.step import Need
 
@@ -156,8 +157,7 @@ def _check_images(train: Train, data: Data, method: Method, name: str) -> None:
 
 def _data(experiment: Experiment, name: str, lookup: Lookup) -> tuple[dict[str, Any], int]:
     """What a cell knows of its data, and how many test images there are."""
-    if not is_path(name) and name not in DATASETS:
-        raise unknown("dataset", name, DATASETS.names(), "adbench list datasets; a path has a '/' or ends in .npz")
+    known_dataset(name)
     dataset = lookup(name, experiment)
     known = {
         "dataset": name,

@@ -177,7 +177,7 @@ def _terminal(rows: Sequence[Sequence[str]], note: str) -> str:
     transferred = [" from " in name for name in table[0]]
     groups = [i for i, name in enumerate(table[0]) if name == "clean" or (transferred[i] and not transferred[i - 1])]
     lines += terminal.table(table, left=left, indent=0, groups=groups)
-    return "\n".join([*lines, note] if note else lines)
+    return "\n".join([*lines, *terminal.wrapped(note)])
 
 
 def _latex(rows: Sequence[Sequence[str]], note: str) -> str:

@@ -6,22 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError
 from adbench.experiment.config import Train, validated
-from adbench.registry import GROUPS, METHODS, members
+from adbench.registry import METHODS
 from adbench.training.method import Method, Passes
 from adbench.training.step import SELECTIONS
 
 T = TypeVar("T")
-
-
-def method_names(asked: tuple[str, ...]) -> list[str]:
-    """Registered method names, those of a group for its name. Raises UserError for an unknown one."""
-    names = members(asked)
-    for name in names:
-        if name not in METHODS:
-            raise unknown("method", name, [*METHODS.names(), *GROUPS])
-    return names
 
 
 def configured(name: str, hyper: dict[str, Any]) -> Method:

@@ -1,0 +1,42 @@
+"""Whether there is what an experiment names: methods, students, teachers, datasets, attacks. No torch.
+
+Asked before torch is loaded, so that a mistyped name is answered at once. Whether they fit each other shows later.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adbench.data.identity import known as known_dataset
+from adbench.errors import UserError
+from adbench.experiment import attack_names, teacher
+from adbench.experiment.config import Experiment
+from adbench.models.names import canonical
+from adbench.registry import method_names
+from adbench.system.files import expanded, no_file
+
+
+def check(experiment: Experiment) -> None:
+    """Raise UserError for the first name that there is not."""
+    method_names(experiment.methods)
+    for name in experiment.datasets:
+        known_dataset(name)
+    for name in experiment.students:
+        canonical(name)
+    judged = experiment.evaluation
+    for name in (*experiment.teachers, *judged.proxies):
+        _teacher(name, experiment.datasets[0])
+    for name in (*judged.attacks, *judged.transfer_attacks):
+        attack_names.known(name)
+
+
+def _teacher(name: str, dataset: str) -> None:
+    """Raise UserError for a teacher that there is not; of a checkpoint, whose hash takes a while, for no file."""
+    architecture, at, file = name.partition("@")
+    if not at or name.endswith(".toml"):
+        teacher.find(name, dataset)
+        return
+    canonical(architecture)
+    path, _ = teacher.split_key(expanded(Path(file)))
+    if reason := no_file(path):
+        raise UserError(f"teacher '{path.stem}': checkpoint '{path}' {reason}")
