@@ -237,3 +237,9 @@ def test_ciards_recipe_has_the_rates_of_its_authors() -> None:
         [0.1, 0.1, 0.09998898973418141, 1.085815729597103e-05, 0], abs=1e-15
     )
     assert [round(share * 300) for share in cell.hyper["rate_drops"]] == [215, 260, 285]
+
+
+@pytest.mark.parametrize("preset", ["paper", "short", "half", "fair", "quick", "official"])
+def test_lbgat_begins_at_its_authors_first_rate_under_every_recipe_for_large_networks(preset: str) -> None:
+    (cell,) = students(preset, own=("methods=['lbgat']",)).values()
+    assert [rate(cell.train, epoch, 0, 390) for epoch in range(3)] == [0.02, 0.1, 0.1]
