@@ -37,7 +37,15 @@ from adbench.training.trainer import Trainer, check_sharing
 METHODS = ("pgd-at", "trades", "las-at", "ard", "iad", "rslad", "mtard", "adaad", "smaraad", "smaraad-pp")
 SHARED = [f"{name}/written" for name in METHODS] + ["smaraad/lean", "trades/parts", "rslad/moving"]
 SHARED += ["mtard/perturbed", "trades/restored", "trades/mixed"]
-SHARED += ["ciard/written", "ciard/perturbed", "lbgat/parts", "peeraid/written", "adr/perturbed"]
+SHARED += [
+    "ciard/written",
+    "ciard/perturbed",
+    "lbgat/parts",
+    "peeraid/written",
+    "adr/perturbed",
+    "fair/written",
+    "absld/written",
+]
 UNEQUAL = ["las-at/written", "mtard/written", "iad/written", "ciard/written", "peeraid/written"]
 """What three ranks do, with parts of 10 and 11 images: methods with state, and one without."""
 TOLERANCE = 1e-13

@@ -45,6 +45,8 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "lbgat": {"natural": "cnn-4"},
     "peeraid": {},
     "adr": {},
+    "absld": {},
+    "fair": {"base": "mtard"},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "mtard": {"awp": 0.01, "average": "swa", "average_start": 0.3, "schedule": "cosine", "per": "iteration"}
