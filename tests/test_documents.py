@@ -15,7 +15,7 @@ import pytest
 from synthetic import add
 
 from adbench.errors import UserError
-from adbench.results import analyses, document, fields, plans, record
+from adbench.results import analyses, document, fields, plans, record, tuning
 from adbench.system.files import content_id
 
 ODD: tuple[Any, ...] = (None, True, "x", "", -1, -0.5, 7.0, 2**63, [], ["x"], {}, {"x": 1}, [[]], 0, "9" * 40)
@@ -57,6 +57,7 @@ PUBLISHED = {
     "cross": analyses.Cross,
     "cam": analyses.Cam,
     "log": fields.Log,
+    "tuning": tuning.Tuning,
 }
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "cost": ("run:cost", "Say what a matrix costs on this device."),
     "status": ("status:status", "Say where a matrix stands, and the time left."),
     "prepare": ("prepare:prepare", "Fetch a matrix's datasets and teachers ahead of time."),
+    "tune": ("tune:tune", "Search for a method's settings on held-out images."),
     "eval": ("eval:eval_", "Evaluate and record any checkpoint."),
     "report": ("report:report", "Write the paper's tables and figures from the records."),
     "results": ("results:results_", "Filter and print the records, or export them."),
@@ -39,7 +40,7 @@ COMMANDS = {
 """Every command: where it is defined in this package, and what the overview says of it."""
 
 WANTS = {
-    "Run": ("run", "prepare", "cost", "status", "eval"),
+    "Run": ("run", "prepare", "cost", "status", "tune", "eval"),
     "Look": ("show", "results", "report", "list", "teachers", "info"),
     "Compare": ("compare", "cross", "cam"),
     "Check": ("verify", "reproduce", "golden", "validate"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,21 @@ class Dataset:
             "test_images": len(self.test),
             **({"extra": self.extra.summary() | {"epoch_images": self.epoch_images}} if self.extra else {}),
         }
+
+
+class Withheld:
+    """In the place of images that nobody may see: whatever is asked of them raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"these images are withheld, and '{name}' was asked of them")
+
+    def __len__(self) -> int:
+        raise RuntimeError("these images are withheld, and their number was asked")
+
+
+def without_test(dataset: Dataset) -> Dataset:
+    """The dataset to be trained and chosen with, its test images withheld."""
+    return replace(dataset, test=cast("Split", Withheld()))
 
 
 def load(

@@ -131,6 +131,17 @@ def execute(cell: Cell, place: Place, report: Report) -> dict[str, Any] | None:
     return data
 
 
+def train(cell: Cell, place: Place, report: Report, dataset: Dataset) -> Summary:
+    """Train a cell whose teachers are trained, or go on with it, and judge nothing. dataset: the cell's.
+
+    Raises UserError where another process has the cell, and for what ends a training.
+    """
+    with locks.attempt(cell.folder(place.results)) as locked:
+        if not locked:
+            raise UserError(f"another process works on '{cell}' in '{place.results}'; wait for it, or give --results")
+        return _train(_Run(cell, place, report), dataset)
+
+
 def record_failure(cell: Cell, place: Place, why: str) -> dict[str, Any] | None:
     """Record that the cell's worker failed, in its place, and return the record; None as `execute` does."""
     path = layout.record_path(cell, place.results)

@@ -1,6 +1,7 @@
 """The names and places of a results folder's files. Nothing else knows them; importing it costs nothing.
 
 results/plans/ID.json                               what a run set out to do
+results/tuning/ID.json                              a search for settings
 results/DATASET/METHOD/TEACHER__STUDENT/sSEED-ID/   a student (ID: the beginning of its train_id)
 results/DATASET/teachers/NAME-ID/                   a teacher; checkpoints/NAME-ID/: other weights
     cell.json  log.jsonl  training.json  best.safetensors  last.safetensors
@@ -38,6 +39,7 @@ PARTIAL = "partial-{}.npz"
 TRACEBACK = "traceback.txt"
 
 PLANS = "plans"
+TUNING = "tuning"
 TEACHERS = "teachers"
 ANALYSES = ("cross", "cam")
 """Kinds of analysis: their folder, and their file's stem."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from fnmatch import fnmatch
@@ -20,7 +20,7 @@ from typing import Any
 
 from adbench.errors import UserError
 from adbench.experiment.cell import safe
-from adbench.results import analyses, layout, plans, record
+from adbench.results import analyses, layout, plans, record, tuning
 from adbench.results.diff import edited
 from adbench.results.record import Record
 from adbench.system import files, locks
@@ -86,8 +86,9 @@ def _folder(source: Path, into: Path) -> Iterator[Outcome]:
         for name in (f"{kind}.json" for kind in layout.ANALYSES):
             if name in names and not (into / (inside := folder.relative_to(source)) / name).exists():
                 yield _analysis(folder / name, into / inside, into)
-    for name in matching(sorted(tree.get(source / layout.PLANS, ())), "*.json"):
-        yield from _plan(source / layout.PLANS / name, into)
+    for kind in _READ:
+        for name in matching(sorted(tree.get(source / kind, ())), "*.json"):
+            yield from _document(source / kind / name, into)
 
 
 def _incomplete(left_out: Iterable[Path]) -> set[Path]:
@@ -113,12 +114,16 @@ def _analysis(path: Path, target: Path, into: Path) -> Outcome:
     return Outcome("analyses taken")
 
 
-def _plan(path: Path, into: Path) -> Iterator[Outcome]:
-    target = into / layout.PLANS / path.name
+_READ: dict[str, Callable[[Path], object]] = {layout.PLANS: plans.read, layout.TUNING: tuning.read}
+"""Folders of documents that stand for themselves, and how these are read."""
+
+
+def _document(path: Path, into: Path) -> Iterator[Outcome]:
+    target = into / path.parent.name / path.name
     if target.exists():
         return
     try:
-        plans.read(path)
+        _READ[path.parent.name](path)
     except UserError as error:
         yield Outcome("damaged", f"{error}; left out", wrong=True)
         return
