@@ -481,3 +481,49 @@ def test_the_report_of_all_formats_never_imports_torch(tmp_path: Path) -> None:
     ]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _white_box(results: Path, out: Path, *formats: str) -> Path:
+    report.write(results, out, formats=formats)
+    return out
+
+
+def test_rows_of_more_than_the_papers_methods_stand_by_family(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for method, label, teacher, accuracy in (
+        ("rslad", None, "t", 0.5),
+        ("fair", "Fair-RSLAD", "t", 0.4),
+        ("mine", "Mine", "t", 0.6),
+        ("adr", "ADR", None, 0.3),
+        ("trades", None, None, 0.2),
+    ):
+        add(results, method=method, label=label, teacher=teacher, metrics={"clean": accuracy, "aa": accuracy})
+    out = _white_box(results, tmp_path / "out", "csv", "latex", "markdown", "html", "parquet")
+    table = pd.read_csv(out / "tables/whitebox_digits.csv")
+    student = "Student cnn-16"
+    assert table[["block", "family", "Method"]].values.tolist() == [
+        [student, "Without distillation", "TRADES"],
+        [student, "Without distillation", "ADR"],
+        [student, "Distillation", "RSLAD"],
+        [student, "Distillation", "Mine"],
+        [student, "Fairness", "Fair-RSLAD"],
+    ]
+    headings = [f"{student}: {family}" for family in ("without distillation", "distillation", "fairness")]
+    for file in ("tables/whitebox_digits.tex", "report.md", "index.html"):
+        text = (out / file).read_text(encoding="utf-8")
+        places = [text.index(heading) for heading in headings]
+        assert places == sorted(places), file
+    assert r"\textbf{60.00}" in (out / "tables/whitebox_digits.tex").read_text()
+    assert r"\underline{50.00}" in (out / "tables/whitebox_digits.tex").read_text()
+    assert r"\textbf{40.00}" not in (out / "tables/whitebox_digits.tex").read_text(), "ranked over all of a student"
+    values = pd.read_parquet(out / "data/values.parquet")
+    assert set(values[values.table == "costs_digits"].family) == {"Without distillation", "Distillation", "Fairness"}
+
+
+def test_the_papers_methods_alone_and_those_of_one_family_stand_as_they_did(tmp_path: Path) -> None:
+    for name, together in (("paper", ("trades", "rslad")), ("one", ("dgad", "rslad"))):
+        for method in together:
+            teacher = None if method == "trades" else "t"
+            add(tmp_path / name, method=method, teacher=teacher, metrics={"clean": 0.5, "aa": 0.4})
+        out = _white_box(tmp_path / name, tmp_path / f"{name}-out", "csv")
+        assert "family" not in pd.read_csv(out / "tables/whitebox_digits.csv").columns

@@ -34,7 +34,11 @@ def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     metavar="NAMES",
     help=f"{', '.join(FORMATS)}. [default: all]",
 )
-@names_option("--columns", metavar="ATTACKS", text="Attacks to show, in this order, as clean,pgd20,aa. [default: all]")
+@names_option(
+    "--columns",
+    text="What to show, in this order: attacks (clean,pgd20,aa), and the quantities above. [default: all attacks, and "
+    "worst,nsd where fairness methods are among the rows]",
+)
 @click.option(
     "--group-by",
     type=click.Choice(GROUPS),
@@ -58,9 +62,20 @@ def report(
     """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, Parquet, PNG, PDF and SVG.
 
     \b
+    Quantities for --columns, of one attack as in worst:aa; without one, of the strongest
+    (AutoAttack where it was run), and of clean images where it is of one accuracy:
+      worst     accuracy of the class where it is lowest
+      nsd       standard deviation over classes, divided by their mean
+      mean      mean of clean and robust accuracy
+      harmonic  their harmonic mean
+      last      accuracy of the last epoch, beside the best one's
+      diff      best minus last: robust overfitting
+
+    \b
     Examples:
       adbench report --results results --out reports
       adbench report --format latex --columns clean,pgd20,aa --group-by teacher
+      adbench report --columns clean,aa,harmonic,last:aa,diff:aa
       adbench report --compare rslad
       adbench report --watch                  # beside a running adbench run
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from adbench.results.quantities import QUANTITIES, attacks_behind, split
 from adbench.results.record import Record
 from adbench.results.runs import CI, Run, heading
 from adbench.results.setting import EXACT, search, size
@@ -76,6 +77,16 @@ def attacks(records: Sequence[Record], metrics: Sequence[str]) -> str:
     return " ".join(filter(None, (budget, phrases and f"{phrases}.", searches(records, attacked))))
 
 
+def quantities_of(columns: Sequence[str]) -> str:
+    """What the columns beside accuracies are; "" where there are none."""
+    told = dict.fromkeys(quantity for column in columns if (quantity := split(column)[0]))
+    if not told:
+        return ""
+    words = "; ".join(f"{QUANTITIES[name].heading.format('...')}: {QUANTITIES[name].says}" for name in told)
+    differs = " Of the difference each seed's two epochs are a pair." if "diff" in told else ""
+    return f"{words[0].upper()}{words[1:]}.{differs}"
+
+
 def searches(records: Sequence[Record], metrics: Sequence[str]) -> str:
     """How AutoAttack searched, in a sentence; "" where it was not run."""
     names = sorted({search(a) for m in metrics for a in _definitions(records, m) if "version" in a})
@@ -109,7 +120,7 @@ def sampling(runs: Sequence[Run], metrics: Sequence[str]) -> str:
 
 def warnings(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[str, ...]:
     """Footnotes that a careful reader would ask for: unequal seeds, failures, flags, unequal attacks."""
-    notes = []
+    metrics, notes = attacks_behind(metrics), []
     most = max((len(run.done) for run in runs), default=0)
     for run in runs:
         total = len(run.done) + len(run.failed)

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from adbench.data.sources import CIFAR10_CLASSES, CIFAR100_CLASSES
 from adbench.report import captions
+from adbench.report.families import arranged, families
 from adbench.report.figures import heat
 from adbench.report.figures.chart import Axis, Chart, Panel, Point, Series
 from adbench.report.figures.plot import NARROWEST, Plot, labels_of
 from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.report.parts import Place, by_place, by_setting
-from adbench.results.runs import CI, Estimate, Run, attacks_of, heading, natural, slug
+from adbench.results.runs import CI, Estimate, Run, attacks_of, heading, natural, slug, strongest
 from adbench.results.stats import student_t_of, wilson
 
 EVERY = 10
@@ -55,7 +56,7 @@ def figures(runs: Sequence[Run]) -> list[Plot]:
     labels = labels_of(runs)
     plots: list[Plot] = []
     for members in by_place(runs):
-        attack = _strongest(members)
+        attack = strongest(members, _told(members))
         shown = [(run, values) for run in members if attack and any(values := _by_class(run, attack))]
         if not shown:
             continue
@@ -128,50 +129,43 @@ def _names(runs: Sequence[Run], classes: int) -> list[str]:
 
 def _table(runs: Sequence[Run], spread: str) -> Table:
     dataset = runs[0].dataset
-    strongest = _strongest(runs)
-    metrics = [m for m in dict.fromkeys(("clean", "pgd20", strongest)) if m and any(_has(run, m) for run in runs)]
+    hardest = strongest(runs, _told(runs))
+    metrics = [m for m in dict.fromkeys(("clean", "pgd20", hardest)) if m and any(_has(run, m) for run in runs)]
     classes = max(len(_by_class(run, metric)) for run in runs for metric in attacks_of([run]))
     labels = _names(runs, classes)
-    every = range(classes) if strongest and classes <= EVERY else range(0)
+    every = range(classes) if hardest and classes <= EVERY else range(0)
     columns = [Column("Method", numeric=False)]
     for metric in metrics:
         group = f"Worst class, {heading(metric)}"
         columns += [Column("Class", group, numeric=False), Column("Accuracy", group), Column("95%", group)]
-    columns += [Column(labels[label], f"Each class, {heading(strongest)}") for label in every]
-    rows = []
+    columns += [Column(labels[label], f"Each class, {heading(hardest)}") for label in every]
+    rows, told = [], families(runs)
     students = list(dict.fromkeys(run.student for run in runs))
     for run in sorted(runs, key=lambda run: (students.index(run.student), natural(run.teacher or ""))):
         cells = [cell for metric in metrics for cell in _worst(run, metric, labels, spread)]
-        values = _by_class(run, strongest) if every else []
+        values = _by_class(run, hardest) if every else []
         cells += [_printed(values[label] if label < len(values) else None, spread) for label in every]
         block = f"Student {captions.taught(run.student, run.teacher)}"
         facets = about(student=run.student, teacher=run.teacher, method=run.label)
-        rows.append(Row((TableCell(run.label), *cells), block, facets))
+        rows.append(Row((TableCell(run.label), *cells), block, facets, told[id(run)]))
     done = [record for run in runs for record in run.done]
     caption = (
         f"Accuracy by class on {dataset} (%): the class with the lowest"
-        + (f", and each class under {heading(strongest)}" if every else "")
+        + (f", and each class under {heading(hardest)}" if every else "")
         + ". The 95% interval is Wilson's over that class's test images for a single seed, and Student's t over seeds "
         "for several (of two seeds, their range); it does not allow for the class having been chosen for its accuracy. "
         f"{captions.seeds(runs, spread)} {captions.images(done, metrics)} {captions.attacks(done, metrics)} "
         f"{captions.versions(done)}"
     )
     title = f"Accuracy by class, {dataset}"
-    return Table(slug("classes", dataset), title, caption, tuple(columns), tuple(rows), about=about(dataset=dataset))
+    return Table(
+        slug("classes", dataset), title, caption, tuple(columns), tuple(arranged(rows)), about=about(dataset=dataset)
+    )
 
 
-def _strongest(runs: Sequence[Run]) -> str:
-    """AutoAttack where a run has it, else the attack with the lowest accuracy over the runs; "" without attacks."""
-    attacks = [m for m in attacks_of(runs) if m != "clean" and any(_has(run, m) for run in runs)]
-    if "aa" in attacks:
-        return "aa"
-
-    def accuracy(metric: str) -> float:
-        return math.fsum(m.value for run in runs for m in run.metrics(metric)) / sum(
-            len(run.metrics(metric)) for run in runs
-        )
-
-    return min(attacks, key=accuracy, default="")
+def _told(runs: Sequence[Run]) -> list[str]:
+    """The attacks under which some run tells its classes apart."""
+    return [metric for metric in attacks_of(runs) if any(_has(run, metric) for run in runs)]
 
 
 def _has(run: Run, metric: str) -> bool:

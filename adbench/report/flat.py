@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def frames(view: View, tables: Sequence[Table]) -> dict[str, pd.DataFrame]:
     """`records`: as `frame.frame` has them, paths below the results folder. `values`: a row a cell of a table.
 
-    Columns of values: table, setting of the attacks, block, row, group, column, text as printed, value (a number, where
-    it is one), spread, mark (best, second, failed or none), tied with the best, details, and the paths of the records
-    behind it.
+    Columns of values: table, setting of the attacks, block, family of the row's method (where rows stand by it), row,
+    group, column, text as printed, value (a number, where it is one), spread, mark (best, second, failed or none), tied
+    with the best, details, and the paths of the records behind it.
     """
     import pandas as pd
 
@@ -37,6 +37,7 @@ def _values(table: Table) -> Iterator[dict[str, Any]]:
                 "table": table.label,
                 "setting": table.setting,
                 "block": row.block,
+                "family": row.family,
                 "row": row.cells[0].text,
                 "group": column.group,
                 "column": column.title,

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
 
+from adbench.results.quantities import Better
+
 About = tuple[tuple[str, str], ...]
 """What a table, column, row or figure is of, as (facet, value) pairs: readers of the page choose by these."""
 
@@ -50,22 +52,35 @@ FAILED = TableCell("failed", mark=Mark.FAILED)
 
 @dataclass(frozen=True)
 class Column:
-    """A column; equal neighbouring `group`s are set under one common heading. wide: of sentences, which are wrapped."""
+    """A column; equal neighbouring `group`s are set under one common heading. wide: of sentences, which are wrapped.
+
+    better: which of two of its numbers, for ranking.
+    """
 
     title: str
     group: str = ""
     numeric: bool = True
     wide: bool = False
     about: About = ()
+    better: Better = "higher"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of cells; the first names the row. Neighbours of equal `block` are set together."""
+    """One line of cells; the first names the row. Neighbours of equal `block` are set together.
+
+    family: of its method, whose rows stand together within a block; numbers are ranked over all families of a block.
+    """
 
     cells: tuple[TableCell, ...]
     block: str = ""
     about: About = ()
+    family: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What stands over neighbours of equal block and family."""
+        return f"{self.block}: {self.family.lower()}" if self.block and self.family else self.block or self.family
 
 
 @dataclass(frozen=True)
@@ -91,8 +106,8 @@ class Table:
         return spans if any(name for name, _ in spans) else []
 
     def blocks(self) -> Iterator[tuple[str, list[Row]]]:
-        """Rows by block, in order."""
-        for name, rows in groupby(self.rows, key=lambda row: row.block):
+        """Rows by block and family, in order, with what stands over them."""
+        for name, rows in groupby(self.rows, key=lambda row: row.heading):
             yield name, list(rows)
 
 
@@ -105,31 +120,34 @@ def about(**facets: str | None) -> About:
 def ranked(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Row, ...]:
     """Mark the best and second-best number of every numeric column within each block of rows.
 
-    Numbers are compared as they are printed, so two cells that read the same share their mark; the second
-    best is the next lower number. A column with fewer than two numbers has nothing to compare.
+    Numbers are compared as they are printed, so two cells that read the same share their mark; the second best is the
+    next lower number (the next higher, where lower is better). A column with fewer than two numbers has nothing to
+    compare.
     """
     marked: list[Row] = []
     for _, group in groupby(rows, key=lambda row: row.block):
         block = list(group)
-        medals = [_medals([row.cells[i] for row in block]) if c.numeric else {} for i, c in enumerate(columns)]
+        medals = [_medals([row.cells[i] for row in block], c) for i, c in enumerate(columns)]
         for row in block:
             cells = (
-                replace(cell, mark=medal.get(number, cell.mark)) if (number := _number(cell)) is not None else cell
+                replace(cell, mark=medal.get(number, cell.mark)) if (number := number_of(cell)) is not None else cell
                 for cell, medal in zip(row.cells, medals, strict=True)
             )
             marked.append(replace(row, cells=tuple(cells)))
     return tuple(marked)
 
 
-def _number(cell: TableCell) -> float | None:
+def number_of(cell: TableCell) -> float | None:
+    """The number that a cell prints; None for a dash or words."""
     try:
-        return float(cell.text)
+        return float(cell.text.replace("\N{MINUS SIGN}", "-"))
     except ValueError:
         return None
 
 
-def _medals(cells: Sequence[TableCell]) -> dict[float, Mark]:
-    numbers = [number for cell in cells if (number := _number(cell)) is not None]
-    if len(numbers) < 2:
+def _medals(cells: Sequence[TableCell], column: Column) -> dict[float, Mark]:
+    numbers = [number for cell in cells if (number := number_of(cell)) is not None]
+    if not column.numeric or column.better == "neither" or len(numbers) < 2:
         return {}
-    return dict(zip(sorted(set(numbers), reverse=True), (Mark.BEST, Mark.SECOND), strict=False))
+    ordered = sorted(set(numbers), reverse=column.better == "higher")
+    return dict(zip(ordered, (Mark.BEST, Mark.SECOND), strict=False))

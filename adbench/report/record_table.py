@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adbench.errors import Nothing, UserError
-from adbench.registry import GROUPS, members
-from adbench.registry import METHODS as KNOWN
+from adbench.registry import GROUPS, METHODS, members
 from adbench.report import render
 from adbench.results import record
 from adbench.results.frame import frame
 from adbench.results.networks import check_names
 from adbench.results.record import Record
-from adbench.results.runs import METHODS, collect, natural
+from adbench.results.runs import collect, natural, place_of
 from adbench.results.setting import images
 from adbench.results.teachers import named_apart
 from adbench.system import files, terminal
@@ -51,7 +50,7 @@ def export(
     names = [_names_of(*pair) for pair in zip(everything, named, strict=True)]
     for key in ("dataset", "method", "teacher", "student") if everything else ():
         # A method that adbench knows is no slip of the pen: there is only nothing of it here.
-        strange = [name for name in wanted.get(key, ()) if key != "method" or name not in (*KNOWN, *GROUPS)]
+        strange = [name for name in wanted.get(key, ()) if key != "method" or name not in (*METHODS, *GROUPS)]
         check_names(key, strange, [each[key] for each in names], results)
     chosen = {key: members(asked) if key == "method" else asked for key, asked in wanted.items()}
     records = [
@@ -89,15 +88,14 @@ def _names_of(plain: Record, named: Record) -> dict[str, set[str | None]]:
 
 
 def _order(one: Record) -> tuple[Any, ...]:
-    """As the report's tables have them: students by method in the paper's order, then teachers, then others."""
-    kinds, known = ("student", "teacher", "checkpoint"), list(METHODS)
-    method = known.index(one.method) if one.method in known else len(known)
+    """As the report's tables have them: students by method, the paper's first, then teachers, then others."""
+    kinds = ("student", "teacher", "checkpoint")
     seed = -1 if one.seed is None else one.seed
     return (
         natural(one.dataset),
         kinds.index(one.kind),
         natural(one.student),
-        method,
+        place_of(one.method),
         natural(one.label),
         natural(one.teacher or ""),
         seed,

@@ -127,7 +127,11 @@ def html(table: Table, evidence: Callable[[TableCell], int | None] = lambda _: N
     """
     starts = [bool(c.group) and (i == 0 or c.group != table.columns[i - 1].group) for i, c in enumerate(table.columns)]
     classes = [
-        " ".join(name for name, has in (("number", c.numeric), ("start", start), ("wide", c.wide)) if has)
+        " ".join(
+            name
+            for name, has in (("number", c.numeric), ("lower", c.better == "lower"), ("start", start), ("wide", c.wide))
+            if has
+        )
         for c, start in zip(table.columns, starts, strict=True)
     ]
     styles = [Markup(f' class="{names}"') if names else "" for names in classes]
@@ -218,13 +222,13 @@ def _latex_cell(cell: TableCell) -> str:
 
 def markdown(table: Table) -> str:
     """The table in GitHub's Markdown: heading, caption, rows, footnotes."""
-    blocks = any(row.block for row in table.rows)
+    blocks = any(row.heading for row in table.rows)
     titles = [md(f"{c.group}: {c.title}" if c.group else c.title) for c in table.columns]
     lines = [f"### {md(table.title)}", "", md(table.caption), ""]
     lines.append(_md_line([" ", *titles] if blocks else titles))
     lines.append(_md_line([*(["---"] if blocks else []), *("---:" if c.numeric else "---" for c in table.columns)]))
     for row in table.rows:
-        lines.append(_md_line([*([md(row.block)] if blocks else []), *map(_md_cell, row.cells)]))
+        lines.append(_md_line([*([md(row.heading)] if blocks else []), *map(_md_cell, row.cells)]))
     for note in table.footnotes:
         lines += ["", md(note)]
     return "\n".join(lines) + "\n"
@@ -253,7 +257,8 @@ def csv(table: Table) -> str:
     """The table for machines: one header line; blocks, half-widths and the setting are columns, missing is empty."""
     blocks = any(row.block for row in table.rows)
     spreads = [any(row.cells[i].spread for row in table.rows) for i in range(len(table.columns))]
-    header = ["block"] if blocks else []
+    families = any(row.family for row in table.rows)
+    header = ["block"] * blocks + ["family"] * families
     for column, spread in zip(table.columns, spreads, strict=True):
         title = f"{column.group}: {column.title}" if column.group else column.title
         header += [title, f"{title} ±"] if spread else [title]
@@ -263,7 +268,7 @@ def csv(table: Table) -> str:
     writer = csv_format.writer(out, lineterminator="\n")
     writer.writerow([plain(one_line(title)) for title in header])
     for row in table.rows:
-        line = [one_line(row.block)] if blocks else []
+        line = [one_line(row.block)] * blocks + [row.family] * families
         for cell, spread in zip(row.cells, spreads, strict=True):
             text = "" if cell.text == MISSING.text else one_line(cell.text).replace("\N{MINUS SIGN}", "-")
             line += [text, cell.spread] if spread else [text]

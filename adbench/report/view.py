@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
-from adbench.errors import unknown
-from adbench.results import analyses, networks
+from adbench import registry
+from adbench.errors import UserError, unknown
+from adbench.results import analyses, networks, quantities
 from adbench.results.analyses import A
+from adbench.results.quantities import QUANTITIES
 from adbench.results.record import Record
-from adbench.results.runs import CI, Run, attacks_of, proxy_and_attack
+from adbench.results.runs import CI, Run, attacks_of, proxy_and_attack, strongest
 
 FORMATS = ("html", "latex", "markdown", "csv", "parquet", "figures")
 
@@ -23,8 +26,10 @@ GROUPS = ("student", "teacher", "method")
 class View:
     """Records below `results`, and the options of `adbench report`.
 
-    columns: attacks to show, in this order; () for all. group_by: one of GROUPS. against: the method (registry name or
-    label) that the others are tested against. spread: what the number after a plus-minus sign is, one of SPREADS.
+    columns: attacks, and quantities beside their accuracies (`quantities.QUANTITIES`), to show in this order; () for
+    all attacks, and the class spread where fairness methods are among the rows. group_by: one of GROUPS. against: the
+    method (registry name or label) that the others are tested against. spread: what the number after a plus-minus sign
+    is, one of SPREADS.
     left_out: hears of what is damaged and therefore left out; without it, that is a UserError.
     """
 
@@ -43,10 +48,25 @@ class View:
 
     def metrics(self, runs: Sequence[Run]) -> list[str]:
         """White-box metrics of `runs` to show, in order; those at radii of their own only where they are asked for."""
-        if not self.columns:
-            return attacks_of(runs)
+        plain = attacks_of(runs)
+        asked = self.columns
+        if not asked:
+            fair = any(run.method in registry.GROUPS["fairness"] and run.done for run in runs)
+            asked = (*plain, *(quantities.SPREAD if fair else ()))
         known = set(attacks_of(runs, everywhere=True))
-        return [name for name in self.columns if name in known]
+        columns = quantities.spelt_out(asked, strongest(runs, plain))
+        # A quantity that none of these has is no column of theirs.
+        known |= {name for name in columns if quantities.split(name)[0] and _has(runs, name)}
+        return [name for name in columns if name in (*plain, *known)]
+
+    @cached_property
+    def beside_last(self) -> bool:
+        """Whether last epochs are to stand beside the best ones, and not in rows of their own."""
+        return any(quantities.split(name)[0] in quantities.OVERFITTING for name in self._spelt_out)
+
+    @cached_property
+    def _spelt_out(self) -> list[str]:
+        return quantities.spelt_out(self.columns, "any")
 
     def transferred(self, runs: Sequence[Run]) -> list[tuple[str, str]]:
         """Proxies and attacks of black-box metrics of `runs` to show."""
@@ -77,18 +97,41 @@ class View:
         """The path below the results folder of every record, by the record's `id()`."""
         return {id(record): record.path.relative_to(self.results).as_posix() for record in self.records}
 
-    def where(self, runs: Sequence[Run]) -> tuple[str, ...]:
-        """Paths, below the results folder, of the finished records of `runs`."""
-        return tuple(self.names[id(record)] for run in runs for record in run.done)
+    def where(self, runs: Sequence[Run], last: bool = False) -> tuple[str, ...]:
+        """Paths, below the results folder, of the finished records of `runs`; last: and of their last epochs."""
+        records = [record for run in runs for record in (*run.done, *(run.last.values() if last else ()))]
+        return tuple(self.names[id(record)] for record in records)
 
     def check(self) -> None:
         """Raise UserError for a column or a method that no finished record has."""
         done = [record for record in self.records if record.done]
         attacks = {name.rpartition(":")[2] for record in done for name in record.metrics}
+        spelt = {f"{quantity}:{name}" for quantity in QUANTITIES for name in attacks}
+        pointless = {f"{quantity}:clean" for quantity in quantities.TRADE_OFF}
+        known = {*attacks, *QUANTITIES, *spelt} - pointless
         for name in self.columns:
-            if name not in attacks:
-                raise unknown("column", name, attacks, f"the attacks in '{self.results}'")
+            if name not in known:
+                raise _unknown_column(name, attacks, known, self.results)
+        if self.beside_last and not any(record.network.checkpoint == "last" for record in done):
+            raise UserError(
+                f"no network in '{self.results}' was judged at its last epoch, which columns last and diff are of; run "
+                f"its cells again with {quantities.JUDGE_BOTH}, which trains nothing again"
+            )
         if self.against is not None:
             methods = {name for r in done if r.kind == "student" for name in (r.method, r.label) if name}
             if self.against not in methods:
                 raise unknown("method", self.against, methods, f"in '{self.results}'")
+
+
+def _has(runs: Sequence[Run], column: str) -> bool:
+    return any(run.value(record, column) is not None for run in runs for record in run.done)
+
+
+def _unknown_column(name: str, attacks: set[str], known: set[str], results: Path) -> UserError:
+    """The error for a column that there is not: the nearest one, or what columns there are."""
+    if get_close_matches(name.lower(), known, n=1, cutoff=0.5):
+        return unknown("column", name, known, f"in '{results}'")
+    return UserError(
+        f"unknown column '{name}'; known are the attacks in '{results}', {', '.join(sorted(attacks))}, and "
+        f"{', '.join(QUANTITIES)}, of one of them as in worst:{max(attacks, default='aa')} or by themselves"
+    )

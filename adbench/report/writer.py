@@ -18,7 +18,7 @@ from adbench.report.view import FORMATS, View
 from adbench.report.workers import mapped
 from adbench.results import teachers
 from adbench.results.record import Record
-from adbench.results.runs import CI, collect
+from adbench.results.runs import CI, beside_last, collect
 from adbench.system.files import write_bytes, write_text
 
 
@@ -167,12 +167,15 @@ class _Writer:
 def contents(view: View) -> tuple[list[Chapter], Table]:
     """All sections that there is something for, and the list of records."""
     records = view.records
-    students, others = collect(records, "student"), collect(records, "checkpoint")
+    apart: dict[int, Record] = {}
+    if view.beside_last:
+        records, apart = beside_last(records)
+    students, others = collect(records, "student", apart), collect(records, "checkpoint")
     # There may be millions of lines: all cores read them meanwhile.
     with mapped(lambda run: training.averaged(run.done), students) as read_logs:
         networks = collect(teachers.shown(records), "teacher")
         judged = (*students, *networks, *others)
-        used = {view.names[id(r)] for run in judged for r in (*run.done, *run.failed)}
+        used = {view.names[id(r)] for run in judged for r in (*run.done, *run.failed, *run.last.values())}
         by_class = classes.contents(students, view.spread)
         sections = [
             Chapter(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adbench.errors import UserError
+from adbench.results import quantities
 from adbench.results.record import Record
 from adbench.results.runs import CI, Estimate, Run, Spread
 from adbench.results.setting import Setting
@@ -125,13 +126,14 @@ def standing(run: Run, other: Run, metric: str, *, exact: bool = False, spread: 
 
     For runs that were judged alike. Over two or more seeds that both have: they are apart where the 95% Student-t
     interval of the paired difference leaves out 0. Of one seed: where McNemar's exact test on the images has p < 0.05;
-    unless `exact`, its p may be an upper bound that needs no outcomes.
+    unless `exact`, its p may be an upper bound that needs no outcomes. None for one seed's
+    quantity that is no accuracy.
     """
     if run.setting.apart(other.setting):
         return None
-    records = [(a, b) for a, b in shared(run, other) if metric in a.metrics and metric in b.metrics]
+    records = [(a, b) for a, b in shared(run, other) if None not in (run.value(a, metric), other.value(b, metric))]
     if len(records) > 1:
-        differences = [100 * (a.metrics[metric].value - b.metrics[metric].value) for a, b in records]
+        differences = [_gap(run, a, other, b, metric) for a, b in records]
         found, p_value = Estimate.over(differences), t_test(differences)
         if found.seeds > 2:
             low, high = found.mean - found.half, found.mean + found.half
@@ -139,7 +141,18 @@ def standing(run: Run, other: Run, metric: str, *, exact: bool = False, spread: 
         else:
             says = f"paired t-test over two seeds p = {p_value:.2g}"
         return Standing(p_value < LEVEL, says.replace("-", "\N{MINUS SIGN}"), found.mean, p_value, found.spread(spread))
-    return _on_images(*records[0], metric, exact) if records else None
+    # Of one seed, images alone can tell two networks apart, and only by whether they are right.
+    return _on_images(*records[0], metric, exact) if records and not quantities.split(metric)[0] else None
+
+
+def _gap(run: Run, a: Record, other: Run, b: Record, metric: str) -> float:
+    """The difference of two records, one of each run, in what both have."""
+    if metric in a.metrics:
+        return 100 * (a.metrics[metric].value - b.metrics[metric].value)
+    one, two = run.value(a, metric), other.value(b, metric)
+    assert one is not None
+    assert two is not None
+    return one - two
 
 
 def _on_images(a: Record, b: Record, metric: str, exact: bool) -> Standing | None:

@@ -8,10 +8,12 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from adbench.registry import GROUPS
+from adbench.results import quantities
 from adbench.results.fields import Metric
 from adbench.results.record import Record
 from adbench.results.setting import Setting, alike
@@ -40,6 +42,14 @@ STUDENTS = {"rn18": "resnet18", "mn-v2": "mobilenetv2"}
 
 ATTACKS = {"clean": "Clean", "fgsm": "FGSM", "pgd20": "PGD-20", "cw": "C&W∞", "aa": "AA"}
 """Metric keys of the white-box evaluation in the paper's order, and their headings."""
+
+_ORDER = tuple(dict.fromkeys((*METHODS, *ABLATION, *GROUPS["every"])))
+
+
+def place_of(method: str | None) -> int:
+    """Where a method stands among those that adbench knows; others come last."""
+    return _ORDER.index(method) if method in _ORDER else len(_ORDER)
+
 
 # What makes no other experiment: which of its seeds this is, and whether its examples were stored.
 _REPEATED = frozenset({"training.seed", "evaluation.keep_adversarial"})
@@ -102,6 +112,7 @@ class Run:
     """All seeds of one experiment: equal data set, student, teacher, label and settings.
 
     differs: where a digest in the label stands for settings, these, as far as others of the label have other ones.
+    last: of the same networks' last epochs, by the `id()` of a finished record, where `beside_last` set them apart.
     """
 
     dataset: str
@@ -112,12 +123,12 @@ class Run:
     done: tuple[Record, ...]
     failed: tuple[Record, ...]
     differs: str = ""
+    last: Mapping[int, Record] = field(default_factory=dict)
 
     @property
     def order(self) -> tuple[int, str, str]:
-        """The paper's methods first and in its order, then others by name."""
-        known = [*METHODS, *ABLATION]
-        return (known.index(self.method) if self.method in known else len(known), self.label.lower(), self.label)
+        """The paper's methods first and in its order, then adbench's later ones in the registry's, then by name."""
+        return (place_of(self.method), self.label.lower(), self.label)
 
     def metrics(self, name: str) -> list[Metric]:
         """The metric `name` of every finished seed that has it."""
@@ -128,35 +139,60 @@ class Run:
         """How it was judged, every seed alike; of one that failed, how it was to be."""
         return Setting.merged(map(Setting.of, (*self.failed, *self.done)))
 
+    def last_of(self, record: Record) -> Record | None:
+        """The record of the same network's last epoch; itself, where that is what was judged."""
+        if record.network.checkpoint == "last":
+            return record
+        return self.last.get(id(record))
+
+    def value(self, record: Record, name: str) -> float | None:
+        """What one of its finished seeds has in a column: an attack's accuracy in percent, or a quantity.
+
+        None where its records do not tell.
+        """
+        key = name, record.seed
+        if key not in self._values:
+            self._values[key] = quantities.value(record, self.last_of(record), name)
+        return self._values[key]
+
     def estimate(self, name: str) -> Estimate | None:
-        """Accuracy under `name` in percent; None where no finished seed was attacked so."""
+        """Accuracy under `name` in percent, or another quantity; None where no finished seed has it."""
         if name not in self._known:
-            values = [100 * metric.value for metric in self.metrics(name)]
+            values = [value for record in self.done if (value := self.value(record, name)) is not None]
             self._known[name] = Estimate.over(values) if values else None
         return self._known[name]
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, int | None], float | None]:
+        return {}
 
     @cached_property
     def _known(self) -> dict[str, Estimate | None]:
         return {}
 
     def interval(self, name: str) -> tuple[float, float]:
-        """What an error bar spans, in percent: the interval over seeds, of two their range, of one over test images."""
+        """What an error bar spans, in its units: the interval over seeds, of two their range, of one over test images.
+
+        nan where there are no outcomes that it follows from.
+        """
         estimate = self.estimate(name)
         assert estimate is not None, f"{self.label} was not evaluated under {name}"
-        if estimate.seeds == 1:
-            low, high = self.metrics(name)[0].ci_test
-            return 100 * low, 100 * high
-        return estimate.reach()
+        if estimate.seeds > 1:
+            return estimate.reach()
+        record = next(record for record in self.done if self.value(record, name) is not None)
+        return quantities.interval(record, self.last_of(record), name) or (math.nan, math.nan)
 
 
-def collect(records: Iterable[Record], kind: str) -> list[Run]:
+def collect(records: Iterable[Record], kind: str, last: Mapping[int, Record] | None = None) -> list[Run]:
     """The runs of one kind of record, by data set, student, method and teacher.
 
     Seeds are averaged only within equal settings. Where one label was run on a student with several settings
     (two presets in one results folder, a study), each becomes a run of its own, its label followed by the
     settings in which they differ, or, where these are many or have no name, by "#" and a digest of all. A
-    seed found twice counts once: the one that finished last.
+    seed found twice counts once: the one that finished last. last: of the networks' last epochs, as `beside_last` has
+    them.
     """
+    epochs = last or {}
     groups: dict[tuple[str, str, str | None, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     # All settings of a label on a student, whatever the teacher, so that rows are named alike under every teacher.
     families: dict[tuple[str, str, str], dict[str, Record]] = defaultdict(dict)
@@ -182,6 +218,7 @@ def collect(records: Iterable[Record], kind: str) -> list[Run]:
                 label=label,
                 done=tuple(r for r in members if r.done),
                 failed=tuple(r for r in members if not r.done),
+                last={id(r): epochs[id(r)] for r in members if id(r) in epochs},
             )
             if twins:
                 told = _told({key: variant[0] for key, variant in variants.items()}, _REPEATED)[key]
@@ -240,6 +277,33 @@ def attacks_of(runs: Sequence[Run], everywhere: bool = False) -> list[str]:
     return [*(a for a in ATTACKS if a in found), *sorted(found - set(ATTACKS))] or list(ATTACKS)
 
 
+def strongest(runs: Sequence[Run], among: Sequence[str]) -> str:
+    """AutoAttack where a run has it, else the attack with the lowest accuracy over the runs; "" without attacks."""
+    attacks = [m for m in among if m != "clean" and any(run.metrics(m) for run in runs)]
+    if "aa" in attacks:
+        return "aa"
+
+    def accuracy(metric: str) -> float:
+        return statistics.fmean(m.value for run in runs for m in run.metrics(metric))
+
+    return min(attacks, key=accuracy, default="")
+
+
+def beside_last(records: Iterable[Record]) -> tuple[list[Record], dict[int, Record]]:
+    """Records without those of a last epoch whose best one was judged alike; these, by the `id()` of the best one's."""
+    every = list(records)
+
+    def key(record: Record) -> str:
+        judged = {name: value for name, value in record.config.evaluation.items() if name != "checkpoint"}
+        return content_id([record.kind, record.dataset, record.train_id, judged])
+
+    best = {key(record): record for record in every if record.done and record.network.checkpoint == "best"}
+    last = {key(record): record for record in every if record.done and record.network.checkpoint == "last"}
+    twins = {id(best[name]): record for name, record in last.items() if name in best}
+    apart = set(map(id, twins.values()))
+    return [record for record in every if id(record) not in apart], twins
+
+
 def proxy_and_attack(key: str) -> tuple[str, str]:
     """The metric "transfer:<proxy>:<attack>" as proxy and attack; a proxy's name may have any character."""
     proxy, _, attack = key.partition(":")[2].rpartition(":")
@@ -247,7 +311,10 @@ def proxy_and_attack(key: str) -> tuple[str, str]:
 
 
 def heading(attack: str) -> str:
-    """How a metric is printed; one of transfer with its proxy, one at a radius of its own with that."""
+    """How a column is printed; one of transfer with its proxy, one at a radius of its own with that."""
+    quantity, behind = quantities.split(attack)
+    if quantity:
+        return quantities.QUANTITIES[quantity].heading.format(heading(behind))
     proxy, whole = proxy_and_attack(attack) if attack.startswith("transfer:") else ("", attack)
     base, _, eps = whole.partition("@")
     return ATTACKS.get(base, base) + (f" at ε = {eps}" if eps else "") + (f" from {proxy}" if proxy else "")

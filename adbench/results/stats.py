@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,25 @@ def mcnemar(only_first: int, only_second: int) -> float:
     total = only_first + only_second
     # Under equal chances both tails are alike.
     return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), total, 0.5)))
+
+
+def jackknife(statistic: Callable[[NDArray[Any]], float], counts: NDArray[Any], level: float = 0.95) -> float:
+    """Half-width of the interval over test images of `statistic`, by its standard error when each image is left out.
+
+    counts: numbers of images, any shape, of those that are alike to the statistic (Efron & Stein, Ann. Stat. 1981). Of
+    a mean it is the normal approximation. nan where the statistic is nan without some image, or there is one image.
+    """
+    places = list(zip(*np.nonzero(counts), strict=True))
+    weights = np.array([counts[place] for place in places], dtype=float)
+    n = weights.sum()
+    without = []
+    for place in places:
+        fewer = counts.copy()
+        fewer[place] -= 1
+        without.append(statistic(fewer) if n > 1 else math.nan)
+    values = np.array(without)
+    variance = (n - 1) / n * (weights * (values - (weights * values).sum() / n) ** 2).sum()
+    return float(special.ndtri(0.5 + level / 2)) * math.sqrt(variance)
 
 
 def student_t(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

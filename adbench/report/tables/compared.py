@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from adbench.report import captions
+from adbench.report.families import arranged, families
 from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.report.parts import by_setting
 from adbench.report.tables.paper import signed
 from adbench.report.view import View
 from adbench.results.paired import LEVEL, Standing, standing
+from adbench.results.quantities import attacks_behind
 from adbench.results.runs import Run, heading, slug
 
 
@@ -34,9 +36,13 @@ def _table(label: str, references: Sequence[Run], runs: Sequence[Run], view: Vie
     pairs = [(run, other) for other in references for run in runs if _same_place(run, other)]
     pairs.sort(key=lambda pair: (pair[0].student, _teacher(*pair) or ""))
     tests: list[Standing] = []
-    rows = [_row(run, other, metrics, tests, view) for run, other in pairs]
+    told = families([run for run, _ in pairs])
+    rows = [
+        replace(row, family=told[id(run)]) for run, other in pairs if (row := _row(run, other, metrics, tests, view))
+    ]
     used = list({id(run): run for pair in pairs for run in pair}.values())
     done = [record for run in used for record in run.done]
+    attacks = attacks_behind(metrics)
     caption = " ".join(
         filter(
             None,
@@ -46,8 +52,9 @@ def _table(label: str, references: Sequence[Run], runs: Sequence[Run], view: Vie
                 captions.untaught(used),
                 f"†: not told apart from {label} (p ≥ {LEVEL:g}); p values are not corrected for the number of tests.",
                 captions.seeds(used, view.spread, "a difference"),
-                captions.images(done, metrics),
-                captions.attacks(done, metrics),
+                captions.quantities_of(metrics),
+                captions.images(done, attacks),
+                captions.attacks(done, attacks),
             ),
         )
     )
@@ -56,7 +63,7 @@ def _table(label: str, references: Sequence[Run], runs: Sequence[Run], view: Vie
         f"Compared with {label}, {dataset}",
         caption,
         tuple(columns),
-        tuple(row for row in rows if row),
+        tuple(arranged(rows)),
         captions.warnings(used, metrics),
         about(dataset=dataset),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from adbench.report import captions
+from adbench.report.families import arranged, families
 from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.report.tables.robustness import mean
 from adbench.report.view import View
@@ -64,7 +65,7 @@ def _table(runs: Sequence[Run], done: Sequence[Record], view: View) -> Table:
     def of_training(read: Callable[[Training], float]) -> Callable[[Record], float | None]:
         return lambda record: read(record.training) if record.training else None
 
-    rows = []
+    rows, told = [], families(runs)
     for run in runs:
         measured = (
             mean(run, lambda r: r.network.parameters / 1e6, ".3g"),
@@ -78,7 +79,7 @@ def _table(runs: Sequence[Run], done: Sequence[Record], view: View) -> Table:
         teacher = TableCell(run.teacher) if run.teacher else MISSING
         facets = about(student=run.student, teacher=run.teacher, method=run.label)
         cells = (TableCell(run.label, records=view.where([run])), teacher, *measured)
-        rows.append(Row(cells, f"Student {run.student}", facets))
+        rows.append(Row(cells, f"Student {run.student}", facets, told[id(run)]))
     devices = captions.listed(sorted({r.provenance.device for r in done}), "or")
     caption = (
         f"What training and evaluating each method on {dataset} cost on {devices}; means over seeds. Images/s counts "
@@ -88,7 +89,13 @@ def _table(runs: Sequence[Run], done: Sequence[Record], view: View) -> Table:
     )
     notes = ("Times compare methods only where nothing else ran on the machine.",)
     return Table(
-        slug("costs", dataset), f"Costs, {dataset}", caption, columns, tuple(rows), notes, about(dataset=dataset)
+        slug("costs", dataset),
+        f"Costs, {dataset}",
+        caption,
+        columns,
+        tuple(arranged(rows)),
+        notes,
+        about(dataset=dataset),
     )
 
 

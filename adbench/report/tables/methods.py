@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from adbench.registry import METHODS
 from adbench.report.captions import listed
+from adbench.report.families import arranged, families
 from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.results.diff import edited
 from adbench.results.objectives import formulas
@@ -31,7 +32,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         Column("Training examples x'", numeric=False, wide=True),
         Column("The student's objective", numeric=False, wide=True),
     )
-    rows, unlike = [], []
+    rows, unlike, told = [], [], families(list(methods.values()))
     for name, run in methods.items():
         label = (run.done or run.failed)[0].label
         objectives = (known[name].get("attack", ""), _objective(known[name]))
@@ -39,6 +40,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
             Row(
                 (TableCell(label), *(TableCell(text) if text else MISSING for text in objectives)),
                 about=about(method=label),
+                family=told[id(run)],
             )
         )
         if any(edited(r.config.training, r.provenance.method_source_sha256) for r in run.done):
@@ -49,7 +51,16 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         "target q; CE: cross-entropy."
     )
     note = f"{listed(unlike)}: the code was edited since the records were made; formulas may differ."
-    return [Table("objectives", "Objectives of the methods", caption, columns, tuple(rows), (note,) if unlike else ())]
+    return [
+        Table(
+            "objectives",
+            "Objectives of the methods",
+            caption,
+            columns,
+            tuple(arranged(rows)),
+            (note,) if unlike else (),
+        )
+    ]
 
 
 def _recorded(run: Run) -> dict[str, str]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from adbench.errors import UserError
 from adbench.report import captions
-from adbench.report.model import FAILED, MISSING, About, Column, Mark, Row, TableCell, ranked
+from adbench.report.families import arranged
+from adbench.report.model import FAILED, MISSING, About, Column, Mark, Row, TableCell, number_of, ranked
 from adbench.report.tables import paper
 from adbench.report.view import View
-from adbench.results.paired import Standing, standing
+from adbench.results import quantities
+from adbench.results.paired import Standing, pair, standing
+from adbench.results.record import Record
 from adbench.results.runs import Estimate, Run
 
 MOST_SEEDS = 10
@@ -21,6 +26,8 @@ MOST_TESTED = 20
 
 RANKING = "The best number of a column is bold and the second best underlined"
 
+BEST_FIRST = {"higher": -1, "lower": 1, "neither": 0}
+
 
 @dataclass(frozen=True)
 class Line:
@@ -30,6 +37,7 @@ class Line:
     values: tuple[tuple[Run | None, str], ...]
     block: str = ""
     about: About = ()
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,13 @@ def rank(lines: Sequence[Line], columns: Sequence[Column], view: View) -> Rankin
 
     columns: the first names the rows, each other belongs to one of a line's values.
     """
+    lines = arranged(lines)
     plain = [
         Row(
             (TableCell(line.name), *(accuracy(run, metric, view) for run, metric in line.values)),
             line.block,
             line.about,
+            line.family,
         )
         for line in lines
     ]
@@ -63,7 +73,9 @@ def rank(lines: Sequence[Line], columns: Sequence[Column], view: View) -> Rankin
             best = next((i for i in values if rows[i][column].mark is Mark.BEST), None)
             if best is None:
                 continue
-            nearest = sorted((i for i in values if _other(rows[i][column])), key=lambda i: -float(rows[i][column].text))
+            sign = BEST_FIRST[columns[column].better]
+            others = {i: number for i in values if (number := _other(rows[i][column])) is not None}
+            nearest = sorted(others, key=lambda i, sign=sign, others=others: sign * others[i])  # type: ignore[misc]
             left_out |= len(nearest) > MOST_TESTED
             for i in nearest[:MOST_TESTED]:
                 rows[i][column], test = _against(rows[i][column], lines[i].values[column - 1], values[best])
@@ -72,9 +84,9 @@ def rank(lines: Sequence[Line], columns: Sequence[Column], view: View) -> Rankin
     return Ranking(marked, _rule(tests, left_out))
 
 
-def _other(cell: TableCell) -> bool:
-    """Whether a cell holds a number that is not the best."""
-    return cell.mark is not Mark.BEST and cell.text.replace(".", "", 1).isdigit()
+def _other(cell: TableCell) -> float | None:
+    """The number of a cell, unless it is the best or none."""
+    return None if cell.mark is Mark.BEST else number_of(cell)
 
 
 def _against(
@@ -85,9 +97,10 @@ def _against(
     assert leader is not None
     test = standing(run, leader, metric)
     if test is None:
-        result = f"not tested against {leader.label}: no seed and images in common, or no outcomes"
+        lacks = "two seeds" if quantities.split(metric)[0] else "seed and images"
+        result = f"not tested against {leader.label}: no {lacks} in common, or no outcomes"
     else:
-        gap = f"{test.difference:+.2f}".replace("-", "\N{MINUS SIGN}")
+        gap = f"{test.difference:+.{digits_of(metric)}f}".replace("-", "\N{MINUS SIGN}")
         result = f"{gap} to {leader.label}, {'' if test.apart else 'not '}told apart ({test.says})"
     return replace(
         cell, tied=bool(test and not test.apart), details=(*cell.details, ("Against the best", result))
@@ -108,7 +121,8 @@ def _rule(tests: Sequence[Standing], left_out: bool) -> str:
 
 
 def accuracy(run: Run | None, metric: str, view: View) -> TableCell:
-    """Accuracy in percent under `metric`, a dash or a mark of failure, with n, interval, attack, seeds and records."""
+    """What a run has in the column `metric`: accuracy in percent, or another quantity, with n, interval, attack, seeds
+    and records; a dash or a mark of failure where it has none."""
     if run is None:
         return MISSING
     estimate = run.estimate(metric)
@@ -118,33 +132,57 @@ def accuracy(run: Run | None, metric: str, view: View) -> TableCell:
         reasons = tuple(("Failed", captions.reason(record)) for record in run.failed)
         return replace(FAILED, details=tuple(dict.fromkeys(reasons)))
     return replace(
-        percent(estimate, view.spread), details=_details(run, metric, estimate, view), records=view.where([run])
+        printed(estimate, view.spread, digits_of(metric)),
+        details=_details(run, metric, estimate, view),
+        records=view.where([run], last=quantities.split(metric)[0] in quantities.OVERFITTING),
     )
 
 
-def percent(estimate: Estimate, spread: str) -> TableCell:
-    """An accuracy as printed: two decimals, and the spread where there are several seeds."""
+def _best_against_last(best: Record, last: Record | None, attack: str) -> list[tuple[str, str]]:
+    """The test of one network's two epochs on the same images; nothing without outcomes."""
+    assert last is not None
+    try:
+        found = pair(best, last, attack)
+    except UserError:
+        return []
+    only = f"just the best is right on {found.only_first}, just the last on {found.only_second}"
+    return [("Best against last", f"McNemar p = {found.p_value:.2g} on the same images: {only}")]
+
+
+def digits_of(metric: str) -> int:
+    """With how many decimals a column is printed."""
+    quantity, _ = quantities.split(metric)
+    return quantities.QUANTITIES[quantity].digits if quantity else 2
+
+
+def printed(estimate: Estimate, spread: str, digits: int = 2) -> TableCell:
+    """A number as printed, and the spread where there are several seeds."""
     over_seeds = estimate.spread(spread)
-    return TableCell(f"{estimate.mean:.2f}", over_seeds.text, over_seeds.name)
+    half = f"{over_seeds.value:.{digits}f}" if over_seeds.name else ""
+    return TableCell(f"{estimate.mean:.{digits}f}".replace("-", "\N{MINUS SIGN}"), half, over_seeds.name)
 
 
 def _details(run: Run, metric: str, estimate: Estimate, view: View) -> tuple[tuple[str, str], ...]:
-    metrics = run.metrics(metric)
-    records = [record for record in run.done if metric in record.metrics]
+    values = [(record, value) for record in run.done if (value := run.value(record, metric)) is not None]
+    attack, digits = quantities.split(metric)[1], digits_of(metric)
+    records, metrics = [record for record, _ in values], [record.metrics[attack] for record, _ in values]
     low, high = run.interval(metric)
     n = captions.listed((captions.whole(size) for size in sorted({each.n for each in metrics})), "or")
     details = [("n", f"{n} test images")]
     if len(metrics) > 1:
         kind = "95% interval over seeds" if len(metrics) > 2 else "Range of the two seeds"
-        details.append((kind, f"{low:.2f} to {high:.2f}"))
-        details.append(("Standard deviation over seeds", f"{estimate.std:.2f}"))
+        details.append((kind, f"{low:.{digits}f} to {high:.{digits}f}"))
+        details.append(("Standard deviation over seeds", f"{estimate.std:.{digits}f}"))
         if len(metrics) <= MOST_SEEDS:
-            each = ", ".join(f"{100 * r.metrics[metric].value:.2f} ({r.seed})" for r in records)
+            each = ", ".join(f"{value:.{digits}f} ({record.seed})" for record, value in values)
             details.append(("Each seed", each))
         else:
             details.append(("Seeds", str(len(metrics))))
     else:
-        details.append(("95% interval over test images", f"{low:.2f} to {high:.2f}"))
+        if not math.isnan(low):
+            details.append(("95% interval over test images", f"{low:.{digits}f} to {high:.{digits}f}"))
+        if quantities.split(metric)[0] == "diff":
+            details += _best_against_last(records[0], run.last_of(records[0]), attack)
         if records[0].seed is not None:
             details.append(("Seed", str(records[0].seed)))
     if "eps" in metrics[0].attack:

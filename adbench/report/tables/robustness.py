@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from adbench.report import captions
+from adbench.report.families import families
 from adbench.report.model import FAILED, MISSING, Column, Row, Table, TableCell, about
 from adbench.report.parts import by_setting, titles
 from adbench.report.tables import masking
 from adbench.report.tables.ranking import RANKING, Line, accuracy, rank
 from adbench.report.view import View
+from adbench.results import quantities
 from adbench.results.record import Record
 from adbench.results.runs import ABLATION, Run, heading, natural, slug
 from adbench.results.teachers import proxy_accuracy, teacher_accuracy
@@ -64,6 +66,8 @@ def _white_box_page(
     row, abreast = _layout(view.group_by)
     grid = _grid(runs, teachers, shown, view)
     order = {"teacher": list(teachers)}.get(view.group_by) or list(dict.fromkeys(block for block, *_ in grid))
+    told = families(list(grid.values())) if row == "method" else {}
+    of_row = {key[:2]: told.get(id(run), "") for key, run in grid.items()}
     places = sorted(dict.fromkeys(key[:2] for key in grid), key=lambda key: order.index(key[0]) if key[0] else 0)
     lines = [
         Line(
@@ -71,13 +75,19 @@ def _white_box_page(
             tuple((grid.get((block, name, column)), metric) for column in shown for metric in metrics),
             _titled(view.group_by, block),
             about(**{view.group_by: block or None, row: name}),
+            of_row[block, name],
         )
         for block, name in places
     ]
     columns = [
         Column(row.capitalize(), numeric=False),
         *(
-            Column(heading(metric), _titled(abreast, name), about=about(**{abreast: name or None}))
+            Column(
+                heading(metric),
+                _titled(abreast, name),
+                about=about(**{abreast: name or None}),
+                better=quantities.better(metric),
+            )
             for name in shown
             for metric in metrics
         ),
@@ -158,11 +168,12 @@ def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> 
         places.sort(key=lambda place: names.index(place[1]) if place[1] else -1)
     elif view.group_by == "method":
         places.sort(key=lambda place: place[2].order)
+    told = {} if view.group_by == "method" else families(runs)
     for student, teacher, run in places:
         where = captions.taught(student, teacher)
         name, block = (where, run.label) if view.group_by == "method" else (run.label, f"Student {where}")
         facets = about(student=student, teacher=teacher or None, method=run.label)
-        yield Line(name, tuple((run, metric) for metric in metrics), block, facets)
+        yield Line(name, tuple((run, metric) for metric in metrics), block, facets, told.get(id(run), ""))
 
 
 @by_setting
@@ -173,7 +184,10 @@ def ablation(runs: Sequence[Run], view: View) -> list[Table]:
     metrics = view.metrics(shown)
     if not metrics:
         return []
-    columns = [Column("Variant", numeric=False), *(Column(heading(metric)) for metric in metrics)]
+    columns = [
+        Column("Variant", numeric=False),
+        *(Column(heading(metric), better=quantities.better(metric)) for metric in metrics),
+    ]
     lines = [
         Line(
             run.label,
@@ -246,7 +260,7 @@ def _networks(runs: Sequence[Run], view: View, label: str, name: str, title: str
         Column(name, numeric=False),
         Column("Architecture", numeric=False),
         Column("Parameters (M)"),
-        *(Column(heading(metric)) for metric in metrics),
+        *(Column(heading(metric), better=quantities.better(metric)) for metric in metrics),
     )
     blocks = titles(runs)
     rows = [
@@ -269,11 +283,13 @@ def _networks(runs: Sequence[Run], view: View, label: str, name: str, title: str
 
 def _evidence(runs: Sequence[Run], metrics: Sequence[str], spread: str) -> tuple[str, ...]:
     done = [record for run in runs for record in run.done]
+    attacks = quantities.attacks_behind(metrics)
     return (
-        captions.images(done, metrics),
+        captions.quantities_of(metrics),
+        captions.images(done, attacks),
         captions.seeds(runs, spread),
-        captions.sampling(runs, metrics),
-        captions.attacks(done, metrics),
+        captions.sampling(runs, [metric for metric in metrics if not quantities.split(metric)[0]]),
+        captions.attacks(done, attacks),
         captions.checkpoints(done),
         captions.versions(done),
     )

@@ -77,7 +77,7 @@ function setUpSorting(table) {
   for (const header of headers) {
     const button = element("button", { type: "button" }, ...header.childNodes);
     header.replaceChildren(button);
-    const turns = header.classList.contains("number") ? ["descending", "ascending", "none"] : ["ascending", "descending", "none"];
+    const turns = header.matches(".number:not(.lower)") ? ["descending", "ascending", "none"] : ["ascending", "descending", "none"];
     button.addEventListener("click", () => {
       const now = header.getAttribute("aria-sort") ?? "none";
       const next = turns[(turns.indexOf(now) + 1) % turns.length];
