@@ -78,14 +78,14 @@ def teacher() -> Network:
 def test_an_epoch_notes_the_teachers_accuracy_and_entropy_at_x_adv(
     tmp_path: Path, teacher: Network, asks: bool, augment: tuple[str, ...]
 ) -> None:
-    """Of every batch where the method asks there anyway, else of the last one."""
+    """Of every batch where the method asks there anyway, else of the last whole one."""
     method = Distilled(asks=asks)
     method.seen.clear()
     log, _ = trained(tmp_path, method, teacher, augment=augment)
     batches = [method.seen[:3], method.seen[3:]]
     for entry, of_epoch in zip(log, batches, strict=True):
         right, unsure = [], []
-        for x_adv, y, soft in of_epoch if asks else of_epoch[-1:]:
+        for x_adv, y, soft in of_epoch if asks else of_epoch[1:2]:
             with torch.no_grad():
                 p = teacher(x_adv).softmax(1).double()
             said = p.argmax(1)

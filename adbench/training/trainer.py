@@ -283,7 +283,7 @@ class Trainer:
         return loss
 
     def _guidance(self, part: BatchPart) -> dict[str, list[Tensor]]:
-        """GUIDANCE, of all batches where the method asks its teacher at x', else of an epoch's last one.
+        """GUIDANCE, of all batches where the method asks its teacher at x', else of an epoch's last whole one.
 
         Neither draws from the training's random streams nor changes a network.
         """
@@ -292,7 +292,8 @@ class Trainer:
             return {}
         logits = step.teacher.known(part.x_adv)
         if logits is None:
-            if step.iteration % self.per_epoch:
+            # The last batch may have few images.
+            if (step.iteration - 1) % self.per_epoch != max(self.per_epoch - 2, 0):
                 return {}
             gpus = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(gpus), self.precision.convolutions():

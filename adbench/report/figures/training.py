@@ -68,7 +68,7 @@ def curves(runs: Sequence[Run], logs: Sequence[Log]) -> list[Plot]:
             caption = (
                 f"The robust teacher at the training images x' that each student is attacked with, on {place}: how "
                 "often it is right there, and the mean entropy of its probabilities. Over all batches of an epoch for "
-                "a method that asks its teacher at x', over the last batch for others. Means over seeds."
+                "a method that asks its teacher at x', over the last whole batch for others. Means over seeds."
             )
             last = "; ".join(
                 f"{label} ends at {100 * log['teacher_accuracy_adv'][-1][1]:.1f}%"

@@ -10,6 +10,7 @@ from adbench.report.families import arranged, families
 from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
 from adbench.report.parts import by_setting
 from adbench.report.tables.paper import signed
+from adbench.report.tables.ranking import digits_of
 from adbench.report.view import View
 from adbench.results.paired import LEVEL, Standing, standing
 from adbench.results.quantities import attacks_behind
@@ -95,8 +96,8 @@ def _row(run: Run, other: Run, metrics: Sequence[str], tests: list[Standing], vi
             continue
         tests.append(test)
         difference = TableCell(
-            signed(test.difference),
-            test.spread.text,
+            signed(test.difference, digits_of(metric)),
+            f"{test.spread.value:.{digits_of(metric)}f}" if test.spread.name else "",
             test.spread.name,
             tied=not test.apart,
             details=(("Test", test.says),),

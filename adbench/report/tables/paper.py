@@ -181,10 +181,10 @@ def _rows(runs: Sequence[Run], metrics: Sequence[str], view: View) -> Iterator[R
         yield Row(tuple(cells), block, about(student=student, teacher=teacher, method=run.method and run.label))
 
 
-def signed(points: float) -> str:
-    """A difference with its sign, two decimals."""
+def signed(points: float, digits: int = 2) -> str:
+    """A difference with its sign, two decimals or as many as its numbers have."""
     # Adding 0.0 turns a rounded -0.0 into 0.0: no difference has no direction.
-    return f"{round(points, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(points, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _caveats(metrics: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def _against(
         lacks = "two seeds" if quantities.split(metric)[0] else "seed and images"
         result = f"not tested against {leader.label}: no {lacks} in common, or no outcomes"
     else:
-        gap = f"{test.difference:+.{digits_of(metric)}f}".replace("-", "\N{MINUS SIGN}")
+        gap = paper.signed(test.difference, digits_of(metric))
         result = f"{gap} to {leader.label}, {'' if test.apart else 'not '}told apart ({test.says})"
     return replace(
         cell, tied=bool(test and not test.apart), details=(*cell.details, ("Against the best", result))
@@ -159,7 +159,9 @@ def printed(estimate: Estimate, spread: str, digits: int = 2) -> TableCell:
     """A number as printed, and the spread where there are several seeds."""
     over_seeds = estimate.spread(spread)
     half = f"{over_seeds.value:.{digits}f}" if over_seeds.name else ""
-    return TableCell(f"{estimate.mean:.{digits}f}".replace("-", "\N{MINUS SIGN}"), half, over_seeds.name)
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    text = f"{round(estimate.mean, digits) + 0.0:.{digits}f}" if estimate.mean < 0 else f"{estimate.mean:.{digits}f}"
+    return TableCell(text.replace("-", "\N{MINUS SIGN}"), half, over_seeds.name)
 
 
 def _details(run: Run, metric: str, estimate: Estimate, view: View) -> tuple[tuple[str, str], ...]:
