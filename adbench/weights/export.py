@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from adbench.registry import DATASETS
 from adbench.results.fields import Metric
 from adbench.results.record import Record
 from adbench.system import files
-from adbench.weights import checkpoint, networks
+from adbench.weights import checkpoint, graphs, networks
 
 _SPOKEN = {
     "rn18": "ResNet-18",
@@ -30,23 +30,41 @@ _SPOKEN = {
     "mn-v2": "MobileNet-V2",
 }
 _PROBES = 32
-"""Test images whose logits are compared."""
+"""Test images whose logits are compared, bit for bit."""
+_COMPARED = 1000
+"""Of a graph, whose sums go in another order."""
+WEIGHTS = "weights"
+KINDS = (WEIGHTS, *graphs.SUFFIXES)
 
 
 def export(
-    record: Record, out: Path, data_dir: Path, *, name: str | None = None, file: Path | None = None
+    record: Record,
+    out: Path,
+    data_dir: Path,
+    *,
+    name: str | None = None,
+    file: Path | None = None,
+    kinds: Collection[str] = (WEIGHTS,),
 ) -> Iterator[str]:
     """Write NAME.pt (a plain state dict), NAME.json (RobustBench's card) and NAME.safetensors; a line on each.
 
-    name: of the files, made of method and architecture where none is given. file: the weights, where they do not lie
-    where the record has them. Raises UserError for a failed cell, a network that was not trained here, weights that are
-    not the record's, and where a written file does not give the network's logits.
+    kinds: WEIGHTS for these files, and those of `graphs`: "onnx" for NAME.onnx, "torch.export" for NAME.pt2. name: of
+    the files, made of method and architecture where none is given. file: the weights, where they do not lie where the
+    record has them. Raises UserError for a failed cell, a network that was not trained here, weights that are not the
+    record's, and where a written file does not give the network's logits.
     """
     if record.method is None and record.kind != "teacher":
         raise UserError(f"'{record.path}' is about weights from elsewhere; export is for networks trained by adbench")
     dataset = networks.dataset_of(record, data_dir, whole_test=True)
     network = networks.network_of(record, dataset, data_dir, file)
     stem = out / safe(name or f"{record.label}_{record.student}")
+    for kind in (kind for kind in kinds if kind != WEIGHTS):
+        path = stem.with_name(f"{stem.name}{graphs.SUFFIXES[kind]}")
+        x = dataset.test.images[:_COMPARED].float() / 255
+        away = graphs.write(network, x, path, kind, metadata(record, dataset, network))
+        yield f"{path}: loaded again, its logits of {len(x):,} test images differ by {away:.1e} at most"
+    if WEIGHTS not in kinds:
+        return
     plain, tensors = stem.with_name(f"{stem.name}.pt"), stem.with_name(f"{stem.name}.safetensors")
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     written, lacking = card(record, dataset, network)
