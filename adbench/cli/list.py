@@ -50,6 +50,7 @@ def list_(what: str | None) -> None:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--verify", is_flag=True, help="Measure each accuracy that the teacher claims.")
+@click.option("--train", is_flag=True, help="Make its weights anew, by its recipe, in the results folder.")
 @click.option("--dataset", metavar="NAME", help="Dataset to verify on. [default: the teacher's own]")
 @click.option("--images", type=click.IntRange(min=1), help="Verify on the first N test images. [default: all]")
 @threads_option()
@@ -59,6 +60,7 @@ def list_(what: str | None) -> None:
 def teachers(
     name: str | None,
     verify: bool,
+    train: bool,
     dataset: str | None,
     images: int | None,
     threads: int | None,
@@ -66,14 +68,16 @@ def teachers(
     data_dir: Path,
     results: Path,
 ) -> None:
-    """List the teachers, show one, or verify one against what it claims.
+    """List the teachers, show one, verify one against what it claims, or train one anew.
 
-    A teacher that adbench trains itself is trained first if it is not there yet.
+    A teacher that adbench trains itself is trained first if it is not there yet. With --train and --verify, what was
+    trained here is verified, also where weights of it come with adbench.
 
     \b
     Examples:
       adbench teachers
       adbench teachers digits-robust --verify
+      adbench teachers digits-robust --train
       adbench teachers mine.toml --verify --dataset cifar10 --images 1000
     """
     if name is None:
@@ -81,14 +85,20 @@ def teachers(
             click.echo(line)
         return
     click.echo(listing.describe_teacher(name, dataset))
-    if verify:
+    if verify or train:
         from adbench.execution.runner import Local
-        from adbench.execution.teacher_check import verify_teacher
+        from adbench.execution.teacher_check import train_teacher, verify_teacher
 
         place = place_of(results, data_dir, device)
         make_writable(results)
+        lines: list[str] = []
+        agrees = True
         with Display(console(), 1) as display:
-            lines, agrees = verify_teacher(name, dataset, images, place, Local(threads=threads), display)
+            if train:
+                lines += train_teacher(name, dataset, images, place, Local(threads=threads), display)
+            if verify:
+                found, agrees = verify_teacher(name, dataset, images, place, Local(threads=threads), display, train)
+                lines += found
         for line in lines:
             click.echo(line)
         sys.exit(0 if agrees else 1)

@@ -220,7 +220,7 @@ def _start(evaluation: Evaluation) -> Start:
 
 def _network_entry(cell: Cell, network: Network, which: str, place: Place) -> dict[str, Any]:
     source = cell.spec.source if cell.spec else None
-    file = source.path if isinstance(source, LocalFile) else None
+    file = source.path if isinstance(source, LocalFile) and not source.ours else None
     if cell.spec and isinstance(source, Download) and not source.id:
         file = file_of(cell.spec, cell.dataset, place.data_dir)
     return {

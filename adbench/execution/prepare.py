@@ -20,7 +20,7 @@ from adbench.execution.expand import expand
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Experiment
-from adbench.experiment.teacher import Download, Trained, file_of, wanted
+from adbench.experiment.teacher import Download, LocalFile, Trained, file_of, wanted
 from adbench.system import download, files
 from adbench.system.download import Progress
 from adbench.weights.networks import lookup
@@ -125,7 +125,9 @@ def _teacher(cell: Cell, place: Place, source: Path | None, progress: Progress) 
     if isinstance(spec.source, Trained):
         return "nothing to fetch: adbench run trains it"
     if not isinstance(spec.source, Download):
-        return "a file of yours" if spec.source.kind == "file" else "fetched by the package robustbench"
+        if isinstance(spec.source, LocalFile):
+            return "comes with adbench" if spec.source.ours else "a file of yours"
+        return "fetched by the package robustbench"
     path = file_of(spec, cell.dataset, place.data_dir)
     came = "there" if path.is_file() else "fetched"
     names = [f"{cell.dataset}/Linf/{path.name}", path.name]

@@ -1,7 +1,7 @@
 """The scheduler: which cells are still to be done, and in which order workers get them.
 
-A cell starts when its teachers are done and no other process works on it; several runs may share a results folder. A
-cell that fails is recorded and the others go on, also where the failure ends its worker process.
+A cell starts when its teachers are done and no other process works on it (a teacher whose weights are a file can be
+judged meanwhile); several runs may share a results folder. A cell that fails is recorded and the others go on, also where the failure ends its worker process.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from adbench.execution.engines.ray import RayCluster
 from adbench.execution.execute import record_failure
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell, Matrix
+from adbench.experiment.teacher import LocalFile
 from adbench.registry import METHODS
 from adbench.results import document, layout, record
 from adbench.system import locks, signals
@@ -154,7 +155,8 @@ class _Schedule:
 
     def _ready(self, cell: Cell) -> bool:
         """Whether a worker should have the cell now. Ends the cell where another run has done so."""
-        if any(needed.id in self.waiting or needed.id in self.running for needed in cell.required()):
+        under_way = self.waiting.keys() | self.running.keys()
+        if any(needed.id in under_way and not _in_a_file(needed) for needed in cell.required()):
             return False
         if self.retry_at.get(cell.id, 0) > time.monotonic():
             return False
@@ -223,6 +225,11 @@ class _Schedule:
             if attempt.started and silent > self.timeout:
                 engine.kill(attempt.cell)
                 self._fail(attempt.cell, f"no sign of life for {silent:.0f} s, so its worker was ended (--timeout)")
+
+
+def _in_a_file(cell: Cell) -> bool:
+    """Whether the cell's weights are a file here, so that others can use them before they are judged."""
+    return cell.spec is not None and isinstance(cell.spec.source, LocalFile)
 
 
 def _written(path: Path) -> int | None:

@@ -32,7 +32,7 @@ from adbench.system.files import content_id, expanded, no_file, sha256
 class Trained(Section):
     """Weights that adbench trains itself, once, by a registered method without a teacher."""
 
-    kind: Literal["train"]
+    kind: Literal["train"] = "train"
     method: str
     seed: int = 0
     hyper: dict[str, Any] = Field({}, description="of the method")
@@ -46,6 +46,11 @@ class LocalFile(Section):
     path: Path
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     key: str | None = Field(None, description="what stands before the network's names, where the file holds several")
+
+    @property
+    def ours(self) -> bool:
+        """Whether the file comes with adbench; it is then found wherever that is installed (`shipped`)."""
+        return self.path.is_relative_to(FOLDER)
 
 
 class Download(Section):
@@ -95,6 +100,7 @@ class TeacherSpec(Section):
     natural: str | None = Field(
         None, description="its naturally trained partner; none means one of its architecture, trained here"
     )
+    recipe: Trained | None = Field(None, description="how the weights of its file were made, and can be made anew")
     mean: tuple[FiniteFloat, ...] | None = Field(None, description="normalisation inside the network, by channel")
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = None
     expected: Expected = Expected()
@@ -110,20 +116,23 @@ class TeacherSpec(Section):
         return {"source": source, "architecture": self.architecture, "mean": self.mean, "std": self.std}
 
 
+FOLDER = Path(str(files("adbench.teachers")))
+"""Where the built-in teachers are, and the weights that come with adbench."""
+
 ROBUSTBENCH = "robustbench"
 """The file in `teachers/` that holds many, and the prefix of their names."""
 
 
 def names() -> list[str]:
     """The teachers of `teachers/` that have files of their own."""
-    listed = {f.name.removesuffix(".toml") for f in files("adbench.teachers").iterdir() if f.name.endswith(".toml")}
+    listed = {file.stem for file in FOLDER.glob("*.toml")}
     return sorted(listed - {ROBUSTBENCH})
 
 
 @cache
 def published() -> tuple[TeacherSpec, ...]:
     """RobustBench's models whose architecture adbench has, the most robust of each dataset first."""
-    table = tomllib.loads((files("adbench.teachers") / f"{ROBUSTBENCH}.toml").read_text(encoding="utf-8"))["teacher"]
+    table = tomllib.loads((FOLDER / f"{ROBUSTBENCH}.toml").read_text(encoding="utf-8"))["teacher"]
     specs = [validated(TeacherSpec, entry, f"teacher '{entry['name']}'") for entry in table]
     return tuple(sorted(specs, key=lambda spec: (spec.dataset or "", -(spec.expected.aa or 0), spec.name)))
 
@@ -151,8 +160,18 @@ def find(text: str, dataset: str | None = None) -> TeacherSpec:
     if text not in names():
         known = [*names(), *(spec.name for spec in published())]
         raise unknown("teacher", text, known, "adbench teachers, or ARCHITECTURE@FILE")
-    resource = files("adbench.teachers") / f"{text}.toml"
-    return _settle(text, tomllib.loads(resource.read_text(encoding="utf-8")), None)
+    return _built_in(text)
+
+
+def _built_in(name: str) -> TeacherSpec:
+    file = FOLDER / f"{name}.toml"
+    return _settle(name, tomllib.loads(file.read_text(encoding="utf-8")), file)
+
+
+def shipped(digest: str | None) -> Path | None:
+    """The file of weights with that SHA-256 that comes with adbench."""
+    sources = (_built_in(name).source for name in names()) if digest else ()
+    return next((one.path for one in sources if isinstance(one, LocalFile) and one.sha256 == digest), None)
 
 
 def split_key(path: Path) -> tuple[Path, str | None]:

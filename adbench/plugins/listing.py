@@ -103,7 +103,7 @@ def _source(spec: TeacherSpec) -> str:
     if isinstance(spec.source, Trained):
         return f"trained here by {spec.source.method}"
     if isinstance(spec.source, LocalFile):
-        return str(spec.source.path)
+        return "come with adbench" if spec.source.ours else str(spec.source.path)
     if isinstance(spec.source, Download):
         return "RobustBench" if spec.source.id else "downloaded"
     return f"RobustBench {spec.source.id}"
@@ -136,11 +136,14 @@ def teacher_lines() -> Iterator[str]:
 def describe_teacher(name: str, dataset: str | None = None) -> str:
     """A teacher in a few lines."""
     spec = teacher.find(name, dataset)
+    made = spec.recipe
+    epochs = f", {made.train.epochs} epochs" if made and made.train else ""
     lines = [
         f"{spec.name}: {spec.summary}" if spec.summary else spec.name,
         f"  dataset       {spec.dataset or 'any that fits'}",
         f"  architecture  {spec.architecture}",
         f"  weights       {_source(spec)}",
+        *([f"  recipe        {made.method}{epochs}; --train makes it anew"] if made else []),
         f"  claims        {_claims(spec)}",
     ]
     return "\n".join(lines)

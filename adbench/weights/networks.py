@@ -14,7 +14,7 @@ from adbench.data import Dataset, Threat, is_path, load, parse_fraction
 from adbench.errors import UserError
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Data, Experiment
-from adbench.experiment.teacher import Download, LocalFile, RobustBench, robustbench_file, split_key
+from adbench.experiment.teacher import Download, LocalFile, RobustBench, robustbench_file, shipped, split_key
 from adbench.models import Network, build
 from adbench.results import layout, summary
 from adbench.results.record import Record
@@ -205,6 +205,8 @@ def _weights(record: Record, source: Mapping[str, Any], data_dir: Path, remedy: 
         path = record.path.parent.parent / layout.WEIGHTS["best" if model.checkpoint == "best" else "last"]
     elif source["kind"] == "download" and source.get("id"):
         path = robustbench_file(data_dir, record.dataset, source["id"])
+    elif ours := shipped(source.get("sha256")):
+        path = ours
     elif model.file:
         path = Path(model.file)
     else:
