@@ -1,7 +1,8 @@
 """The scheduler: which cells are still to be done, and in which order workers get them.
 
-A cell starts when its teachers are done and no other process works on it (a teacher whose weights are a file can be
-judged meanwhile); several runs may share a results folder. A cell that fails is recorded and the others go on, also where the failure ends its worker process.
+A cell starts when no other process works on it and its teachers are done; one whose weights lie in a file may still be
+judged meanwhile. Several runs may share a results folder. A cell that fails is recorded and the others go on, also
+where the failure ends its worker process.
 """
 
 from __future__ import annotations
