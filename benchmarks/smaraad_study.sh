@@ -12,7 +12,7 @@ cifar() {
 }
 digits() {
     adbench run --results results/smaraad --dataset digits --device cpu --jobs "$jobs" --preset digits \
-        --set 'eval.attacks=["fgsm","pgd20"]' --set 'eval.proxies=[]' "$@" || diverged
+        --config benchmarks/smaraad_digits.toml "$@" || diverged
 }
 # A run that diverges leaves a record with its reason and exit code 1, and is a result.
 diverged() { [ $? -eq 1 ]; }

@@ -230,8 +230,10 @@ def test_every_listed_thing_has_a_summary() -> None:
 def test_teachers_are_listed_and_shown() -> None:
     assert "digits-robust" in cli("teachers").output
     shown = cli("teachers", "digits-robust").output
-    assert "cnn-32" in shown
-    assert "trained here by pgd-at" in shown
+    assert "cnn-48" in shown
+    assert "come with adbench" in shown
+    assert "pgd-at, 60 epochs" in shown
+    assert "trained here by trades" in cli("teachers", "cifar10-wrn-34-10").output
 
 
 # Runs

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from safetensors.torch import load_file, save_file
 from tiny import TEACHER, cli, records, shorten_autoattack
 
 from adbench.execution import runner
@@ -62,41 +63,45 @@ def test_a_shipped_teacher_is_judged_and_verified_wherever_adbench_lies(
     assert "weights are not at" not in result.output
 
 
-def _changed(file: Path, **recipe: int) -> Path:
-    """A teacher file with the weights of `file`, and the recipe that tiny teachers have."""
-    source, made = file.parent / "mine.toml", TEACHER.partition("[source]")
-    settings = made[2].replace("[source", "[recipe").replace('kind = "train"', f"seed = {recipe.get('seed', 0)}")
-    source.write_text(f'{made[0]}[source]\nkind = "file"\npath = "{file}"\n[recipe]{settings}', encoding="utf-8")
-    return source
+def _with_a_file(weights: Path, recipe: bool = True) -> Path:
+    """The file of a teacher called tiny that has these weights, and the recipe of `TEACHER`."""
+    head, _, made = TEACHER.partition("[source]")
+    made = "[recipe]" + made.replace("[source", "[recipe") if recipe else ""
+    file = weights.parent / "tiny.toml"
+    file.write_text(f'{head}[source]\nkind = "file"\npath = "{weights}"\n{made}', encoding="utf-8")
+    return file
 
 
 def test_a_teacher_is_made_anew_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shorten_autoattack(monkeypatch)
-    Path("tiny.toml").write_text(TEACHER, encoding="utf-8")
-    words = ("--train", "--images", "8", "--threads", "1")
+    shorten_autoattack(monkeypatch, iterations=1)
+    (tmp_path / "tiny.toml").write_text(TEACHER, encoding="utf-8")
+    words = ("--train", "--images", "2", "--threads", "1")
     first = cli("teachers", "tiny.toml", *words)
     assert first.exit_code == 0, first.output
     (made,) = (tmp_path / "results").rglob("best.safetensors")
     assert made.name in first.output
-    file = tmp_path / "moved.safetensors"
-    file.write_bytes(made.read_bytes())
-    same = cli("teachers", _changed(file), *words)
+    weights = tmp_path / "file" / "any.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(made.read_bytes())
+    same = cli("teachers", _with_a_file(weights), *words)
     assert same.exit_code == 0, same.output
     assert "the weights that the teacher's file has" in same.output
-    assert len(list((tmp_path / "results").rglob("best.safetensors"))) == 1, "it was there already"
-    other = cli("teachers", _changed(file, seed=1), *words)
+    state = load_file(made)
+    state["linear.bias"] += 1
+    save_file(state, weights)
+    other = cli("teachers", _with_a_file(weights), *words)
     assert "other weights than" in other.output
+    assert len(list((tmp_path / "results").rglob("best.safetensors"))) == 1, "it is trained once"
 
 
 def test_a_teacher_without_a_recipe_cannot_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    file = _changed(tmp_path / "moved.safetensors")
-    file.with_name("moved.safetensors").write_bytes(b"")
-    file.write_text(file.read_text(encoding="utf-8").partition("[recipe]")[0], encoding="utf-8")
-    result = cli("teachers", file, "--train")
+    weights = tmp_path / "any.safetensors"
+    weights.write_bytes(b"")
+    result = cli("teachers", _with_a_file(weights, recipe=False), "--train")
     assert result.exit_code == 2
-    assert "'mine'" in result.output
+    assert "'tiny'" in result.output
     assert "[recipe]" in result.output
 
 
