@@ -13,6 +13,9 @@ from adbench.registry import METHODS
 
 BEFORE = Path(__file__).parent / "before"
 SETTINGS = [
+    # What the preset digits set when they were written.
+    *("--preset", "paper", "--set", "train.val_every=4", "--set", "hyper.las-at.policy=cnn-16"),
+    *("--set", "hyper.smaraad.gamma=10", "--set", "hyper.smaraad-pp.gamma=10"),
     *("--student", "cnn-4", "--teacher", "tiny.toml", "--threads", "1", "--set", "train.epochs=6"),
     *("--set", "train.batch_size=32", "--set", "train.attack_steps=2", "--set", "train.val_steps=2"),
     *("--set", "data.train_images=448", "--set", "data.val_images=64", "--set", "eval.images=24"),
