@@ -147,6 +147,7 @@ def test_students_begin_while_a_teacher_whose_weights_are_there_is_judged(shippe
 
 
 def test_the_tour_makes_cells_that_the_digits_preset_finds_done(tmp_path: Path) -> None:
+    assert {**read_preset("tour"), "methods": ["all"]} == {**read_preset("digits"), "methods": ["all"]}
     tour, whole = (expand(experiment(read_preset(name)), lookup(tmp_path)) for name in ("tour", "digits"))
     assert len(tour.students) == 3
     assert {cell.id for cell in tour.cells} < {cell.id for cell in whole.cells}
