@@ -164,6 +164,17 @@ def test_of_one_seed_the_epochs_are_paired_over_the_same_images(tmp_path: Path) 
     assert f"p = {p_value:.2g}" in details["Best against last"]
 
 
+def test_a_network_that_was_judged_at_its_last_epoch_alone_has_no_difference(tmp_path: Path) -> None:
+    _, last = both_epochs(tmp_path, "ard", 0, 0.5, 0.4)
+    both_epochs(tmp_path, "rslad", 0, 0.6, 0.5)
+    for path in tmp_path.rglob("record.json"):
+        record = read(path)
+        if record.method == "ard" and path != last:
+            path.unlink()
+    table = table_of(tmp_path, columns=("last:aa", "diff:aa"))
+    assert texts(table) == [["ARD", "40.00", "–"], ["RSLAD", "50.00", "10.00"]]
+
+
 def test_epochs_that_were_not_judged_alike_are_no_pair(tmp_path: Path) -> None:
     best, _ = both_epochs(tmp_path, "trades", 0, 0.5, 0.4)
     data = json.loads(best.read_text())

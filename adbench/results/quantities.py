@@ -86,7 +86,8 @@ def spelt_out(asked: Iterable[str], strongest: str) -> list[str]:
 
 
 def value(record: Record, last: Record | None, column: str) -> float | None:
-    """A number of a network; None where its record does not tell. last: the same network's, of its last epoch."""
+    """A number of a network; None where its record does not tell. last: the same network's, of its last epoch; the
+    record itself, where that is of the last epoch."""
     quantity, attack = split(column)
     accuracy = _accuracy(record, attack)
     if accuracy is None or not quantity:
@@ -98,9 +99,9 @@ def value(record: Record, last: Record | None, column: str) -> float | None:
         clean = _accuracy(record, "clean")
         return None if clean is None else _BOTH[quantity](clean, accuracy)
     at_last = None if last is None else _accuracy(last, attack)
-    if at_last is None:
-        return None
-    return at_last if quantity == "last" else accuracy - at_last
+    if at_last is None or quantity == "last":
+        return at_last
+    return None if last is record else accuracy - at_last
 
 
 def interval(record: Record, last: Record | None, column: str) -> tuple[float, float] | None:
