@@ -109,6 +109,8 @@ def test_the_same_command_goes_on_and_its_trainings_are_those_of_run(tmp_path: P
         ("hyper.alhpa=[0.5,1]", "40", "alpha"),
         ("hyper.alpha=[0.5,9]", "400", "alpha = 9"),
         ("hyper.alpha=[0.5,1]", "3", "--budget 3"),
+        ("hyper.alpha=[0.5,1]", "inf", "--budget inf"),
+        ("hyper.alpha=[0.5,1]", "nan", "--budget nan"),
     ],
 )
 def test_what_cannot_be_searched_is_one_sentence(

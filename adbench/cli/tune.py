@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,6 +100,8 @@ def tune(
     Example:
       adbench tune rslad --over hyper.alpha=[0.5,0.7,0.9] --budget 1000
     """
+    if not math.isfinite(budget):
+        raise UserError(f"--budget {budget}: give a finite number of passes")
     named = MatrixOptions(
         methods=(method,),
         students=(student,),
