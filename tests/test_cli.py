@@ -109,7 +109,6 @@ WRONG = {
     "prepare --methods rsald": "'rslad'",
     "eval nowhere.pt --arch rn18": "'nowhere.pt' does not exist",
     "eval nowhere.pt --arch rn18 --attacks pgd": "'pgd20'",
-    "eval nowhere.pt --arch rn18 --dataset digit": "'digits'",
     "teachers nobody --verify": "unknown teacher",
     "validate rsald": "'rslad'",
     "info rsald": "'rslad'",

@@ -86,8 +86,8 @@ def eval_(
     judging |= {"masking": masking or 0, "keep_adversarial": keep_adversarial}
     experiment = config.experiment({"threat": {"eps": eps, "step": step}, "data": {"resize": resize}, "eval": judging})
     names.check(experiment)
-    known_dataset(dataset)
     spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})
+    known_dataset(dataset)
     from adbench.execution import runner
     from adbench.execution.execute import check
     from adbench.execution.expand import teacher_cell

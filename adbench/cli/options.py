@@ -219,7 +219,7 @@ data_dir_option = click.option(
 def _device(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """A device of a kind that there is; whether it is here shows when torch is loaded."""
     if value is not None and not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?|mps", value):
-        raise UserError(f"device '{value}' cannot be used here; choose cpu, cuda, cuda:N or mps")
+        raise UserError(f"device '{value}' cannot be used here; choose cpu, cuda or cuda:N, or mps on a Mac")
     return value
 
 

@@ -36,7 +36,8 @@ def write(network: Network, x: Tensor, path: Path, kind: str, said: Mapping[str,
     with torch.no_grad():
         due = network(x)
     try:
-        files.write_bytes(path, writing(network, x[:2], said))
+        # A .pt2 holds the images that it was made with, of a view all that it is a part of.
+        files.write_bytes(path, writing(network, x[:2].clone(), said))
         found = reading(path)(x)
     except UserError:
         raise
