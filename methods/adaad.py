@@ -1,3 +1,5 @@
+from typing import Literal
+
 from torch import Tensor
 
 from adbench import ATTACK_BN, Method, Mode, Need, Passes, Start, Step, hyper
@@ -22,6 +24,9 @@ class AdaAD(Method):
     kl_reduction: Reduction = hyper("auto", doc="KL over classes; auto: mean, sum over 10 classes (authors)")
     start: Start = hyper(Start.GAUSS, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
+    clean_pass: Literal["first", "last"] = hyper(
+        "first", later=True, doc="x before x' in the loss, or after it (authors' code: before; IGDM's around it: after)"
+    )
 
     def attack(self, step: Step) -> Tensor:
         return step.ascend(lambda x: kl(step.student(x), step.teacher(x)), start=self.start, bn=self.attack_bn)
@@ -29,13 +34,20 @@ class AdaAD(Method):
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         target = step.teacher(x_adv)
         reduction = reduction_for(self.kl_reduction, target, many=Classes.SUM)
-        # The clean batch first: batch-norm's running statistics weigh the later pass more.
+        # Batch-norm's running statistics weigh the later pass more.
+        if self.clean_pass == "first":
+            clean = self._clean(step, reduction)
+        robust = step.term("kl_adversarial", kl(step.student(x_adv), target, reduction))
+        if self.clean_pass == "last":
+            clean = self._clean(step, reduction)
+        return robust if clean is None else self.alpha * robust + (1 - self.alpha) * clean
+
+    def _clean(self, step: Step, reduction: Classes) -> Tensor | None:
+        """The clean term; none at alpha = 1, where x moves batch-norm alone."""
         if self.alpha == 1:
             step.student.observe(step.x)
-            return step.term("kl_adversarial", kl(step.student(x_adv), target, reduction))
-        clean = step.term("kl_clean", kl(step.student(step.x), step.teacher(step.x), reduction))
-        robust = step.term("kl_adversarial", kl(step.student(x_adv), target, reduction))
-        return self.alpha * robust + (1 - self.alpha) * clean
+            return None
+        return step.term("kl_clean", kl(step.student(step.x), step.teacher(step.x), reduction))
 
     def passes(self, steps: int) -> Passes:
         clean_loss = self.alpha < 1

@@ -19,7 +19,8 @@ class IAD(Method):
     with     a = T(x')[y]^beta
 
     differs: the paper's form weights the teacher term of I by a as well (`teacher_weighting`); the code does not.
-    The code crafts x' in batch-norm training mode (`attack_bn`) and makes two more student passes, not repeated.
+    The code crafts x' in batch-norm training mode (`attack_bn`), and that of I runs x' through the student twice, after
+    the warm-up x, too (`extra_forwards`).
     """
 
     label = "IAD"
@@ -34,6 +35,9 @@ class IAD(Method):
         None, ge=0, le=1, doc="warm-up, share of the epochs (authors' code: I 60/200, II 40/200)"
     )
     teacher_weighting: bool = hyper(False, doc="I: weight the teacher term by a (the paper's Table 1)")
+    extra_forwards: Literal["none", "authors"] = hyper(
+        "none", later=True, doc="I: passes for batch-norm alone (authors' code has them)"
+    )
     start: Start = hyper(Start.UNIFORM_UNCLAMPED, doc="start of the inner ascent (authors' code)")
     attack_bn: Mode = ATTACK_BN
 
@@ -49,9 +53,12 @@ class IAD(Method):
     def attack(self, step: Step) -> Tensor:
         return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
 
+    def begin(self) -> float:
+        """The warm-up's share of the epochs."""
+        return self.begin_frac if self.begin_frac is not None else 0.3 if self.variant == "I" else 0.2
+
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        share = self.begin_frac if self.begin_frac is not None else 0.3 if self.variant == "I" else 0.2
-        introspective = step.epoch >= round(share * step.epochs)
+        introspective = step.epoch >= round(self.begin() * step.epochs)
         reliability = true_class_probability(step.teacher(x_adv), step.y) ** self.beta
         if introspective:
             step.log("teacher_reliability", reliability)
@@ -59,7 +66,13 @@ class IAD(Method):
         return form(step, x_adv, reliability, introspective)
 
     def _loss_1(self, step: Step, x_adv: Tensor, reliability: Tensor, introspective: bool) -> Tensor:
-        adversarial, clean = step.student(x_adv), step.student(step.x)
+        as_authors = self.extra_forwards == "authors"
+        adversarial = step.student(x_adv)
+        if as_authors:
+            step.student.observe(x_adv)
+        clean = step.student(step.x)
+        if as_authors and introspective:
+            step.student.observe(step.x)
         guidance = self.tau**2 * step.term("kl", kl(adversarial, step.teacher(step.x), tau=self.tau))
         if introspective and self.teacher_weighting:
             guidance = reliability * guidance
@@ -82,4 +95,10 @@ class IAD(Method):
 
     def passes(self, steps: int) -> Passes:
         first = self.variant == "I"
-        return Passes(student=steps + 2, teacher_forward=2 if first else 1, natural_forward=0 if first else 1)
+        extra = 1 + (1 - self.begin()) if first and self.extra_forwards == "authors" else 0.0
+        return Passes(
+            student=steps + 2,
+            student_forward=extra,
+            teacher_forward=2 if first else 1,
+            natural_forward=0 if first else 1,
+        )

@@ -64,6 +64,9 @@ class LASAT(Method):
     copy_momentum: float = hyper(0.9, ge=0, lt=1, doc="momentum of the copy's one update (authors' code)")
     copy_weight_decay: float = hyper(5e-4, ge=0, doc="weight decay of the copy's one update (authors' code)")
     robust_reward: float = hyper(4.0, ge=0, doc="weight of the copy's robust accuracy (authors' code)")
+    early_end: bool = hyper(
+        True, later=True, doc="a restart of the copy's attack ends where the copy is right of no image (authors' code)"
+    )
     clean_reward: float = hyper(2.0, ge=0, doc="weight of the copy's clean accuracy (authors' code)")
 
     @field_validator("policy")
@@ -178,8 +181,8 @@ class LASAT(Method):
             x_adv = start_point(step.x, Start.UNIFORM, step.threat.eps, step.generator)
             for _ in range(step.threat.steps):
                 x_adv, right = self._one_step(step, net, x_adv)
-                # The authors' code ends here too: in training mode every further pass would move the statistics.
-                if not step.mean(wide(right, step.x.device)):
+                # In training mode every further pass would move the statistics.
+                if self.early_end and not step.mean(wide(right, step.x.device)):
                     break
             with torch.no_grad():
                 loss = cross_entropy(net(x_adv), step.y)

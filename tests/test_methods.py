@@ -37,6 +37,10 @@ ALTERNATIVES = [
     ("smaraad-pp", {"detach_weights": False, "self_detach_clean": True, "w_source": "student_clean"}),
     ("mtard", {"dynamic": False, "weight_natural": 0.25, "kl_reduction": "sum"}),
     ("las-at", {"cap_eps": 8, "true_mass": 0.9}),
+    ("las-at", {"early_end": False}),
+    ("trades", {"extra_forwards": "authors"}),
+    ("adaad", {"clean_pass": "last", "alpha": 0.5}),
+    *((name, {"extra_forwards": "authors", "begin_frac": 0.0}) for name in ("iad", "adaiad")),
 ]
 IDS = [f"{name}-{'-'.join(map(str, hyper.values()))}".rstrip("-") for name, hyper in ALTERNATIVES]
 

@@ -40,9 +40,10 @@ from adbench.training.trainer import Trainer
 FILE = Path(__file__).with_name("golden.json")
 TRAINING = FILE.with_name("golden_training.json")
 LATER = FILE.with_name("golden_later.json")
-FILES = (FILE, LATER, TRAINING)
-"""The values that adbench comes with: of the paper's ten methods, of others, of trainings; entries say whose code made
-them."""
+ITERATIONS = FILE.with_name("golden_iterations.json")
+FILES = (FILE, ITERATIONS, LATER, TRAINING)
+"""The values that adbench comes with: of the paper's ten methods, of whole iterations of theirs, of other methods, of
+trainings; entries say whose code made them."""
 
 RULES: dict[str, Any] = tomllib.loads(FILE.with_suffix(".toml").read_text(encoding="utf-8"))
 EXACT = 1e-12
@@ -155,7 +156,7 @@ class Replay:
             hyper[name] = sorted({policy[key] for policy in self.entry["policies"]})
         for key, value in given.items():
             name = self.rule.get("params", {}).get(key, key)
-            value = RULES["words"].get(value, value) if isinstance(value, str) else value
+            value = self.rule.get("words", {}).get(name, RULES["words"]).get(str(value), value)
             if name.endswith("_frac") and value >= 1:  # an epoch
                 value /= self.epochs
             base, dot, inner = name.partition(".")
