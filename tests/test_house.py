@@ -32,6 +32,7 @@ ORDER = [
     "execution",
     "analysis",
     "verification",
+    "board",
     "plugins",
     "cli",
     "__main__",

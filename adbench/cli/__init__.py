@@ -35,6 +35,7 @@ COMMANDS = {
     "validate": ("methods:validate", "Check methods against the plugin contract."),
     "merge": ("results:merge", "Join results folders of several machines into one."),
     "export": ("export:export", "Write a finished network for others to use."),
+    "board": ("board:board", "Submit to a public board, challenge it, build its page."),
     "new-method": ("methods:new_method", "Write a plugin file to start a method of your own."),
 }
 """Every command: where it is defined in this package, and what the overview says of it."""
@@ -44,7 +45,7 @@ WANTS = {
     "Look": ("show", "results", "report", "list", "teachers", "info"),
     "Compare": ("compare", "cross", "cam"),
     "Check": ("verify", "reproduce", "golden", "validate"),
-    "Share": ("export", "merge", "new-method"),
+    "Share": ("export", "merge", "board", "new-method"),
 }
 """What a person wants, and the commands for it, in the order of the overview."""
 

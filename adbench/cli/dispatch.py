@@ -51,7 +51,7 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.commands_at and not args[0].startswith("-"):
-            raise unknown("command", args[0], self.commands_at, "adbench --help")
+            raise unknown("command", args[0], self.commands_at, f"{ctx.command_path} --help")
         return super().resolve_command(ctx, args)
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:

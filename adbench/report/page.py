@@ -95,9 +95,9 @@ def html(head: Overview, sections: Sequence[Chapter], cells: Table, pictures: Ca
 
     pictures: waits for them. Where there is none, a figure's words have to do without scripts.
     """
-    style, script = _source("page.css"), _source("page.js") + _source("chart.js")
+    style, script = manners()
     tables = [table for section in sections for table in section.tables]
-    evidence = _Evidence()
+    evidence = Evidence()
     # Markup, since these escape for themselves.
     fragments = {table.label: Markup(render.html(table, evidence.of)) for table in (*tables, cells)}
     template = render.environment().get_template("page.html.j2")
@@ -106,9 +106,9 @@ def html(head: Overview, sections: Sequence[Chapter], cells: Table, pictures: Ca
         sections=sections,
         cells=cells,
         findings=findings((t for s in sections if s.anchor == "white-box" for t in s.tables), head.alone),
-        choices=_choices((*tables, cells)),
+        choices=choices((*tables, cells)),
         pictures={label: tuple(map(_address, of_figure)) for label, of_figure in pictures().items()},
-        policy=_policy(style, script),
+        policy=policy(style, script),
         fragments=fragments,
         style=Markup(style),
         script=Markup(script),
@@ -116,14 +116,19 @@ def html(head: Overview, sections: Sequence[Chapter], cells: Table, pictures: Ca
     )
 
 
-def _policy(style: str, script: str) -> str:
+def manners() -> tuple[str, str]:
+    """Styles and scripts of a page."""
+    return _source("page.css"), _source("page.js") + _source("chart.js")
+
+
+def policy(style: str, script: str) -> str:
     """What a browser may load and run: pictures that the page holds, and exactly these texts as style and script."""
     css, js = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
     own = f"style-src 'sha256-{css}'; script-src 'sha256-{js}'"
     return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"
 
 
-class _Evidence:
+class Evidence:
     """What stands behind the cells, each text once: a page may have ten thousand cells of the same few attacks."""
 
     def __init__(self) -> None:
@@ -145,16 +150,16 @@ class _Evidence:
         return self._texts.setdefault(text, len(self._texts))
 
 
-def _choices(tables: Iterable[Table]) -> list[tuple[str, str, list[str]]]:
+def choices(tables: Iterable[Table]) -> list[tuple[str, str, list[str]]]:
     """Facets to filter by, where there is something to choose: facet, its name, and its values in order."""
-    choices: dict[str, dict[str, None]] = {facet: {} for facet in FACETS}
+    known: dict[str, dict[str, None]] = {facet: {} for facet in FACETS}
     for table in tables:
         for facet, value in chain(table.about, *(c.about for c in table.columns), *(r.about for r in table.rows)):
-            choices[facet][value] = None
+            known[facet][value] = None
     names = dict(zip(FACETS, ("Data set", "Attacked with", "Student", "Teacher", "Method"), strict=True))
     return [
         (facet, names[facet], list(values) if facet == "method" else sorted(values, key=natural))
-        for facet, values in choices.items()
+        for facet, values in known.items()
         if len(values) > 1
     ]
 

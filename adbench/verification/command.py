@@ -12,7 +12,7 @@ from typing import Any
 from adbench import __version__
 from adbench.errors import UserError
 from adbench.execution.place import Place
-from adbench.results import layout, record
+from adbench.results import layout, provenance, record
 from adbench.system import files
 from adbench.verification.consistency import ANSWERS, CONTRADICTS, FOLLOWS, NOT_SHOWN, Finding
 from adbench.verification.verify import UNSHOWABLE, Asked, verify
@@ -62,6 +62,7 @@ class Report:
             self.records.append(
                 {
                     "path": str(path),
+                    "sha256": files.sha256(path),
                     "findings": [asdict(finding) for finding in findings],
                     "counts": {answer: counts[answer] for answer in ANSWERS},
                 }
@@ -98,6 +99,7 @@ class Report:
         content = {
             "schema_version": SCHEMA_VERSION,
             "adbench": __version__,
+            "date": provenance.now(),
             "asked": asked,
             "records": self.records,
             "failed_cells": self.failed,

@@ -82,10 +82,13 @@ def recipe(settings: dict[str, Any]) -> Train:
 
 
 class Paper:
-    """One record on its own paper. method: of the network, with its settings; None where adbench has none such."""
+    """One record on its own paper. method: of the network, with its settings; None where adbench has none such.
 
-    def __init__(self, found: Record) -> None:
-        self.record = found
+    plugins: whether code that is not adbench's own may be imported for that.
+    """
+
+    def __init__(self, found: Record, plugins: bool = True) -> None:
+        self.record, self.plugins = found, plugins
         self.training, self.judged = found.config.training, found.config.evaluation
         self.method: Method | None = None
         self.no_method = ""
@@ -94,6 +97,9 @@ class Paper:
 
     def _configure(self) -> None:
         name = str(self.record.method)
+        if self._unread:
+            self.no_method = f"method '{name}' is a plugin, whose code is not imported here"
+            return
         if name not in METHODS:
             self.no_method = f"method '{name}' is not installed, which its label, settings and cost would follow from"
             return
@@ -101,6 +107,12 @@ class Paper:
             self.method = configured(name, self.training["hyper"])
         except UserError as error:
             self.no_method = f"method '{name}' cannot be had as configured ({error})"
+
+    @property
+    def _unread(self) -> bool:
+        """Whether the method is a plugin that may not be imported."""
+        name = str(self.record.method)
+        return not self.plugins and name in METHODS and not METHODS.built_in(name)
 
     @property
     def ours(self) -> bool:
@@ -151,7 +163,8 @@ class Paper:
         if said.kind == "teacher" and (judged["checkpoint"], judged["proxies"]) != ("best", {}):
             wrong.append("kind")
         if trained and self.method is None:
-            (wrong if str(said.method) in METHODS and self.same_code else unknown).append(self.no_method)
+            known = str(said.method) in METHODS and self.same_code and not self._unread
+            (wrong if known else unknown).append(self.no_method)
         if self.method is not None:
             if student and said.label != self.method.label:
                 wrong.append("label")

@@ -71,12 +71,18 @@ def chance() -> int:
 
 
 def verify(
-    path: Path, *, data_dir: Path, device: torch.device, weights: Path | None = None, asked: Asked = Asked()
+    path: Path,
+    *,
+    data_dir: Path,
+    device: torch.device,
+    weights: Path | None = None,
+    asked: Asked = Asked(),
+    plugins: bool = True,
 ) -> Iterator[Finding]:
     """Check the record at `path`, one finding after another; those that need a network come last.
 
-    weights: the checkpoint, where it does not lie where the record has it.
-    Raises UserError for a file that is no record, or the record of a failed cell.
+    weights: the checkpoint, where it does not lie where the record has it. plugins: whether the code of a method that
+    is not adbench's own may be imported. Raises UserError for a file that is no record, or the record of a failed cell.
     """
     try:
         found = record.stated(path)
@@ -89,7 +95,7 @@ def verify(
         yield Finding("form", CONTRADICTS, "it is done, but has no model or no data")
         return
     try:
-        yield from _Verification(found, data_dir, device, weights, asked).findings()
+        yield from _Verification(found, data_dir, device, weights, asked, plugins).findings()
     except UserError as error:  # settings that no run takes
         yield Finding("form", CONTRADICTS, str(error))
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -99,10 +105,12 @@ def verify(
 class _Verification:
     """One record before the judge."""
 
-    def __init__(self, found: Record, data_dir: Path, device: torch.device, weights: Path | None, asked: Asked) -> None:
+    def __init__(
+        self, found: Record, data_dir: Path, device: torch.device, weights: Path | None, asked: Asked, plugins: bool
+    ) -> None:
         self.record, self.data_dir, self.device, self.weights, self.asked = found, data_dir, device, weights, asked
         self.training, self.judged = found.config.training, found.config.evaluation
-        self.paper = Paper(found)
+        self.paper = Paper(found, plugins)
         self.evaluator: Evaluator | None = None
         """None without the network's weights."""
         self._proxies: dict[str, Network] | None = None

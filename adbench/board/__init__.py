@@ -1,0 +1,1 @@
+"""`adbench board`: a public board of results, whose numbers anybody can attack."""
