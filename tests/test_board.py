@@ -83,7 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, committed: None) -> Path:  # 
             run("--plugin", plugin, "--methods", "mine", "--results", home / "plugin", *WHOLE, **brief).exit_code == 0
         )
     (home / "ran").unlink()
-    guided = run("--methods", "ard", "--teacher", teacher, "--results", home / "guided", *WHOLE, **brief)
+    guided = run("--jobs", "1", "--methods", "ard", "--teacher", teacher, "--results", home / "guided", *WHOLE, **brief)
     assert guided.exit_code == 0, guided.output
     return home
 

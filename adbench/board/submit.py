@@ -164,7 +164,8 @@ class Collection:
             if (path := cell / name).is_file():
                 files.write_bytes(target / name, files.content(path))
         for name in (layout.RECORD, layout.OUTCOMES):
-            files.write_bytes(target / judged.name / name, files.content(judged / name))
+            if (path := judged / name).is_file():  # a teacher's outcomes may be gone
+                files.write_bytes(target / judged.name / name, files.content(path))
 
     def _write_code(self, folder: Path) -> list[Source]:
         """Write the plugins' sources as text; returns what `submission.toml` says of them."""

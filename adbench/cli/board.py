@@ -19,7 +19,7 @@ COMMANDS = {
 }
 
 
-@click.group(cls=Group, commands_at=COMMANDS)
+@click.group(cls=Group, commands_at=COMMANDS, wants={"Commands": tuple(COMMANDS)})
 def board() -> None:
     """A public board whose numbers anybody can attack; docs/board.md says what its levels mean.
 
@@ -27,7 +27,8 @@ def board() -> None:
 
     \b
     Examples:
-      adbench board submit results --label "Our lab" --weights https://host/weights --out board/submissions/our-lab
+      adbench board submit results --label "Our lab" \\
+        --weights https://host/weights --out board/submissions/our-lab
       adbench board build board --out site
     """
 
@@ -68,7 +69,8 @@ def submit(
 
     \b
     Example:
-      adbench board submit results --label "Our lab" --weights https://host/weights --out board/submissions/our-lab
+      adbench board submit results --label "Our lab" \\
+        --weights https://host/weights --out board/submissions/our-lab
     """
     from adbench.board import folders
     from adbench.board import submit as submission
@@ -118,7 +120,8 @@ def challenge(
 
     \b
     Example:
-      adbench board challenge board/submissions/our-lab/cells/.../record.json x.npz --checkpoint weights.safetensors
+      adbench board challenge board/submissions/our-lab/cells/.../record.json \\
+        x.npz --checkpoint weights.safetensors
     """
     from adbench.board import challenge as challenging
     from adbench.board.folders import label
