@@ -51,7 +51,7 @@ def challenge(
     fallen = torch.cat(
         [
             _wrong(network(part.to(place.torch_device)), of.to(place.torch_device)).cpu()
-            for part, of in zip(x.split(BATCH), y.split(BATCH), strict=True)
+            for part, of in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
         ]
     )
     broken = sorted({int(place) for place in index[fallen]})
