@@ -240,7 +240,7 @@ def pack(folder: Path, archive: Path, largest: int = LARGEST) -> list[str]:
 # The entry's process
 
 PROGRESS, OUTPUT = "progress.json", "output.txt"
-PRELOADED = ["adbench.cli.run", "sklearn.datasets", "gpu_entries"]
+PRELOADED = ["adbench.cli.matrix_run", "sklearn.datasets", "gpu_entries"]
 """What the server of the entries' processes imports; nothing of it may touch a GPU, which would be lost to forks."""
 
 

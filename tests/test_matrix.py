@@ -362,7 +362,7 @@ def test_a_plugin_without_a_loss_is_refused_before_anything_is_trained(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         registry = Registry("method", "adbench.methods")
         registry.add_file(path)
-        for module in ("adbench.training.configured", "adbench.execution.expand"):
+        for module in ("adbench.registry", "adbench.training.configured", "adbench.execution.expand"):
             patch.setattr(f"{module}.METHODS", registry)
         with pytest.raises(UserError, match="does not implement `loss`"):
             cells(methods=["half-done"])
