@@ -401,7 +401,7 @@ def replay(content: Node, beginning: str = "") -> Iterator[Result]:
             (rule for pattern, rule in RULES["entry"].items() if fnmatchcase(entry.path, pattern)), {}
         )
         rule = RULES["entry"][rule["like"]] | rule if "like" in rule else rule
-        methods = rule.get("method", entry.get("method", ""))
+        methods = rule.get("method", str(entry.get("method", "")))
         methods = [methods] if isinstance(methods, str) else methods
         result = Result(entry.path)
         absent = [f"method '{name}' is not installed" for name in methods if name and name not in METHODS]
