@@ -20,7 +20,7 @@ site:  ## the documentation as a site, to be read from disk: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 pins:  ## requirements.txt from pyproject.toml (needs uv)
-	{ sed -n 1p requirements.txt; uv pip compile -q pyproject.toml --extra dev --extra docs --universal --python-version 3.11 --no-annotate --no-header; } > requirements.new && mv requirements.new requirements.txt
+	{ sed -n 1p requirements.txt; uv pip compile -q pyproject.toml --extra dev --extra docs --extra onnx --universal --python-version 3.11 --no-annotate --no-header; } > requirements.new && mv requirements.new requirements.txt
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/:/'
