@@ -46,7 +46,11 @@ class CIARD(BMTARD):
     def parts(self, step: Step) -> Mapping[str, Part]:
         teacher = copy.deepcopy(step.teacher.module).requires_grad_(True)
         self._optimiser = torch.optim.SGD(
-            teacher.parameters(), self.teacher_lr, self.teacher_momentum, weight_decay=self.teacher_weight_decay
+            teacher.parameters(),
+            self.teacher_lr,
+            self.teacher_momentum,
+            weight_decay=self.teacher_weight_decay,
+            fused=step.x.device.type == "cuda" or None,
         )
         return {"teacher": Part(teacher, self._optimiser)}
 

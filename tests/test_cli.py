@@ -238,7 +238,8 @@ def test_teachers_are_listed_and_shown() -> None:
 # Runs
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing() -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     result = run("--methods", "pgd-at,rslad", "--seeds", "2", "--dry-run")
     assert result.exit_code == 0
     assert "5 of 5 cells to do" in result.output

@@ -64,7 +64,12 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train__epochs": "6",
         "train__batch_size": "64",
         "train__attack_steps": "1",
+        "train__attack_step": '"3/255"',
+        "train__schedule": "step",
+        "train__per": "epoch",
+        "train__val_every": "4",
         "data__train_images": "800",
+        "hyper__ard__kl_reduction": "mean",
         "hyper__ard__alpha": "0.5",
         "eval__images": "40",
         "eval__aa_images": "6",
@@ -131,7 +136,7 @@ def test_an_honest_record_passes_also_when_attacked_anew(copy: Path) -> None:
 def test_what_stands_behind_survivors_is_a_number_or_the_record(words: list[str], tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     shown = cli("verify", *(path if word == "RECORD" else word for word in words))
-    assert shown.stderr.startswith(f"adbench: there is no record '{path}'")
+    assert shown.stderr.startswith(f"adbench: record '{path}' does not exist")
 
 
 @pytest.mark.parametrize(
@@ -690,7 +695,7 @@ def test_what_is_no_record_is_bad_input(tmp_path: Path) -> None:
     assert cli("verify", tmp_path / "record.json").exit_code == 2
     result = cli("verify", tmp_path / "none.json")
     assert result.exit_code == 2
-    assert f"there is no record '{tmp_path / 'none.json'}'" in result.stderr
+    assert f"record '{tmp_path / 'none.json'}' does not exist" in result.stderr
 
 
 def always(right: bool) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

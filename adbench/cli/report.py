@@ -62,8 +62,9 @@ def report(
     """Write the paper's tables and figures from the records: HTML, LaTeX, Markdown, CSV, Parquet, PNG, PDF and SVG.
 
     \b
-    Quantities for --columns, of one attack as in worst:aa; without one, of the strongest
-    (AutoAttack where it was run), and of clean images where it is of one accuracy:
+    Quantities for --columns, of one attack as in worst:aa; without one, of the
+    strongest (AutoAttack where it was run), and of clean images where it is of
+    one accuracy:
       worst     accuracy of the class where it is lowest
       nsd       standard deviation over classes, divided by their mean
       mean      mean of clean and robust accuracy

@@ -41,9 +41,11 @@ class Watch:
         self.guard([optimiser])
 
     def guard(self, optimisers: Iterable[torch.optim.Optimizer]) -> None:
-        """Have further optimisers change nothing from the first failure on; on a GPU the fused ones do."""
+        """Have further optimisers change nothing from the first failure on: the fused ones, since others know no such
+        number, and go on until the host asks."""
         for optimiser in optimisers if self.every > 1 else ():
-            optimiser.found_inf = self.failed  # type: ignore[attr-defined]
+            if all(group.get("fused") for group in optimiser.param_groups):
+                optimiser.found_inf = self.failed  # type: ignore[attr-defined]
 
     def note(self, parts: list[BatchPart], total: Tensor) -> None:
         """One iteration: its parts, and a number that is finite if loss and gradients are."""
