@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from tiny import TEACHER, cli, run
+from tiny import TEACHER, cli, run, shorten_autoattack
 
 from adbench.results import document
 
@@ -56,6 +56,17 @@ def test_a_training_is_made_again_to_the_bit(copy: Path, tmp_path: Path) -> None
     assert found.exit_code == 0, found.output
     assert "bit by bit" in found.output
     assert found.output.count("0 of 16 verdicts differ") == 4  # clean, FGSM, PGD-20 and its transfer
+
+
+def test_an_attack_on_a_part_of_the_images_is_compared_on_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_autoattack(monkeypatch)
+    part = {"eval__attacks": '["fgsm","aa"]', "eval__aa_images": "4"}
+    assert run("--methods", "pgd-at", "--threads", "1", "--results", tmp_path / "results", **part).exit_code == 0
+    found = cli("reproduce", tmp_path / "results", "--out", tmp_path / "again")
+    assert found.exit_code == 0, found.output
+    assert "0 of 4 verdicts differ" in found.output
 
 
 def test_a_teacher_without_weights_is_trained_again_too(copy: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from adbench.execution.expand import expand, teacher_cell
 from adbench.execution.place import Place
 from adbench.experiment import teacher
 from adbench.experiment.cell import Cell
-from adbench.experiment.config import experiment, read_preset
+from adbench.experiment.config import experiment, layered, read_preset
 from adbench.experiment.teacher import LocalFile
 from adbench.results import record
 from adbench.system import files
@@ -147,7 +147,7 @@ def test_students_begin_while_a_teacher_whose_weights_are_there_is_judged(shippe
 
 
 def test_the_tour_makes_cells_that_the_digits_preset_finds_done(tmp_path: Path) -> None:
-    assert {**read_preset("tour"), "methods": ["all"]} == {**read_preset("digits"), "methods": ["all"]}
+    assert {**read_preset("tour"), "methods": ["all"]} == {**layered(read_preset("digits")), "methods": ["all"]}
     tour, whole = (expand(experiment(read_preset(name)), lookup(tmp_path)) for name in ("tour", "digits"))
     assert len(tour.students) == 3
     assert {cell.id for cell in tour.cells} < {cell.id for cell in whole.cells}

@@ -93,8 +93,12 @@ def html(board: Board) -> str:
 def _summary(board: Board) -> str:
     reached = [line.level for lines in board.ranked.values() for line in lines]
     levels = listed(f"{reached.count(level)} {level}" for level in LEVELS)
-    told = f"{len(reached)} rows of {len(board.entries)} submissions: {levels}"
+    told = f"{_number(len(reached), 'row')} of {_number(len(board.entries), 'submission')}: {levels}"
     return f"{told}; {len(board.false)} found out." if board.false else f"{told}."
+
+
+def _number(count: int, of: str) -> str:
+    return f"{count} {of}" if count == 1 else f"{count} {of}s"
 
 
 def _sections(board: Board) -> list[Chapter]:

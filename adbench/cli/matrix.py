@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adbench.cli.options import (
-    FilePath,
+    config_option,
     fast_aa_option,
     keep_option,
     names_option,
     network_option,
     plugin_option,
     precision_option,
+    preset_option,
     seeds_of,
 )
 from adbench.data.identity import known as known_dataset
@@ -128,13 +129,8 @@ def matrix_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="N|LIST",
                 help="How many seeds (3 means 0,1,2), or which. [default: 1]",
             ),
-            names_option(
-                "--preset",
-                "presets",
-                text="Recipe: adbench list presets; of several, later ones win. [default: digits for "
-                "digits, else paper]",
-            ),
-            click.option("--config", type=FilePath(), metavar="FILE.toml", help="Settings; they win over the preset."),
+            preset_option,
+            config_option,
             click.option(
                 "--set",
                 "settings",

@@ -189,6 +189,14 @@ class Folder(FilePath):
         return super().convert(value, parameter, context) if value != "" else self.fail("no folder is named", parameter)
 
 
+preset_option = names_option(
+    "--preset",
+    "presets",
+    text="Recipe: adbench list presets; of several, later ones win. [default: digits for digits, else paper]",
+)
+config_option = click.option(
+    "--config", type=FilePath(), metavar="FILE.toml", help="Settings; they win over the preset."
+)
 plugin_option = click.option(
     "--plugin",
     "plugins",

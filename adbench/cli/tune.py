@@ -12,14 +12,14 @@ import click
 
 from adbench.cli.matrix import MatrixOptions
 from adbench.cli.options import (
-    FilePath,
+    config_option,
     data_dir_option,
     device_option,
     make_writable,
-    names_option,
     network_option,
     place_of,
     plugin_option,
+    preset_option,
     results_option,
     threads_option,
 )
@@ -65,8 +65,8 @@ def _over(method: str, texts: Sequence[str]) -> dict[str, list[Any]]:
 @click.option("--student", default="cnn-16", show_default=True, metavar="NAME", help="The student's architecture.")
 @click.option("--teacher", metavar="NAME", help="The teacher. [default: the dataset's own]")
 @click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="Dataset, by name or path.")
-@names_option("--preset", "presets", text="Recipe: adbench list presets. [default: digits for digits, else paper]")
-@click.option("--config", type=FilePath(), metavar="FILE.toml", help="Settings; they win over the preset.")
+@preset_option
+@config_option
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, winning over all others.")
 @plugin_option
 @network_option

@@ -12,7 +12,7 @@ import json
 import random
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from adbench.execution.engines.worker import set_up_torch
 from adbench.execution.execute import train
 from adbench.execution.expand import expand
 from adbench.execution.place import Place
+from adbench.execution.runner import OnEvent
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Experiment
 from adbench.experiment.settings import variants
@@ -34,8 +35,6 @@ from adbench.system import terminal
 from adbench.system.files import content_id
 from adbench.training.configured import configured, training_passes
 from adbench.weights.networks import cell_dataset, lookup
-
-OnEvent = Callable[[Cell, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

@@ -308,10 +308,12 @@ def presets() -> dict[str, str]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset. Raises UserError for an unknown name."""
+    """The settings of a preset, on top of those of the one that it `extends`. Raises UserError for an unknown name."""
     if name not in presets():
         raise unknown("preset", name, presets())
-    return tomllib.loads((files("adbench.experiment.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+    settings = tomllib.loads((files("adbench.experiment.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+    base = settings.pop("extends", None)
+    return layered(read_preset(base), settings) if base else settings
 
 
 def read_toml(path: Path) -> dict[str, Any]:

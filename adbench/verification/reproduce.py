@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from adbench.data import Dataset
 from adbench.errors import UserError
 from adbench.execution import runner
@@ -259,7 +261,9 @@ def _bits(found: Record, again: Record) -> Iterator[tuple[str, str, bool]]:
 
 def _differ(one: Any, other: Any) -> bool:
     """Whether two verdicts differ; an image that was not attacked has none."""
-    return bool((one == 1) != (other == 1) or (one == 0) != (other == 0))
+    if pd.isna(one) or pd.isna(other):
+        return bool(pd.isna(one) != pd.isna(other))
+    return bool((one == 1) != (other == 1))
 
 
 def _intervals(found: Record, again: Record) -> Iterator[tuple[str, str, bool]]:
