@@ -69,6 +69,17 @@ def test_an_attack_on_a_part_of_the_images_is_compared_on_these(
     assert "0 of 4 verdicts differ" in found.output
 
 
+def test_weights_that_come_with_adbench_are_found(tmp_path: Path) -> None:
+    """Of the teacher, and of the network that a transfer attack is made on."""
+    transfer = {"eval__proxies": '["digits-natural"]', "eval__transfer_attacks": '["pgd20"]'}
+    made = run("--methods", "ard", "--threads", "1", "--results", tmp_path / "results", **transfer)
+    assert made.exit_code == 0, made.output
+    found = cli("reproduce", student(tmp_path / "results"), "--out", tmp_path / "again")
+    assert found.exit_code == 0, found.output
+    assert "not repeated" not in found.output
+    assert found.output.count("0 of 16 verdicts differ") == 4
+
+
 def test_a_teacher_without_weights_is_trained_again_too(copy: Path, tmp_path: Path) -> None:
     (weights,) = copy.glob("digits/teachers/tiny-*/best.safetensors")
     weights.unlink()

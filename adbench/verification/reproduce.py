@@ -178,10 +178,10 @@ def _spec(found: Record) -> TeacherSpec:
         if own["kind"] == "download" and own.get("id"):
             return teachers.find(f"{teachers.ROBUSTBENCH}:{own['id']}", found.dataset)
         if own["kind"] != "robustbench":
-            file = found.network.file
+            file = teachers.shipped(own.get("sha256")) or found.network.file
             if file is None or not Path(file).is_file():
                 raise networks.Missing(f"the weights of teacher '{found.label}' are not at '{file}'; put them back")
-            own = {"kind": "file", "path": file, "key": own.get("key"), "sha256": own.get("sha256")}
+            own = {"kind": "file", "path": str(file), "key": own.get("key"), "sha256": own.get("sha256")}
     settings = {"name": found.label, "architecture": found.student, "source": own, "mean": mean, "std": std}
     return validated(TeacherSpec, settings, f"teacher '{found.label}'")
 
