@@ -65,6 +65,19 @@ def test_a_matrix_is_every_combination_but_methods_without_a_teacher_run_once() 
     assert sorted(c.name for c in matrix.teachers) == ["digits-natural", "digits-robust"]
 
 
+def test_a_method_around_another_has_it_as_the_recipe_has_it_alone() -> None:
+    summed = {"hyper": {"rslad": {"kl_reduction": "sum", "alpha": 0.5}}, "methods": ["fair"]}
+    assert one(**summed).hyper["base_hyper"] == {"kl_reduction": "sum", "alpha": 0.5}
+    own = {"fair": {"base_hyper": {"alpha": 0.7}}}
+    assert one(**merged(summed, {"hyper": own})).hyper["base_hyper"] == {"kl_reduction": "sum", "alpha": 0.7}
+    other = {"fair": {"base": "iad"}}
+    assert one(**merged(summed, {"hyper": other})).hyper["base_hyper"] == {}, "IAD has no such hyperparameter"
+    rule = {"methods": ["adaad"], "hyper": {"kl_reduction": "mean"}}
+    ruled = {"methods": ["igdm"], "override": [rule]}
+    assert one(**ruled).hyper["base_hyper"] == {"kl_reduction": "mean"}
+    assert one(methods=["igdm"]).hyper["base_hyper"] == {}
+
+
 def test_only_what_needs_the_natural_teacher_brings_it() -> None:
     assert [c.name for c in cells().teachers] == ["digits-robust"]
     assert [c.name for c in cells(methods=["mtard"]).teachers] == ["digits-robust", "digits-natural"]

@@ -23,6 +23,7 @@ from adbench.data import Dataset, Threat, parse_fraction
 from adbench.errors import UserError, located
 from adbench.evaluation import masking, outcome_files
 from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
+from adbench.evaluation.footprint import footprint
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Evaluation, Train
@@ -208,6 +209,7 @@ def _finish(run: _Run, folder: Path) -> dict[str, Outcome]:
             shard=cell.evaluation.aa_shard,
             keep=cell.evaluation.keep_adversarial,
         )
+        run.model["footprint"] = asdict(footprint(evaluator.network, dataset.image_shape))
         outcomes = _evaluate(run, dataset, evaluator, folder)
         outcome_files.write_table(folder / layout.OUTCOMES, dataset, evaluator.predicted.cpu(), outcomes)
     return outcomes

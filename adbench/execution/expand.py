@@ -15,7 +15,16 @@ from adbench.errors import UserError, unknown
 from adbench.experiment import spelling
 from adbench.experiment import teacher as teachers
 from adbench.experiment.cell import Cell, Matrix
-from adbench.experiment.config import DEFAULT_TEACHERS, Data, Experiment, ThreatModel, Train, merged, validated
+from adbench.experiment.config import (
+    DEFAULT_TEACHERS,
+    Data,
+    Experiment,
+    Override,
+    ThreatModel,
+    Train,
+    merged,
+    validated,
+)
 from adbench.experiment.settings import variants
 from adbench.experiment.teacher import TeacherSpec, Trained
 from adbench.models.names import canonical
@@ -112,17 +121,35 @@ def _told_apart(matrix: Matrix) -> Matrix:
     return Matrix(tuple(teachers.values()), tuple(students))
 
 
+def _rules(experiment: Experiment, name: str, dataset: str) -> list[Override]:
+    """The rules that are for method `name` on `dataset`."""
+    return [
+        rule
+        for rule in experiment.overrides
+        if name in method_names(rule.methods) and (not rule.datasets or dataset in rule.datasets)
+    ]
+
+
+def _hyper(experiment: Experiment, name: str, dataset: str) -> dict[str, Any]:
+    """The hyperparameters that the experiment sets of a method. One around another has that one as it is set by itself,
+    so that the two can be compared, unless its own `base_hyper` says otherwise."""
+    rules = _rules(experiment, name, dataset)
+    own = merged(*(rule.hyper for rule in rules), experiment.hyper.get(name, {}))
+    cls = METHODS.load(name)
+    if not getattr(cls, "bases", None):
+        return own
+    base = own.get("base", cls.model_fields["base"].default)
+    inherited = _hyper(experiment, base, dataset) if base in cls.bases and base in METHODS else {}
+    return merged({"base_hyper": inherited} if inherited else {}, own)
+
+
 def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Train]:
     """The method `name` as the experiment has it on `dataset`, and how its students are trained.
 
     Raises UserError for settings that are wrong, and where the budget does not pay for one epoch.
     """
-    rules = [
-        rule
-        for rule in experiment.overrides
-        if name in method_names(rule.methods) and (not rule.datasets or dataset in rule.datasets)
-    ]
-    method = configured(name, merged(*(rule.hyper for rule in rules), experiment.hyper.get(name, {})))
+    rules = _rules(experiment, name, dataset)
+    method = configured(name, _hyper(experiment, name, dataset))
     train = experiment.train
     if any(rule.train for rule in rules):
         own = merged(train.model_dump(mode="json"), *(rule.train for rule in rules))

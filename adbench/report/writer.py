@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adbench.errors import Nothing, UserError
-from adbench.report import attribution, classes, cross, flat, page, reading, render
+from adbench.report import attribution, classes, cross, flat, footprints, page, reading, render
 from adbench.report.figures import comparisons, training
 from adbench.report.figures.plot import Plot
 from adbench.report.model import Table
@@ -206,6 +206,7 @@ def contents(view: View) -> tuple[list[Chapter], Table]:
             Chapter("checkpoints", "Other networks", tuple(robustness.checkpoints(others, view))),
             Chapter("paper", "Against the paper", tuple(paper.comparison(students, networks, view))),
             Chapter("costs", "Costs", tuple(costs.tables(students, view)), tuple(comparisons.costly(students))),
+            Chapter("footprint", "Size and latency", *footprints.contents(students, view)),
         ]
         listed = robustness.cells(view, used)
         sections.append(

@@ -114,6 +114,16 @@ class Data:
 
 
 @dataclass(slots=True)
+class Footprint:
+    """What a network takes to be run, on the device and with the threads that the record names."""
+
+    multiply_adds: Annotated[Positive, "of one image: forward, in convolutions and matrix products"]
+    bytes: Annotated[Positive, "of its weights and buffers"]
+    latency: Annotated[Cost, "seconds from one image to its logits, the median of several"]
+    latency_runs: Positive
+
+
+@dataclass(slots=True)
 class Network:
     """A network and its weights."""
 
@@ -123,6 +133,7 @@ class Network:
     weights_sha256: Sha256
     checkpoint: Annotated[str, "last, best, or the source of the weights"]
     file: Annotated[str | None, "where weights that were not trained here lay, as it was given"] = None
+    footprint: Annotated[Footprint | None, "of the network that was judged; older records lack it"] = None
 
 
 @dataclass(slots=True)

@@ -83,12 +83,11 @@ def _teacher_series(
             Series(
                 label,
                 labels.index(label),
-                tuple(_point(x + shift, run, "aa", f"taught by {run.teacher}, AA {x:.2f}") for x, run in points),
+                tuple(point(x + shift, run, "aa", f"taught by {run.teacher}, AA {x:.2f}") for x, run in points),
             )
         )
     levels = [
-        Series(run.label, labels.index(run.label), (_point(min(xs), run, "aa", "no teacher"),), "level")
-        for run in alone
+        Series(run.label, labels.index(run.label), (point(min(xs), run, "aa", "no teacher"),), "level") for run in alone
     ]
     return (*series, *levels)
 
@@ -111,7 +110,7 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
                 run.label,
                 labels.index(run.label),
                 tuple(
-                    _point(at + 0.6 * ((number + 0.5) / len(group) - 0.5), run, attack, heading(attack))
+                    point(at + 0.6 * ((number + 0.5) / len(group) - 0.5), run, attack, heading(attack))
                     for at, attack in enumerate(attacks)
                 ),
                 "points",
@@ -150,7 +149,7 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
             Series(
                 run.label,
                 labels.index(run.label),
-                (_point(cost / scale, run, attack, "on the Pareto front" if run in front else ""),),
+                (point(cost / scale, run, attack, "on the Pareto front" if run in front else ""),),
                 "points",
             )
             for cost, run in priced
@@ -240,11 +239,11 @@ def _by_radius(run: Run, attack: str) -> list[Point]:
             eps = Fraction(0) if metric == "clean" else Fraction(str(metrics[0].attack["eps"]))
             # The threat model's own radius wins over the same one named by itself.
             if eps not in points or "@" not in metric:
-                points[eps] = _point(float(255 * eps), run, metric, "")
+                points[eps] = point(float(255 * eps), run, metric, "")
     return [points[eps] for eps in sorted(points)]
 
 
-def _point(x: float, run: Run, metric: str, note: str) -> Point:
+def point(x: float, run: Run, metric: str, note: str) -> Point:
     """A run's accuracy with its interval, and over what that spans."""
     low, high = run.interval(metric)
     (first, *others) = run.metrics(metric)
