@@ -506,13 +506,37 @@ def test_with_few_classes_every_attack_runs_without_the_loss_that_needs_more(
         assert "FABAttack_PT" in ran or search == "fast"
 
 
-@pytest.mark.parametrize(("name", "version"), [("aa-rand", "rand"), ("aa-plus", "plus")])
+@pytest.mark.parametrize(
+    ("name", "version"), [("aa-rand", "rand"), ("aa-plus", "plus"), ("aa-square", "custom: square")]
+)
 def test_the_other_versions_run_and_are_recorded(few, name: str, version: str, monkeypatch) -> None:
     shorten_autoattack(monkeypatch)
     for search in autoattack.SEARCHES:
         found = evaluate(evaluator(*few, search=search, eps=Fraction(1, 2)), (name,), aa_images=2)[name]
         assert found.definition["version"] == version
         assert not found.right.any()
+
+
+def test_square_alone_is_the_packages_and_asks_for_no_gradient(few) -> None:
+    network, split = few
+    one = evaluator(network, split, eps=Fraction(8, 255))
+    found = one.shard("aa-square", torch.arange(len(split.labels)))
+    attacked = one.x[one.right]
+    direct = SquareAttack(
+        network, p_init=0.8, n_queries=5000, eps=8 / 255, norm="Linf", n_restarts=1, seed=one.seed, resc_schedule=False
+    )
+    with torch.no_grad():
+        x_adv = direct.perturb(attacked, one.y[one.right])
+        due = network(x_adv).argmax(1) == one.y[one.right]
+    assert found.right[one.right].tolist() == due.tolist()
+    assert due.sum() > 0
+
+    class Forward(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return network(x.detach()).detach()
+
+    again = evaluator(Forward(), split, eps=Fraction(8, 255)).shard("aa-square", torch.arange(len(split.labels)))
+    assert again.right.tolist() == found.right.tolist()
 
 
 def shorter(*words: str) -> None:

@@ -500,6 +500,7 @@ def test_weights_from_elsewhere_are_the_same_whatever_others_are_trained_on() ->
         ("mi-fgsm", False, False),
         ("aa", False, True),
         ("aa-rand", False, True),
+        ("aa-square", False, True),
     ],
 )
 def test_step_and_start_count_for_every_attack_but_those_with_their_own(

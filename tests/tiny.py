@@ -60,7 +60,17 @@ class Mine(Method):
 
 
 # What differs from run to run: times, hosts, and what is computed over them.
-VARIABLE = ("seconds", "timing", "provenance", "images_per_second", "peak_memory_bytes", "digest", "log_sha256")
+VARIABLE = (
+    "seconds",
+    "timing",
+    "latency",
+    "latency_runs",
+    "provenance",
+    "images_per_second",
+    "peak_memory_bytes",
+    "digest",
+    "log_sha256",
+)
 
 
 def cli(*args: str | Path, env: dict[str, str] | None = None) -> Result:

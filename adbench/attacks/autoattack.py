@@ -34,8 +34,9 @@ from adbench.losses import margin
 from adbench.models.precision import Lean, Precision
 from adbench.models.verdict import Verdict
 
-VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand"}
-"""Names of the attack, and what its authors call these versions."""
+SQUARE = "aa-square"
+VERSIONS = {"aa": "standard", "aa-plus": "plus", "aa-rand": "rand", SQUARE: "custom: square"}
+"""Names of the attack, and what its authors call these versions: of the last one the attack that sees logits alone."""
 
 LOGGER = "auto-attack"
 """The package's."""
@@ -92,7 +93,10 @@ def version_for(name: str, classes: int) -> str:
     The DLR loss (Eq. 6) divides a difference of logits by another, of the largest and the third; the targeted one
     (Eq. 7) also needs the fourth. Where there are too few, the loss is the difference alone.
     """
-    needs = {"DLR": name in ("aa-plus", "aa-rand") and classes < 3, "targeted DLR": name != "aa-rand" and classes < 4}
+    needs = {
+        "DLR": name in ("aa-plus", "aa-rand") and classes < 3,
+        "targeted DLR": name in ("aa", "aa-plus") and classes < 4,
+    }
     undivided = [loss for loss, few in needs.items() if few]
     if not undivided:
         return VERSIONS[name]
@@ -180,7 +184,7 @@ def attack(
         x_adv = run(network, x, y, eps, seed, name)
         (broken, verdict), doubtful = _judged(network, x, x_adv, y, eps), none
         verdict = Verdict(~broken, verdict.unfinite & broken, verdict.tied & broken)
-        if search == "fast":
+        if search == "fast" and name != SQUARE:  # which float32 would not repeat otherwise
             left = (~broken).nonzero().squeeze(1)
             close, _ = probe(searching(network, "again"), x[left], y[left], eps)
             doubtful = none.index_put((left,), close <= CLOSE)
@@ -270,8 +274,15 @@ def _run(
     for counter in checks.funcs:
         checks.funcs[counter] = 0
     watched = _Watched(searched.eval(), x, eps)
+    version, _, alone = VERSIONS[name].partition(": ")
     attack = pyautoattack.AutoAttack(
-        watched, norm="Linf", eps=float(eps), version=VERSIONS[name], seed=seed, device=x.device
+        watched,
+        norm="Linf",
+        eps=float(eps),
+        version=version,
+        attacks=[alone] if alone else None,
+        seed=seed,
+        device=x.device,
     )
     attack.get_logits = _AsWritten(network)  # by which the package decides what each of its attacks has broken
     attack.apgd_targeted.n_target_classes = min(9, classes - 1)

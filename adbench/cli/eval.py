@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,26 @@ from adbench.cli.options import (
     threads_option,
 )
 from adbench.data.identity import known as known_dataset
+from adbench.errors import UserError
 from adbench.experiment import config, teacher
 from adbench.experiment import named as names
-from adbench.experiment.cell import Matrix
+from adbench.models.names import ONNX
 from adbench.results import layout, record
 from adbench.system import terminal
 
 
 @click.command("eval")
 @click.argument("checkpoint", type=FilePath())
-@click.option("--arch", required=True, metavar="NAME", callback=network, help="Architecture of the checkpoint.")
+@click.option(
+    "--arch", metavar="NAME", callback=network, help="Architecture of the checkpoint. [required but for an ONNX file]"
+)
 @click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="Dataset, by name or path.")
 @click.option("--resize", type=click.IntRange(min=4), metavar="N", help="Bring images to NxN, as data.resize does.")
-@names_option("--attacks", text="[default: fgsm,pgd20,cw,aa]")
+@names_option("--attacks", text="[default: fgsm,pgd20,cw,aa; of an ONNX file aa-square]")
+@names_option(
+    "--proxies",
+    text="Teachers, or ARCHITECTURE@FILE, whose adversarial examples (pgd20, cw) it is shown. [default: none]",
+)
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="First N test images. [default: all]")
 @click.option("--aa-images", type=click.IntRange(min=1), metavar="N", help="Of these, images for AutoAttack.")
 @click.option("--eps", metavar="FRACTION", help="Radius, as in 8/255. [default: the dataset's]")
@@ -53,10 +59,11 @@ from adbench.system import terminal
 @results_option
 def eval_(
     checkpoint: Path,
-    arch: str,
+    arch: str | None,
     dataset: str,
     resize: int | None,
     attacks: tuple[str, ...],
+    proxies: tuple[str, ...],
     images: int | None,
     aa_images: int | None,
     eps: str | None,
@@ -71,40 +78,55 @@ def eval_(
     data_dir: Path,
     results: Path,
 ) -> None:
-    """Evaluate any checkpoint of a supported architecture and record it.
+    """Evaluate any checkpoint of a supported architecture, or any ONNX file, and record it.
 
     Of a file with several networks, FILE#KEY is the one whose names begin with KEY: both.pt#model_ema.
+
+    An ONNX file takes images in [0, 1] and gives logits. It has no gradients: it is judged by Square, which asks for
+    logits alone, and by the adversarial examples of other networks. Neither is a white-box figure.
 
     \b
     Example:
       adbench eval teacher.pt --arch wrn-10-2 --dataset cifar10 \\
         --attacks fgsm,pgd20 --images 1000
+      adbench eval net.onnx --dataset cifar10 --aa-images 500 \\
+        --proxies rn18@net.pt
     """
+    onnx = checkpoint.suffix.lower() == ".onnx"
+    arch = ONNX if onnx else arch
+    if arch is None:
+        raise UserError(f"--arch is missing: the architecture of '{checkpoint}' (adbench list models)")
+    if onnx and (mean or std):
+        raise UserError("--mean and --std: an ONNX file has its normalisation inside; leave them out")
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
     judging |= {"aa_search": "fast"} if fast_aa else {}
-    judging |= {"attacks": attacks} if attacks else {}
+    judging |= {"attacks": attacks or ("aa-square",)} if attacks or onnx else {}
+    judging |= {"proxies": proxies}
     judging |= {"masking": masking or 0, "keep_adversarial": keep_adversarial}
-    experiment = config.experiment({"threat": {"eps": eps, "step": step}, "data": {"resize": resize}, "eval": judging})
+    asked = {"threat": {"eps": eps, "step": step}, "data": {"resize": resize}, "eval": judging}
+    experiment = config.experiment({"datasets": [dataset], **asked})
     names.check(experiment)
     spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})
     known_dataset(dataset)
     from adbench.execution import runner
     from adbench.execution.execute import check
-    from adbench.execution.expand import teacher_cell
+    from adbench.execution.expand import checkpoint as checkpoint_matrix
     from adbench.weights.networks import lookup
 
     place = place_of(results, data_dir, device)
-    cell = replace(teacher_cell(experiment, dataset, spec, lookup(place.data_dir)), kind="checkpoint")
-    check(cell, place)
+    matrix = checkpoint_matrix(experiment, dataset, spec, lookup(place.data_dir))
+    for each in (*matrix.cells, *(cell := matrix.students[0]).proxies):
+        check(each, place)
     make_writable(results)
     with Display(console(), 1) as display:
-        runner.run(runner.plan(Matrix((cell,), ()), results), place, runner.Local(threads=threads), display)
+        runner.run(runner.plan(matrix, results), place, runner.Local(threads=threads), display)
     path = layout.record_path(cell, results)
     result = record.read(path)
+    width = max(map(len, result.metrics), default=0)
     for name, metric in result.metrics.items():
         low, high = metric.ci_test
         click.echo(
-            f"{name:8} {100 * metric.value:6.2f}%   n = {metric.n}   "
+            f"{name:{width}} {100 * metric.value:6.2f}%   n = {metric.n}   "
             f"95% interval over test images {terminal.percent(low)}-{terminal.percent(high)}%"
         )
     if result.masking:

@@ -38,9 +38,10 @@ def names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple
     return found
 
 
-def network(_: click.Context, __: click.Parameter, value: str) -> str:
+def network(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """One architecture's name."""
-    given(value)
+    if value is not None:
+        given(value)
     return value
 
 

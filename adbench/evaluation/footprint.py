@@ -16,11 +16,15 @@ WARM_UP, MOST, SECONDS = 3, 100, 0.5
 """Runs that are not counted, and at most so many that are, or so many seconds of them."""
 
 
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of its parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in chain(network.parameters(), network.buffers()))
+
+
 @torch.no_grad()
 def footprint(network: nn.Module, image_shape: tuple[int, ...]) -> Footprint:
     """Of a network in evaluation mode, on its device, with images (C, H, W); it draws no random number."""
-    tensors = list(chain(network.parameters(), network.buffers()))
-    device = tensors[0].device
+    device = next(chain(network.parameters(), network.buffers())).device
     x = torch.full((1, *image_shape), 0.5, device=device)
 
     def once() -> float:
@@ -36,8 +40,5 @@ def footprint(network: nn.Module, image_shape: tuple[int, ...]) -> Footprint:
     while len(taken) < MOST and sum(taken) < SECONDS:
         taken.append(once())
     return Footprint(
-        multiply_adds(network, image_shape),
-        sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        statistics.median(taken),
-        len(taken),
+        multiply_adds(network, image_shape) or None, weight_bytes(network), statistics.median(taken), len(taken)
     )

@@ -175,7 +175,8 @@ class Estimator:
             if name in autoattack.VERSIONS:
                 images = min(n, cell.evaluation.aa_images or n) * AA_SURVIVING
                 searched = self.of(cell, cell.evaluation.aa_search)
-                total += images * (AA_PASSES * searched.both + AA_QUERIES * searched.forward)
+                ascents = 0 if name == autoattack.SQUARE else AA_PASSES
+                total += images * (ascents * searched.both + AA_QUERIES * searched.forward)
             else:
                 total += n * steps(name) * speed.both
         if cell.evaluation.masking:

@@ -29,6 +29,7 @@ from adbench.experiment.cell import Cell
 from adbench.experiment.config import Evaluation, Train
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
 from adbench.models import Network, count_parameters
+from adbench.models.names import ONNX
 from adbench.models.precision import multiplies_bfloat16
 from adbench.registry import METHODS
 from adbench.results import document, layout, record, summary
@@ -63,6 +64,8 @@ def check(cell: Cell, place: Place, fetch: bool = True) -> None:
     """
     dataset = cell_dataset(cell, place.data_dir)
     attacks, transferred = cell.evaluation.attacks, cell.evaluation.transfer_attacks
+    if cell.architecture == ONNX:
+        _check_forward_only(cell)
     if set(transferred) & set(autoattack.VERSIONS):
         raise UserError("AutoAttack is not transferred; eval.transfer_attacks takes fgsm, pgdK and cw")
     for name in (*attacks, *transferred):
@@ -72,6 +75,17 @@ def check(cell: Cell, place: Place, fetch: bool = True) -> None:
         cell_network(cell, dataset, place.results, place.data_dir)
     if cell.method is not None and cell.train.init is not None:
         beginning(cell, dataset)
+
+
+def _check_forward_only(cell: Cell) -> None:
+    """Raise UserError for a cell of an ONNX file that is judged by what needs gradients."""
+    needing = sorted(set(cell.evaluation.attacks) - {autoattack.SQUARE})
+    needing += ["the tests for gradient masking"] if cell.evaluation.masking else []
+    if needing:
+        raise UserError(
+            f"an ONNX file has no gradients, which {', '.join(needing)} would need; what judges it is "
+            f"{autoattack.SQUARE}, and adversarial examples of other networks (--proxies)"
+        )
 
 
 def _is_here(cell: Cell, place: Place) -> bool:

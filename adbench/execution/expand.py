@@ -27,7 +27,7 @@ from adbench.experiment.config import (
 )
 from adbench.experiment.settings import variants
 from adbench.experiment.teacher import TeacherSpec, Trained
-from adbench.models.names import canonical
+from adbench.models.names import ONNX, canonical
 from adbench.registry import DATASETS, GROUPS, METHODS, method_names
 from adbench.results.runs import differences
 from adbench.training.configured import check_fits, configured, declared, training_passes
@@ -253,8 +253,22 @@ class _Teachers:
     def get(self, spec: TeacherSpec) -> Cell:
         if spec.dataset not in (None, self.dataset):
             raise UserError(f"teacher '{spec.name}' is for '{spec.dataset}', not for '{self.dataset}'")
+        if spec.architecture == ONNX:
+            raise UserError(f"'{spec.name}' is an ONNX file, which has no gradients; `adbench eval` judges it")
         cell = teacher_cell(self.experiment, self.dataset, spec, self.lookup)
         return self.cells.setdefault(cell.id, cell)
+
+
+def checkpoint(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup: Lookup) -> Matrix:
+    """The cell that judges a network from elsewhere, and those of its proxies that have to be trained first."""
+    proxies = _Teachers(experiment, dataset, lookup, {}).proxies()
+    alone = teacher_cell(experiment, dataset, spec, lookup)
+    judged = experiment.evaluation
+    if proxies:
+        _, tested = _data(experiment, dataset, lookup)
+        judged = spelling.evaluation(judged, alone.threat, tested, transfers=True, trained=None)
+    cell = replace(alone, kind="checkpoint", proxies=proxies, evaluation=judged if proxies else alone.evaluation)
+    return Matrix(tuple(proxy for proxy in proxies if proxy.method), (cell,))
 
 
 def teacher_cell(experiment: Experiment, dataset: str, spec: TeacherSpec, lookup: Lookup) -> Cell:

@@ -8,7 +8,7 @@ from adbench.errors import UserError, unknown
 
 ITERATED = re.compile(r"(pgd|cw)([1-9][0-9]{0,3})?(?:x([1-9][0-9]{0,2}))?")
 """PGD and C&W: the kind, its steps and its restarts."""
-_OTHERS = ("fgsm", "mi-fgsm", "aa", "aa-plus", "aa-rand")
+_OTHERS = ("fgsm", "mi-fgsm", "aa", "aa-plus", "aa-rand", "aa-square")
 _AUTOATTACK = re.compile(r"aa(-|@|$)")
 _OWN_STEP = re.compile(r"(fgsm|mi-fgsm|aa)(-|@|$)")
 """Attacks without `eval.step` and `eval.start`: FGSM and MI-FGSM begin at the image, in steps of their own."""
@@ -38,5 +38,6 @@ def nobody_has(name: str) -> UserError:
         "attack",
         name,
         ("fgsm", "mi-fgsm", "pgd20", "cw", "aa"),
-        "fgsm, mi-fgsm, pgdK for K steps, pgdKxR for R restarts, cw, cwKxR, aa; NAME@R within R, as pgd20@4/255",
+        "fgsm, mi-fgsm, pgdK for K steps, pgdKxR for R restarts, cw, cwKxR, aa, aa-plus, aa-rand, aa-square; "
+        "NAME@R within R, as pgd20@4/255",
     )

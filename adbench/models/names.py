@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
+from adbench import DISTRIBUTION
 from adbench.errors import UserError, unknown
 from adbench.registry import MODELS
 from adbench.system.files import expanded
 
 _WIDE = re.compile(r"(dm-)?(?:wrn|wide-?resnet)-?(\d{1,12})-(\d{1,12})")
 _FILE = re.compile(r"(.*\.py):([A-Za-z_]\w*)")
+ONNX = "onnx"
+"""The architecture of whatever is in an ONNX file."""
 TIMM = "timm:"
 """What stands before the names of timm's architectures."""
 _CNN = re.compile(r"cnn-?(\d{1,12})")
@@ -30,7 +34,7 @@ def canonical(name: str) -> str:
     that nobody knows, for a depth or width that cannot be built, for a file's network that the user did not name here
     (see `given`), and for timm's networks without timm.
     """
-    if name in MODELS:
+    if name in MODELS or name == ONNX:
         return name
     if name.startswith(TIMM):
         _timm(name)
@@ -64,6 +68,16 @@ def code(name: str) -> str | None:
     if name.startswith(TIMM):
         return f"timm {_timm(name)}"
     return None if name not in MODELS or MODELS.built_in(name) else MODELS.code(name).sha256
+
+
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def check_onnx(what: str) -> None:
+    """Raise UserError, which says that `what` needs them, unless the packages of the extra `onnx` are installed."""
+    if missing := [package for package in _ONNX_PACKAGES if find_spec(package) is None]:
+        needs = f"pip install '{DISTRIBUTION}[onnx]'"
+        raise UserError(f"{what} needs {', '.join(missing)}, which is not installed: {needs}")
 
 
 def _timm(name: str) -> str:

@@ -22,6 +22,10 @@ ATTACKS = [
     ("cw", "C&W-infinity: 20 such steps on the margin loss (Carlini & Wagner, S&P 2017); also cw100, cw20x5"),
     ("mi-fgsm", "10 steps of eps / 10 with momentum 1 (Dong et al., CVPR 2018)"),
     ("aa", "AutoAttack standard (Croce & Hein, ICML 2020), its authors' code; the first aa_images images"),
+    (
+        "aa-square",
+        "its Square alone, of 5,000 queries, which sees logits and no gradient (Andriushchenko et al., ECCV 2020)",
+    ),
 ]
 
 

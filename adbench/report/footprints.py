@@ -25,12 +25,12 @@ class Size:
     """One of the sizes of a network: how it is headed, with its unit, and what a record has of it in that unit."""
 
     title: str
-    of: Callable[[Record, Footprint], float]
+    of: Callable[[Record, Footprint], float | None]
 
 
 SIZES = (
     Size("Parameters (M)", lambda record, _: record.network.parameters / 1e6),
-    Size("Multiply-adds (M)", lambda _, footprint: footprint.multiply_adds / 1e6),
+    Size("Multiply-adds (M)", lambda _, footprint: footprint.multiply_adds and footprint.multiply_adds / 1e6),
     Size("Size (MiB)", lambda _, footprint: footprint.bytes / 2**20),
     Size("Latency (ms)", lambda _, footprint: 1000 * footprint.latency),
 )
@@ -135,10 +135,15 @@ def _by_machine(runs: Sequence[Run]) -> dict[str, list[tuple[Record, Footprint]]
 
 
 def _of(measured: Sequence[tuple[Record, Footprint]], size: Size) -> float:
-    return statistics.median(size.of(*each) for each in measured)
+    return statistics.median(_values(measured, size))
+
+
+def _values(measured: Sequence[tuple[Record, Footprint]], size: Size) -> list[float]:
+    return [value for each in measured if (value := size.of(*each))]
 
 
 def _median(measured: Sequence[tuple[Record, Footprint]], size: Size) -> TableCell:
-    values = [size.of(*each) for each in measured]
+    if not (values := _values(measured, size)):
+        return MISSING
     apart = (("least", f"{min(values):.3g}"), ("most", f"{max(values):.3g}")) if min(values) < max(values) else ()
     return TableCell(f"{statistics.median(values):.3g}", details=(("networks", str(len(values))), *apart))

@@ -117,7 +117,9 @@ class Data:
 class Footprint:
     """What a network takes to be run, on the device and with the threads that the record names."""
 
-    multiply_adds: Annotated[Positive, "of one image: forward, in convolutions and matrix products"]
+    multiply_adds: Annotated[
+        Positive | None, "of one image: forward, in convolutions and matrix products; null of an ONNX file"
+    ]
     bytes: Annotated[Positive, "of its weights and buffers"]
     latency: Annotated[Cost, "seconds from one image to its logits, the median of several"]
     latency_runs: Positive

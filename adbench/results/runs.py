@@ -317,7 +317,11 @@ def heading(attack: str) -> str:
         return quantities.QUANTITIES[quantity].heading.format(heading(behind))
     proxy, whole = proxy_and_attack(attack) if attack.startswith("transfer:") else ("", attack)
     base, _, eps = whole.partition("@")
-    return ATTACKS.get(base, base) + (f" at ε = {eps}" if eps else "") + (f" from {proxy}" if proxy else "")
+    return (
+        {**ATTACKS, "aa-square": "Square"}.get(base, base)
+        + (f" at ε = {eps}" if eps else "")
+        + (f" from {proxy}" if proxy else "")
+    )
 
 
 def _one_per_seed(records: list[Record]) -> list[Record]:

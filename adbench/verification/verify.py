@@ -26,8 +26,10 @@ from adbench.data.batches import to_float
 from adbench.errors import UserError
 from adbench.evaluation import stored_examples
 from adbench.evaluation.evaluator import Evaluator, Outcome
+from adbench.evaluation.footprint import weight_bytes
 from adbench.evaluation.masking_rules import CHANCE, most
 from adbench.models import Network, count_parameters
+from adbench.models.flops import multiply_adds
 from adbench.models.precision import Precision
 from adbench.models.verdict import predicted
 from adbench.results import document, record
@@ -44,7 +46,7 @@ from adbench.weights import networks
 UNSHOWABLE = (
     "a forged training: weights made in another way (method, settings, seed) than a log and names made to fit say",
     "the course of the log at other epochs than those whose weights are at hand",
-    "how a run went: wall times, images/s, memory, devices, notes, warnings, versions, provenance",
+    "how a run went: wall times, latency, images/s, memory, devices, notes, warnings, versions, provenance",
     "false survivors too few for the sample, all of them without --survivors; broken images without a stored x'",
     "the figures that the tests of gradient masking measured (their verdicts are computed again)",
     "what lies neither beside the record nor in adbench: an unknown teacher, proxy or method behind a name",
@@ -132,7 +134,7 @@ class _Verification:
             if network.answer == CONTRADICTS:
                 return
         else:
-            yield self._model(count_parameters(network))
+            yield self._model(network)
             self.network = network.to(self.device)
             yield self._held_out()
             self.evaluator = Evaluator(
@@ -207,10 +209,13 @@ class _Verification:
         wrong = [] if files.sha256(path) == said.sha256 else [f"'{path}' has another SHA-256"]
         return Finding.of("extra images", f"'{path}' with the recorded SHA-256", wrong)
 
-    def _model(self, parameters: int) -> Finding:
-        model = self.record.network
+    def _model(self, network: Network) -> Finding:
+        model, parameters = self.record.network, count_parameters(network)
         said = {"parameters": parameters, "architecture": self.training["architecture"]}
         wrong = [key for key, value in said.items() if getattr(model, key) != value]
+        if model.footprint:
+            due = {"bytes": weight_bytes(network), "multiply_adds": multiply_adds(network, self.dataset.image_shape)}
+            wrong += [f"footprint.{key}" for key, value in due.items() if (getattr(model.footprint, key) or 0) != value]
         return Finding.of("checkpoint", f"weights {model.weights_sha256[:12]}..., {parameters:,} parameters", wrong)
 
     def _held_out(self) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -45,7 +46,19 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]
     """
     # Cloned, because the format refuses tensors that share memory.
     plain = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    files.write_bytes(path, safetensors.torch.save(plain, metadata | WRITER | {DIGEST: state_sha256(plain)}))
+    content = safetensors.torch.save(plain, metadata | WRITER | {DIGEST: state_sha256(plain)})
+    files.write_bytes(path, _in_order(content))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in the order of their keys, where the package has another one every time:
+    equal weights are equal files."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text + b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(padded).to_bytes(8, "little") + padded + content[8 + size :]
 
 
 def serialised(state: dict[str, Any]) -> memoryview:

@@ -20,7 +20,7 @@ from adbench.registry import DATASETS
 from adbench.results.fields import Metric
 from adbench.results.record import Record
 from adbench.system import files
-from adbench.weights import checkpoint, graphs, networks
+from adbench.weights import checkpoint, graphs, int8, networks
 
 _SPOKEN = {
     "rn18": "ResNet-18",
@@ -29,11 +29,12 @@ _SPOKEN = {
     "prn18": "PreActResNet-18",
     "mn-v2": "MobileNet-V2",
 }
+INT8_SUFFIX = ".int8.onnx"
 _PROBES = 32
 """Test images whose logits are compared, bit for bit."""
 _COMPARED = 1000
 """Of a graph, whose sums go in another order."""
-WEIGHTS = "weights"
+WEIGHTS, ONNX, INT8 = "weights", "onnx", "int8"
 KINDS = (WEIGHTS, *graphs.SUFFIXES)
 
 
@@ -48,24 +49,25 @@ def export(
 ) -> Iterator[str]:
     """Write NAME.pt (a plain state dict), NAME.json (RobustBench's card) and NAME.safetensors; a line on each.
 
-    kinds: WEIGHTS for these files, and those of `graphs`: "onnx" for NAME.onnx, "torch.export" for NAME.pt2. name: of
-    the files, made of method and architecture where none is given. file: the weights, where they do not lie where the
-    record has them. Raises UserError for a failed cell, a network that was not trained here, weights that are not the
-    record's, and where a written file does not give the network's logits.
+    kinds: WEIGHTS for these files, and those of `graphs`: ONNX for NAME.onnx, "torch.export" for NAME.pt2; INT8, beside
+    these two, for NAME.int8.onnx and NAME.toml. name: of the files, made of method and architecture where none is
+    given. file: the weights, where they do not lie where the record has them. Raises UserError for a failed cell, a
+    network that was not trained here, weights that are not the record's, and where a written file does not give the
+    network's logits.
     """
     if record.method is None and record.kind != "teacher":
         raise UserError(f"'{record.path}' is about weights from elsewhere; export is for networks trained by adbench")
     dataset = networks.dataset_of(record, data_dir, whole_test=True)
     network = networks.network_of(record, dataset, data_dir, file)
-    stem = out / safe(name or f"{record.label}_{record.student}")
-    for kind in (kind for kind in kinds if kind != WEIGHTS):
-        path = stem.with_name(f"{stem.name}{graphs.SUFFIXES[kind]}")
+    stem = out / name_of(record, name)
+    for kind in graphs.SUFFIXES.keys() & set(kinds):
+        path = beside(stem, graphs.SUFFIXES[kind])
         x = dataset.test.images[:_COMPARED].float() / 255
         away = graphs.write(network, x, path, kind, metadata(record, dataset, network))
         yield f"{path}: loaded again, its logits of {len(x):,} test images differ by {away:.1e} at most"
     if WEIGHTS not in kinds:
         return
-    plain, tensors = stem.with_name(f"{stem.name}.pt"), stem.with_name(f"{stem.name}.safetensors")
+    plain, tensors = beside(stem, ".pt"), beside(stem, ".safetensors")
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     written, lacking = card(record, dataset, network)
     files.write_json(stem.with_name(f"{stem.name}.json"), written)  # which the weights are held to when they are read
@@ -76,6 +78,41 @@ def export(
         yield f"{path}: {len(weights)} tensors; gives the logits of the network that was judged"
     yield f"{stem}.json: RobustBench's card; {lacking}"
     yield f"read again with: adbench eval {tensors} {' '.join(_options(record, network))}"
+    if INT8 in kinds:
+        source, int8_file, toml = (beside(stem, suffix) for suffix in (".onnx", INT8_SUFFIX, ".toml"))
+        calibrated = int8.write(source, int8_file, dataset.train)
+        declared(record, network, tensors, toml)
+        sizes = " of ".join(f"{path.stat().st_size:,}" for path in (int8_file, source))
+        yield f"{int8_file}: {sizes} bytes, calibrated on {calibrated} training images"
+
+
+def name_of(record: Record, name: str | None) -> str:
+    """The name of the files, made of method and architecture where none is given."""
+    return safe(name or f"{record.label}_{record.student}")
+
+
+def beside(stem: Path, suffix: str) -> Path:
+    """The file of an export with that suffix; names may have dots."""
+    return stem.with_name(f"{stem.name}{suffix}")
+
+
+def declared(record: Record, network: Network, weights: Path, toml: Path) -> None:
+    """Write a teacher's file `toml` on the exported weights beside it: a name for `--teacher` and `--proxies`."""
+    normalisation = _normalisation(network) or {}
+    lines = [
+        f"summary = {json.dumps(f'{record.label} on {record.dataset}, exported by adbench')}",
+        f"architecture = {json.dumps(record.student)}",
+        *(
+            f"{name} = {json.dumps([float(np.float32(value)) for value in values])}"
+            for name, values in normalisation.items()
+        ),
+        "",
+        "[source]",
+        'kind = "file"',
+        f"path = {json.dumps(weights.name)}",
+        f'sha256 = "{files.sha256(weights)}"',
+    ]
+    files.write_text(toml, "\n".join(lines) + "\n")
 
 
 def metadata(record: Record, dataset: Dataset, network: Network) -> dict[str, str]:

@@ -16,10 +16,11 @@ from adbench.experiment.cell import Cell
 from adbench.experiment.config import Data, Experiment
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, robustbench_file, shipped, split_key
 from adbench.models import Network, build
+from adbench.models.names import ONNX
 from adbench.results import layout, summary
 from adbench.results.record import Record
 from adbench.seeding import derive
-from adbench.weights import checkpoint, robustbench
+from adbench.weights import checkpoint, onnx_file, robustbench
 from adbench.weights.teacher_file import teacher_file
 
 
@@ -146,6 +147,8 @@ def cell_network(cell: Cell, dataset: Dataset, results: Path, data_dir: Path, wh
     source = cell.spec.source if cell.spec else None
     if isinstance(source, RobustBench):
         return _robustbench(source.id, cell.dataset, data_dir)
+    if isinstance(source, LocalFile) and cell.architecture == ONNX:
+        return onnx_file.load(source.path, dataset, source.sha256)
     network = initial(cell, dataset)
     if isinstance(source, LocalFile):
         _read(network, source.path, source.model_dump(), sha256=source.sha256)
@@ -178,6 +181,8 @@ def network_of(
     source = training["source"]["source"] if record.method is None else {}
     if file is None and source.get("kind") == "robustbench":
         network = _robustbench(str(source.get("id")), record.dataset, data_dir)
+    elif training["architecture"] == ONNX:
+        network = onnx_file.load(file or _weights(record, source, data_dir, remedy), dataset)
     else:
         network = built(training, dataset)
         path, key = split_key(file) if file else (_weights(record, source, data_dir, remedy), source.get("key"))
