@@ -30,7 +30,7 @@ def lively(student: str) -> Network:
         network.eval()
         scale = 10 / network(torch.rand(8, 3, 32, 32)).abs().max()
         for parameter in network.classifier.parameters():
-            parameter *= scale
+            parameter.mul_(scale)
     return network
 
 
