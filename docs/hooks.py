@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)")
+LINK = re.compile(r"""(?:(?<=\]\()|(?<=src="))(?!https?:|#|mailto:)([^)"#\s]+)""")
 
 
 def in_site(path: str) -> str:

@@ -306,6 +306,20 @@ def test_an_ablation_is_drawn_where_two_of_its_variants_are(tmp_path: Path) -> N
     assert comparisons.ablation(collect(read_all(tmp_path / "alone"), "student")) == []
 
 
+@pytest.mark.parametrize("method", [*LABELS, "slack", "mart", None])
+def test_no_table_is_without_rows_and_no_chapter_empty(method: str | None, tmp_path: Path) -> None:
+    add(
+        tmp_path,
+        method=method,
+        kind="student" if method else "checkpoint",
+        teacher="t" if method else None,
+        metrics={"clean": 0.6, "aa": 0.4},
+    )
+    chapters, cells = report.contents(view_of(tmp_path))
+    assert all(table.rows for chapter in chapters for table in (*chapter.tables, cells))
+    assert all(chapter.tables or chapter.plots for chapter in chapters)
+
+
 def test_rows_of_one_setting_line_up_under_two_teachers(tmp_path: Path) -> None:
     for teacher in ("t1", "t2"):
         for epochs in (2, 200):

@@ -181,9 +181,9 @@ def ablation(runs: Sequence[Run], view: View) -> list[Table]:
     """Figure 4's data: SmaraAD's variants by data set, student and teacher, where there are two or more."""
     dataset = runs[0].dataset
     shown = [run for group in variants(runs) if view.metrics(group) for run in group]
-    metrics = view.metrics(shown)
-    if not metrics:
+    if not shown:
         return []
+    metrics = view.metrics(shown)
     columns = [
         Column("Variant", numeric=False),
         *(Column(heading(metric), better=quantities.better(metric)) for metric in metrics),
