@@ -12,6 +12,9 @@ from tiny import SETTINGS, TEACHER, cli
 
 from adbench.data import dataset as data
 from adbench.execution import tune
+from adbench.report import writer as report
+from adbench.report.view import View
+from adbench.results.record import read_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,6 +99,24 @@ def test_the_same_command_goes_on_and_its_trainings_are_those_of_run(tmp_path: P
     judged = cli("run", *words, "--results", results)
     assert judged.exit_code == 0, judged.output
     assert {path: path.stat().st_mtime_ns for path in results.rglob("best.safetensors")} == weights
+    chapters, _ = report.contents(View(results, list(read_all(results))))
+    ((table,),) = (chapter.tables for chapter in chapters if chapter.anchor == "tuned")
+    (row,) = table.rows
+    (one,) = recorded(results)
+    recipe, best = one["trials"][0], max(one["trials"], key=lambda trial: trial["val_robust"])
+    assert [cell.text for cell in row.cells[:6]] == [
+        "PGD-AT (lr 0.1)",
+        "–",
+        "3",
+        f"{sum(trial['passes'] for trial in one['trials']):.0f} of 40",
+        f"{100 * recipe['val_robust']:.2f}",
+        f"{100 * best['val_robust']:.2f}",
+    ]
+    # The recipe's own rate and one of the two that were tried were judged.
+    tested = {record.train_id: 100 * record.metrics["pgd20"].value for record in read_all(results)}
+    due = [f"{tested[trial['train_id']]:.2f}" if trial["train_id"] in tested else "–" for trial in (recipe, best)]
+    assert [cell.text for cell in row.cells[7:]] == due
+    assert due[0] != "–"
     merged = cli("merge", results, "--into", tmp_path / "merged")
     assert merged.exit_code == 0, merged.output
     assert recorded(tmp_path / "merged") == recorded(results)

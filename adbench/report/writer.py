@@ -13,7 +13,7 @@ from adbench.report.figures import comparisons, training
 from adbench.report.figures.plot import Plot
 from adbench.report.model import Table
 from adbench.report.page import Chapter
-from adbench.report.tables import compared, costs, masking, methods, paper, robustness
+from adbench.report.tables import compared, costs, masking, methods, paper, robustness, tuned
 from adbench.report.view import FORMATS, View
 from adbench.report.workers import mapped
 from adbench.results import teachers
@@ -203,6 +203,7 @@ def contents(view: View) -> tuple[list[Chapter], Table]:
                 tuple(comparisons.ablation(students)),
             ),
             Chapter("attribution", "Attribution maps", *attribution.contents(view)),
+            Chapter("tuned", "Tuned", tuple(tuned.tables(students, view))),
             Chapter("checkpoints", "Other networks", tuple(robustness.checkpoints(others, view))),
             Chapter("paper", "Against the paper", tuple(paper.comparison(students, networks, view))),
             Chapter("costs", "Costs", tuple(costs.tables(students, view)), tuple(comparisons.costly(students))),
