@@ -18,7 +18,7 @@ from tiny import PLUGIN, TEACHER, cli, options, records, run
 from adbench.models import build
 from adbench.results import document, plans, record
 from adbench.results.diff import differences
-from adbench.results.status import Matrix
+from adbench.results.status import PlannedCells
 from adbench.system import locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -257,7 +257,7 @@ def test_the_time_left_is_corrected_by_what_cells_took(results: Path) -> None:
         data = document.opened(done)
         record.write(done, data | {"timing": {"train": 150.0, "evaluate": 50.0}})
     lose(folder(results, "rslad"))
-    seconds, at_a_time, correction = Matrix(plans.read(path)).time_left()
+    seconds, at_a_time, correction = PlannedCells(plans.read(path)).time_left()
     assert (seconds, at_a_time, correction) == (200.0, 1, 2.0)
 
 
@@ -276,7 +276,7 @@ def test_the_time_left_of_a_new_evaluation_is_that_of_evaluations(results: Path)
     first, second = (results / cell["record"] for cell in plan["cells"])
     record.write(first, document.opened(first) | {"timing": {"train": 300.0, "evaluate": 630.0}})
     lose(second.parent)
-    seconds, _, _ = Matrix(plans.read(path)).time_left()
+    seconds, _, _ = PlannedCells(plans.read(path)).time_left()
     assert seconds == pytest.approx(630.0)
     # And of one that was begun: half the training, at the rate of trainings.
     lose(second.parents[1])
@@ -285,7 +285,7 @@ def test_the_time_left_of_a_new_evaluation_is_that_of_evaluations(results: Path)
     (log.parent / "resume.pt").touch()
     plan["cells"][1]["epochs"] = 2
     document.write(path, plan | {"jobs": 1})
-    seconds, _, _ = Matrix(plans.read(path)).time_left()
+    seconds, _, _ = PlannedCells(plans.read(path)).time_left()
     assert seconds == pytest.approx(150.0 + 630.0)
 
 

@@ -143,7 +143,7 @@ def test_a_run_does_other_cells_while_one_is_in_use_and_then_comes_back(
             process.kill()
 
     done = runner.run(
-        runner.Plan(_Cells(cells), dict.fromkeys((c.id for c in cells), "new")), place, runner.Local(), hear
+        runner.MatrixState(_Cells(cells), dict.fromkeys((c.id for c in cells), "new")), place, runner.Local(), hear
     )
     assert order == ["natural", "pgd-at"]
     assert {found["status"] for found in done.values()} == {"done"}
@@ -166,7 +166,7 @@ def test_what_another_run_found_of_a_cell_counts_also_where_it_failed(tmp_path: 
             failed["error"] = {"phase": "train", "type": "UserError", "message": "as it was there"}
             record.write(layout.record_path(second, tmp_path), failed)
 
-    todo = runner.Plan(_Cells((first, second)), {first.id: "new", second.id: "new"})
+    todo = runner.MatrixState(_Cells((first, second)), {first.id: "new", second.id: "new"})
     done = runner.run(todo, place, runner.Local(), hear)
     assert done[second.id]["error"]["message"] == "as it was there"
     assert ("natural", "start") not in heard

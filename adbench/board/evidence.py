@@ -62,7 +62,7 @@ class Challenge(Document):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """What a check found of one record: contradictions as sentences, the seed, the day, and whether it attacked all."""
 
     wrong: tuple[str, ...]
@@ -92,7 +92,7 @@ class Evidence:
             except UserError as error:
                 left_out.append(str(error))
 
-    def verdicts(self, record: Record, sha256: str) -> list[Verdict]:
+    def verdicts(self, record: Record, sha256: str) -> list[CheckResult]:
         """What checks found of the record whose file has that SHA-256."""
         found = []
         for check, judged in self._verdicts.get(sha256, ()):
@@ -100,7 +100,7 @@ class Evidence:
             wrong = tuple(f"{f['what']}: {f['says']}" for f in judged.findings if f["answer"] == "contradicts")
             held = all(answers.get(f"{name} survivors") == "follows" for name in rules.white_box(record))
             attacked = held and check.asked.get("survivors", 0) >= SURVIVORS
-            found.append(Verdict(wrong, check.asked["seed"], check.date[:10], attacked))
+            found.append(CheckResult(wrong, check.asked["seed"], check.date[:10], attacked))
         return found
 
     def broken(self, record: Record) -> list[Challenge]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adbench.board import folders, rules
-from adbench.board.evidence import Challenge, Evidence, Verdict
+from adbench.board.evidence import Challenge, CheckResult, Evidence
 from adbench.board.folders import Rules, Submission
 from adbench.errors import UserError
 from adbench.registry import METHODS
@@ -51,7 +51,7 @@ class Network:
     record: Record
     stands: NDArray[np.bool_]
     challenges: tuple[Challenge, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[CheckResult, ...]
     reproduced: str
     """By whom, as the folders of reproductions have it; "" by nobody."""
 

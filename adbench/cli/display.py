@@ -22,7 +22,7 @@ from adbench.system.terminal import duration, percent
 
 if TYPE_CHECKING:
     from adbench.execution.cost import Cost
-    from adbench.execution.runner import Plan
+    from adbench.execution.runner import MatrixState
     from adbench.experiment.cell import Cell
     from adbench.results.record import Record
 
@@ -210,7 +210,7 @@ def _escaped(text: str) -> str:
     return terminal.plain(text).replace("[", r"\[")
 
 
-def plan_table(plan: Plan, costs: Mapping[str, Cost], width: int = 200) -> Table:
+def plan_table(plan: MatrixState, costs: Mapping[str, Cost], width: int = 200) -> Table:
     """The plan as a table: every cell, where it stands, what it costs and what is expected of it.
 
     Where `width` characters do not hold it, it goes without the counts, which `adbench cost` gives.
@@ -220,7 +220,7 @@ def plan_table(plan: Plan, costs: Mapping[str, Cost], width: int = 200) -> Table
     return whole if fits else _plan_table(plan, costs, counted=False)
 
 
-def _plan_table(plan: Plan, costs: Mapping[str, Cost], *, counted: bool) -> Table:
+def _plan_table(plan: MatrixState, costs: Mapping[str, Cost], *, counted: bool) -> Table:
     # Recipes may give methods epochs of their own.
     uneven = len({cell.train.epochs for cell in plan.matrix.students}) > 1
     table = _table(
@@ -254,7 +254,7 @@ def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
     return table
 
 
-def cost_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
+def cost_table(plan: MatrixState, costs: Mapping[str, Cost]) -> Table:
     """What each network costs, its seeds in one row."""
     table = _table(
         ("dataset", "method", "student", "teacher"), ("seeds", "epochs", "passes", "GMAC", "floor", "each", "all seeds")
@@ -275,7 +275,7 @@ def cost_table(plan: Plan, costs: Mapping[str, Cost]) -> Table:
     return table
 
 
-def cost_csv(plan: Plan, costs: Mapping[str, Cost]) -> str:
+def cost_csv(plan: MatrixState, costs: Mapping[str, Cost]) -> str:
     """The same for machines: passes by kind, multiply-adds a training image and epoch, seconds."""
     from adbench.training.method import Passes  # comes with torch, which the rest of this module does without
 
@@ -293,7 +293,7 @@ def cost_csv(plan: Plan, costs: Mapping[str, Cost]) -> str:
     return out.getvalue()
 
 
-def _over_seeds(plan: Plan) -> list[tuple[Cell, int]]:
+def _over_seeds(plan: MatrixState) -> list[tuple[Cell, int]]:
     """Of cells that differ in their seed alone, the first one and how many there are."""
     alike: dict[str, list[Cell]] = {}
     for cell in plan.matrix.cells:

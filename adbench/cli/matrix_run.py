@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adbench.execution.cost import Cost
     from adbench.execution.engines.ray import RayCluster
     from adbench.execution.place import Place
-    from adbench.execution.runner import Local, Plan
+    from adbench.execution.runner import Local, MatrixState
 
 
 def where_to(
@@ -106,7 +106,7 @@ def _carry_out(
     return _summarise(console, plan, results)
 
 
-def _plan(experiment: Experiment, place: Place) -> Plan:
+def _plan(experiment: Experiment, place: Place) -> MatrixState:
     from adbench.execution import runner
     from adbench.execution.expand import expand
     from adbench.weights.networks import lookup
@@ -114,7 +114,7 @@ def _plan(experiment: Experiment, place: Place) -> Plan:
     return runner.plan(expand(experiment, lookup(place.data_dir)), place.results)
 
 
-def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cost]:
+def _costs(plan: MatrixState, place: Place, where: Local | RayCluster) -> dict[str, Cost]:
     """What each cell of the plan costs, by its id, in a process with its share of the cores."""
     from adbench.execution.cost import Estimator
     from adbench.execution.engines.worker import set_up_torch
@@ -124,7 +124,7 @@ def _costs(plan: Plan, place: Place, where: Local | RayCluster) -> dict[str, Cos
     return {cell.id: estimator.cost(cell, plan.states[cell.id]) for cell in plan.matrix.cells}
 
 
-def _summarise(console: Console, plan: Plan, results: Path) -> int:
+def _summarise(console: Console, plan: MatrixState, results: Path) -> int:
     from adbench.results.teachers import named_apart  # with scipy
 
     found = [(cell, record.read(layout.record_path(cell, results))) for cell in plan.matrix.cells]

@@ -41,7 +41,7 @@ def status(options: MatrixOptions, plan_id: str | None, why: str | None, form: s
     """
     with leaving_out() as left_out:
         plans, plan = _plan(options, plan_id, results, left_out)
-        matrix = standing.Matrix(plan)
+        matrix = standing.PlannedCells(plan)
         if why:
             for line in standing.why(matrix, matrix.find(why), left_out):
                 click.echo(terminal.plain(line))
@@ -86,7 +86,7 @@ def _plan(
     return known, chosen[0]
 
 
-def _table(matrix: standing.Matrix) -> Iterator[str]:
+def _table(matrix: standing.PlannedCells) -> Iterator[str]:
     """The matrix as lines of text: counts by dataset and network, then what needs a word."""
     plan, standings = matrix.plan, list(matrix.standings.values())
     yield f"plan {plan.id[:8]} of {plan.written}: {plan.command}"

@@ -50,7 +50,7 @@ def status(cell: Cell, results: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MatrixState:
     """The cells of a matrix and where each of them stands."""
 
     matrix: Matrix
@@ -62,9 +62,9 @@ class Plan:
         return [cell for cell in self.matrix.cells if self.states[cell.id] != "done"]
 
 
-def plan(matrix: Matrix, results: Path) -> Plan:
+def plan(matrix: Matrix, results: Path) -> MatrixState:
     """Look up every cell of the matrix in the results folder."""
-    return Plan(matrix, {cell.id: status(cell, results) for cell in matrix.cells})
+    return MatrixState(matrix, {cell.id: status(cell, results) for cell in matrix.cells})
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Local:
 
 
 def run(
-    todo: Plan, place: Place, where: Local | RayCluster, on_event: OnEvent, timeout: float | None = None
+    todo: MatrixState, place: Place, where: Local | RayCluster, on_event: OnEvent, timeout: float | None = None
 ) -> dict[str, dict[str, Any]]:
     """Carry out a plan; returns the records of the cells that were open, by cell id.
 

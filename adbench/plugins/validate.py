@@ -46,7 +46,7 @@ class NotClaimed(Exception):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PromiseCheck:
     """The outcome of one check. error: what was seen where the promise is broken; claimed: whether it was made."""
 
     check: str
@@ -54,7 +54,7 @@ class Verdict:
     claimed: bool = True
 
 
-def validate(name: str) -> Iterator[Verdict]:
+def validate(name: str) -> Iterator[PromiseCheck]:
     """The verdict of every check on the method `name`. Raises UserError for a method that cannot be loaded."""
     configured(name, {})
     for check in CHECKS:
@@ -63,13 +63,15 @@ def validate(name: str) -> Iterator[Verdict]:
         try:
             check(Problem(name))
         except NotClaimed:
-            yield Verdict(promise, claimed=False)
+            yield PromiseCheck(promise, claimed=False)
         except Broken as broken:
-            yield Verdict(promise, str(broken))
+            yield PromiseCheck(promise, str(broken))
         except (Exception, SystemExit) as error:
-            yield Verdict(promise, " ".join(str(error).split()) if isinstance(error, UserError) else located(error))
+            yield PromiseCheck(
+                promise, " ".join(str(error).split()) if isinstance(error, UserError) else located(error)
+            )
         else:
-            yield Verdict(promise)
+            yield PromiseCheck(promise)
 
 
 class Problem:

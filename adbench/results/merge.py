@@ -27,7 +27,7 @@ from adbench.system import files, locks
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Merged:
     """What became of a cell, in a sentence where it needs one. wrong: somebody has to look."""
 
     what: str
@@ -35,7 +35,7 @@ class Outcome:
     wrong: bool = False
 
 
-def merge(folders: Iterable[Path], into: Path) -> Iterator[Outcome]:
+def merge(folders: Iterable[Path], into: Path) -> Iterator[Merged]:
     """Join results folders into `into`; what became of each cell, and a line for each folder.
 
     Links in a folder that is merged are not followed. Raises UserError, before anything is written, for a folder that
@@ -55,7 +55,7 @@ def merge(folders: Iterable[Path], into: Path) -> Iterator[Outcome]:
             counts[outcome.what] += 1
             yield outcome
         told = ", ".join(f"{number} {what}" for what, number in counts.items())
-        yield Outcome("", f"{source}: {told or 'nothing to take'}")
+        yield Merged("", f"{source}: {told or 'nothing to take'}")
     files.remove_abandoned(
         folder / name
         for folder, names in files.walk(into, left_out=_unheard)
@@ -68,11 +68,11 @@ def _unheard(_: Path, __: str) -> None:
     """For folders that were walked before, and of which was said what is left out."""
 
 
-def _folder(source: Path, into: Path) -> Iterator[Outcome]:
+def _folder(source: Path, into: Path) -> Iterator[Merged]:
     left_out: dict[Path, str] = {}
     tree = dict(files.walk(source, linked=False, left_out=left_out.__setitem__))
     for said in left_out.values():
-        yield Outcome("left out", said, wrong=True)
+        yield Merged("left out", said, wrong=True)
     judged = {folder.parent for folder in tree if layout.is_evaluation(folder.name)}
     cells = judged | {folder for folder, names in tree.items() if layout.CONFIGURATION in names}
     incomplete = _incomplete(left_out)
@@ -81,7 +81,7 @@ def _folder(source: Path, into: Path) -> Iterator[Outcome]:
             yield from _cell(source, cell, into, incomplete)
         except OSError as error:
             name = error.filename or cell
-            yield Outcome("left out", f"'{name}' cannot be read ({error.strerror}); left out", wrong=True)
+            yield Merged("left out", f"'{name}' cannot be read ({error.strerror}); left out", wrong=True)
     for folder, names in sorted(tree.items()):
         for name in (f"{kind}.json" for kind in layout.ANALYSES):
             if name in names and not (into / (inside := folder.relative_to(source)) / name).exists():
@@ -103,29 +103,29 @@ def _incomplete(left_out: Iterable[Path]) -> set[Path]:
     return found
 
 
-def _analysis(path: Path, target: Path, into: Path) -> Outcome:
+def _analysis(path: Path, target: Path, into: Path) -> Merged:
     try:
         analyses.read(path, analyses.KINDS[path.stem])  # type: ignore[type-var]
     except UserError as error:
-        return Outcome("damaged", f"{error}; left out", wrong=True)
+        return Merged("damaged", f"{error}; left out", wrong=True)
     if link := _link(target, into):
         return _behind(link)
     _take(path.parent, target, last=(path.name,))
-    return Outcome("analyses taken")
+    return Merged("analyses taken")
 
 
 _READ: dict[str, Callable[[Path], object]] = {layout.PLANS: plans.read, layout.TUNING: tuning.read}
 """Folders of documents that stand for themselves, and how these are read."""
 
 
-def _document(path: Path, into: Path) -> Iterator[Outcome]:
+def _document(path: Path, into: Path) -> Iterator[Merged]:
     target = into / path.parent.name / path.name
     if target.exists():
         return
     try:
         _READ[path.parent.name](path)
     except UserError as error:
-        yield Outcome("damaged", f"{error}; left out", wrong=True)
+        yield Merged("damaged", f"{error}; left out", wrong=True)
         return
     if target.parent.is_symlink():
         yield _behind(target.parent)
@@ -146,28 +146,28 @@ def _link(target: Path, into: Path) -> Path | None:
     return next((path for path in found if path.is_symlink() and path.is_dir()), None)
 
 
-def _behind(link: Path) -> Outcome:
-    return Outcome("left out", f"'{link}' is a link, through which nothing is written; left out", wrong=True)
+def _behind(link: Path) -> Merged:
+    return Merged("left out", f"'{link}' is a link, through which nothing is written; left out", wrong=True)
 
 
-def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterator[Outcome]:
+def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterator[Merged]:
     """One network: its training, and each way in which it was judged."""
     inside = cell.relative_to(source)
     target = into / inside
     if target.exists() and target.samefile(cell):  # by way of a link
-        yield Outcome("already there")
+        yield Merged("already there")
         return
     if link := _link(target, into):
         yield _behind(link)
         return
     with locks.attempt(target) as held:
         if not held or locks.holder(cell):
-            yield Outcome("in use", f"{inside}: a run works on it; merge again when it is done", wrong=True)
+            yield Merged("in use", f"{inside}: a run works on it; merge again when it is done", wrong=True)
             return
         apart = [name for name in layout.WEIGHTS.values() if _differ(cell / name, target / name)]
         if (cell / layout.SUMMARY).is_file() and (target / layout.SUMMARY).is_file() and apart:
             kept = _keep(source, cell, into)
-            yield Outcome(
+            yield Merged(
                 "conflicts", f"{inside}: conflict, {' and '.join(apart)} differ; theirs is in {kept}", wrong=True
             )
             return
@@ -177,7 +177,7 @@ def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterat
                 outcome = _evaluation(source, judged, into)
                 yield outcome
                 if outcome.what == "taken" and _edited(judged / layout.RECORD):
-                    yield Outcome("made with other code than is installed here")
+                    yield Merged("made with other code than is installed here")
 
 
 def _edited(path: Path) -> list[str]:
@@ -202,7 +202,7 @@ def _training(cell: Path, target: Path) -> None:
             (target / name).unlink(missing_ok=True)
 
 
-def _evaluation(source: Path, judged: Path, into: Path) -> Outcome:
+def _evaluation(source: Path, judged: Path, into: Path) -> Merged:
     inside = judged.relative_to(source)
     target = into / inside
     theirs, ours = judged / layout.RECORD, target / layout.RECORD
@@ -211,27 +211,27 @@ def _evaluation(source: Path, judged: Path, into: Path) -> Outcome:
     except UserError as error:  # of another version
         said = str(error)
     if said:
-        return Outcome("damaged", f"{said}; left out", wrong=True)
+        return Merged("damaged", f"{said}; left out", wrong=True)
     if not theirs.is_file():
         if not target.is_dir():
             _take(judged, target)
-        return Outcome("unfinished")
+        return Merged("unfinished")
     found = record.read(theirs)
     if not (judged.parent.name.endswith(found.train_id[:8]) and judged.name.endswith(found.eval_id[:8])):
-        return Outcome("misplaced", f"{theirs}: its id belongs elsewhere; left out", wrong=True)
+        return Merged("misplaced", f"{theirs}: its id belongs elsewhere; left out", wrong=True)
     if have := record.finished(ours):
         if not found.done:
-            return Outcome("failed")
+            return Merged("failed")
         if not (apart := _apart(have, found)):
-            return Outcome("already there")
+            return Merged("already there")
         kept = _keep(source, judged.parent, into)
-        return Outcome("conflicts", f"{inside}: conflict, {'; '.join(apart)}; theirs is in {kept}", wrong=True)
+        return Merged("conflicts", f"{inside}: conflict, {'; '.join(apart)}; theirs is in {kept}", wrong=True)
     if found.done or not ours.is_file():
         _take(judged, target, last=(layout.RECORD,))
         if found.done:
             (target / layout.TRACEBACK).unlink(missing_ok=True)
-            return Outcome("taken")
-    return Outcome("failed")
+            return Merged("taken")
+    return Merged("failed")
 
 
 def _apart(ours: Record, theirs: Record) -> list[str]:

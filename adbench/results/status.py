@@ -25,7 +25,7 @@ trained: only the evaluation is missing. waiting: for a teacher."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class CellStatus:
     """One planned cell and where it stands."""
 
     cell: PlannedCell
@@ -45,7 +45,7 @@ class Standing:
 
 
 @dataclass
-class Matrix:
+class PlannedCells:
     """The cells of one plan, looked up in its results folder."""
 
     plan: Plan
@@ -57,9 +57,9 @@ class Matrix:
         return self.plan.results
 
     @cached_property
-    def standings(self) -> dict[str, Standing]:
+    def standings(self) -> dict[str, CellStatus]:
         """Every cell's standing by id, teachers first."""
-        found: dict[str, Standing] = {}
+        found: dict[str, CellStatus] = {}
         for cell in self.plan.cells:
             one = self._standing(cell, found)
             if changed := self.outdated(cell, found):
@@ -74,11 +74,11 @@ class Matrix:
         """Where the cell's weights are."""
         return (self.results / cell.record).parent.parent
 
-    def _standing(self, cell: PlannedCell, others: dict[str, Standing]) -> Standing:
+    def _standing(self, cell: PlannedCell, others: dict[str, CellStatus]) -> CellStatus:
         path = self.results / cell.record
         found, damage = _examined(path)
         if found and found.done and not damage:
-            return Standing(cell, "done", took=(found.timing.get("train", 0.0), found.timing.get("evaluate", 0.0)))
+            return CellStatus(cell, "done", took=(found.timing.get("train", 0.0), found.timing.get("evaluate", 0.0)))
         folder = path.parent.parent
         epochs = _epochs(folder / layout.LOG)
         progress = f"epoch {epochs} of {cell.epochs}" if cell.epochs else "evaluation"
@@ -87,24 +87,24 @@ class Matrix:
         # How far an evaluation is, is not known from outside.
         todo = (0.0 if trained else training * (1 - min(1.0, epochs / cell.epochs)), evaluation)
         if owner := locks.holder(folder):
-            return Standing(cell, "running", f"{'evaluation' if trained else progress}, {owner}", todo)
+            return CellStatus(cell, "running", f"{'evaluation' if trained else progress}, {owner}", todo)
         if damage:
-            return Standing(cell, "damaged", damage, todo)
+            return CellStatus(cell, "damaged", damage, todo)
         if found:
-            return Standing(cell, "failed", f"{found.failure.phase}: {found.failure.message}", todo)
+            return CellStatus(cell, "failed", f"{found.failure.phase}: {found.failure.message}", todo)
         if (folder / layout.SUMMARY).is_file():
-            return Standing(cell, "trained", "trained, but not judged in this way", todo)
+            return CellStatus(cell, "trained", "trained, but not judged in this way", todo)
         if any((folder / name).is_file() for name in layout.STATES):
-            return Standing(cell, "interrupted", f"{progress} done", todo)
+            return CellStatus(cell, "interrupted", f"{progress} done", todo)
         missing = [others[needed] for needed in cell.needs if others[needed].state != "done"]
         if missing:
             told = ", ".join(f"{one.cell.says} ({one.state})" for one in missing)
-            return Standing(cell, "waiting", f"for {told}", todo)
+            return CellStatus(cell, "waiting", f"for {told}", todo)
         if relatives := self.relatives(cell):
-            return Standing(cell, "stale", f"{relatives[0].name} has other settings (--why {cell.id[:8]})", todo)
-        return Standing(cell, "new", todo=todo)
+            return CellStatus(cell, "stale", f"{relatives[0].name} has other settings (--why {cell.id[:8]})", todo)
+        return CellStatus(cell, "new", todo=todo)
 
-    def outdated(self, cell: PlannedCell, others: Mapping[str, Standing]) -> str:
+    def outdated(self, cell: PlannedCell, others: Mapping[str, CellStatus]) -> str:
         """Why the cell's result is no longer what a run would make, "" where it is."""
         if self.plan.revision != REVISION:
             return f"adbench computes otherwise since (revision {REVISION}, planned with {self.plan.revision})"
@@ -138,7 +138,7 @@ class Matrix:
         standings = self.standings.values()
         corrections = [self._correction(phase) for phase in (0, 1)]
 
-        def corrected(one: Standing) -> float:
+        def corrected(one: CellStatus) -> float:
             return sum(correction * left for correction, left in zip(corrections, one.todo, strict=True))
 
         open_ = [one for one in standings if one.left]
@@ -156,7 +156,7 @@ class Matrix:
         ]
         return median(ratios) if ratios else 1.0
 
-    def find(self, text: str) -> Standing:
+    def find(self, text: str) -> CellStatus:
         """The cell that `text` names: the beginning of an id, a path of its record or folder, or its description.
 
         Raises UserError where that is none or several.
@@ -184,7 +184,7 @@ def _ends(folder: tuple[str, ...], asked: tuple[str, ...], path: tuple[str, ...]
     return folder[-len(asked) :] == asked or path[-len(asked) :] == asked or path[:-1][-len(asked) :] == asked
 
 
-def why(matrix: Matrix, one: Standing, left_out: Callable[[str], object]) -> Iterator[str]:
+def why(matrix: PlannedCells, one: CellStatus, left_out: Callable[[str], object]) -> Iterator[str]:
     """Lines that explain where a cell stands: of a result, where it comes from; of a miss, what it lacks.
 
     left_out: hears of records and configurations of other cells that cannot be read.
@@ -222,7 +222,7 @@ def why(matrix: Matrix, one: Standing, left_out: Callable[[str], object]) -> Ite
 
 
 def _candidates(
-    matrix: Matrix, cell: PlannedCell, left_out: Callable[[str], object]
+    matrix: PlannedCells, cell: PlannedCell, left_out: Callable[[str], object]
 ) -> Iterator[tuple[Path, list[str]]]:
     """Other folders of the method (or of teachers) on this dataset, with what sets each apart."""
     parts = Path(cell.record).parts
@@ -247,7 +247,7 @@ def _readable(path: Path, left_out: Callable[[str], object]) -> bool:
     return True
 
 
-def _apart(matrix: Matrix, cell: PlannedCell, path: Path) -> list[str]:
+def _apart(matrix: PlannedCells, cell: PlannedCell, path: Path) -> list[str]:
     """What sets a planned cell apart from a record, or from the configuration of a training."""
     judged = None
     if path.name == layout.RECORD:
@@ -271,7 +271,7 @@ def _configuration(path: Path) -> dict[str, Any]:
     return found
 
 
-def _network(matrix: Matrix, train_id: str) -> dict[str, Any] | None:
+def _network(matrix: PlannedCells, train_id: str) -> dict[str, Any] | None:
     """The training configuration behind a teacher's id: of the plan, or of a folder."""
     for cell in matrix.plan.cells:
         if cell.train_id == train_id:
