@@ -76,6 +76,8 @@ def test_a_method_around_another_has_it_as_the_recipe_has_it_alone() -> None:
     ruled = {"methods": ["igdm"], "override": [rule]}
     assert one(**ruled).hyper["base_hyper"] == {"kl_reduction": "mean"}
     assert one(methods=["igdm"]).hyper["base_hyper"] == {}
+    with pytest.raises(UserError, match="base"):
+        one(methods=["igdm"], hyper={"igdm": {"base": ["rslad"]}})
 
 
 def test_only_what_needs_the_natural_teacher_brings_it() -> None:

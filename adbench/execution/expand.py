@@ -139,7 +139,8 @@ def _hyper(experiment: Experiment, name: str, dataset: str) -> dict[str, Any]:
     if not getattr(cls, "bases", None):
         return own
     base = own.get("base", cls.model_fields["base"].default)
-    inherited = _hyper(experiment, base, dataset) if base in cls.bases and base in METHODS else {}
+    known = isinstance(base, str) and base in cls.bases and base in METHODS
+    inherited = _hyper(experiment, base, dataset) if known else {}
     return merged({"base_hyper": inherited} if inherited else {}, own)
 
 

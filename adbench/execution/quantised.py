@@ -25,7 +25,7 @@ from adbench.results.record import Record
 from adbench.results.runs import heading
 from adbench.results.stats import mcnemar
 from adbench.system import terminal
-from adbench.weights.networks import lookup
+from adbench.weights.networks import lookup, place_of
 
 ATTACKS = ("pgd20", "cw")
 """White-box attacks on the float network, whose x' are transferred."""
@@ -38,7 +38,7 @@ def cells(found: Record, toml: Path, int8: Path, place: Place, square: int) -> t
     """
     judged, threat = found.config.evaluation, found.at("training", "threat")
     common: dict[str, Any] = {
-        "datasets": [found.dataset],
+        "datasets": [place_of(found, place.data_dir)],
         "threat": {"eps": threat["eps"], "step": threat["step"]},
         "data": {"resize": found.at("training", "data").get("resize")},
     }

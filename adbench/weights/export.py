@@ -60,7 +60,7 @@ def export(
     dataset = networks.dataset_of(record, data_dir, whole_test=True)
     network = networks.network_of(record, dataset, data_dir, file)
     stem = out / name_of(record, name)
-    for kind in graphs.SUFFIXES.keys() & set(kinds):
+    for kind in (kind for kind in graphs.SUFFIXES if kind in kinds):
         path = beside(stem, graphs.SUFFIXES[kind])
         x = dataset.test.images[:_COMPARED].float() / 255
         away = graphs.write(network, x, path, kind, metadata(record, dataset, network))
