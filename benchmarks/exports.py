@@ -41,7 +41,8 @@ def main() -> None:
             network = lively(student)
             with torch.no_grad():
                 largest = float(network(images).abs().max())
-            away = {kind: graphs.write(network, images, Path(folder) / "net", kind, {}) for kind in graphs.SUFFIXES}
+            files = {kind: Path(folder) / f"net{suffix}" for kind, suffix in graphs.SUFFIXES.items()}
+            away = {kind: graphs.write(network, images, file, kind, {}) for kind, file in files.items()}
             told = ", ".join(f"{kind} {difference:.1e}" for kind, difference in away.items())
             print(f"{student:12} {len(images):,} images: {told} (largest logit {largest:.1f})", flush=True)
 
