@@ -1,7 +1,7 @@
 """What a method around another one follows of it: teachers, flags, own networks, state."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import PrivateAttr
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from adbench import Method, Need, Part, Step, hyper
 class Around(Method):
     """A method that adds to what its `base` does."""
 
+    bases: ClassVar[dict[str, type[Method]]]
+    """What `base`, which a subclass declares, may be. What a recipe sets of that method stands in `base_hyper`, too."""
     base: str
     base_hyper: dict[str, Any] = hyper({}, doc="the base's hyperparameters; else as the recipe has the base (own)")
 

@@ -231,7 +231,7 @@ def test_what_cannot_be_had_of_an_onnx_file_is_one_sentence(
     for words, complaint in (
         (("eval", tmp_path / "torn.onnx"), "cannot be read as ONNX"),
         (("eval", tmp_path / "three.onnx"), "expected logits (2, 10)"),
-        (("eval", exported[0] / "net.pt"), "--arch is missing"),
+        (("eval", exported[0] / "net.pt"), "missing option '--arch'"),
         (("run", "--student", "onnx", "--dry-run"), "judged by `adbench eval`"),
         (("run", "--methods", "rslad", "--teacher", f"onnx@{file}", "--dry-run"), "no gradients"),
         (("export", results, "--square-images", 3, "--out", tmp_path), "is for --quantise"),

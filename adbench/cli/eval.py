@@ -95,7 +95,7 @@ def eval_(
     onnx = checkpoint.suffix.lower() == ".onnx"
     arch = ONNX if onnx else arch
     if arch is None:
-        raise UserError(f"--arch is missing: the architecture of '{checkpoint}' (adbench list models)")
+        raise UserError(f"missing option '--arch': the architecture of '{checkpoint}' (adbench list students)")
     if onnx and (mean or std):
         raise UserError("--mean and --std: an ONNX file has its normalisation inside; leave them out")
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
@@ -104,7 +104,7 @@ def eval_(
     judging |= {"proxies": proxies}
     judging |= {"masking": masking or 0, "keep_adversarial": keep_adversarial}
     asked = {"threat": {"eps": eps, "step": step}, "data": {"resize": resize}, "eval": judging}
-    experiment = config.experiment({"datasets": [dataset], **asked})
+    experiment = config.experiment(asked)
     names.check(experiment)
     spec = teacher.find(f"{arch}@{checkpoint}").model_copy(update={"mean": mean, "std": std})
     known_dataset(dataset)

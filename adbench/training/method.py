@@ -85,9 +85,6 @@ class Method(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     label: ClassVar[str]
-    bases: ClassVar[Mapping[str, type[Method]]] = {}
-    """Of a method around another one: what its hyperparameter `base` may be. What a recipe sets of the base is in the
-    hyperparameter `base_hyper`, too, unless the recipe has it otherwise there."""
     needs: ClassVar[frozenset[Need]] = frozenset()
     selects: ClassVar[Literal["val_robust", "val_clean", "val_mean", "val_robust_worst"]] = "val_robust"
     """Which accuracy on the held-out split chooses the best epoch, see `step.SELECTIONS`."""
