@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import nn
 
-from adbench.models.flops import multiply_adds
+from adbench.models.flops import multiply_adds, synchronize
 from adbench.results.fields import Footprint
 
 WARM_UP, MOST, SECONDS = 3, 100, 0.5
@@ -30,8 +30,7 @@ def footprint(network: nn.Module, image_shape: tuple[int, ...]) -> Footprint:
     def once() -> float:
         begun = time.perf_counter()
         network(x)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return time.perf_counter() - begun
 
     for _ in range(WARM_UP):

@@ -19,7 +19,7 @@ from adbench.evaluation import masking
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.losses import cross_entropy
-from adbench.models.flops import matrix_rate, multiply_adds_of
+from adbench.models.flops import matrix_rate, multiply_adds_of, synchronize
 from adbench.results import layout
 from adbench.training.configured import configured, training_passes
 from adbench.training.method import Passes
@@ -102,8 +102,7 @@ class Estimator:
         for _ in range(2):
             begun = time.perf_counter()
             work()
-            if self.place.torch_device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(self.place.torch_device)
             best = min(best, time.perf_counter() - begun)
         return best
 

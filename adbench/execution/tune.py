@@ -118,7 +118,7 @@ class Search:
             on_event(cell, {"what": "end", "record": {"status": "failed", "error": failure, "metrics": {}}})
             failed = str(error)
             return Trial(drawn.settings, cell.train_id, drawn.passes, cell.train.epochs, 0.0, None, 0, failed)
-        metrics = {f"{_told(drawn.settings)}: held-out robust": {"value": done.best_val_robust}}
+        metrics = {f"{tuning.told(drawn.settings)}: held-out robust": {"value": done.best_val_robust}}
         on_event(cell, {"what": "end", "record": {"status": "done", "metrics": metrics}})
         figures = (done.seconds, done.best_val_robust, done.best_epoch)
         return Trial(drawn.settings, cell.train_id, drawn.passes, cell.train.epochs, *figures)
@@ -150,16 +150,12 @@ def lines(found: Tuning) -> Iterator[str]:
     rows = [("settings", "held-out robust %", "best epoch", "passes")]
     for trial in found.trials:
         robust = "failed" if trial.val_robust is None else f"{100 * trial.val_robust:.2f}"
-        rows.append((_told(trial.settings), robust, str(trial.best_epoch), f"{trial.passes:g}"))
+        rows.append((tuning.told(trial.settings), robust, str(trial.best_epoch), f"{trial.passes:g}"))
     yield from terminal.table(rows)
     if found.best is None:
         yield "all failed"
         return
-    yield from terminal.wrapped(f"best on {found.held_out} held-out images: {_told(found.best.settings)}")
+    yield from terminal.wrapped(f"best on {found.held_out} held-out images: {tuning.told(found.best.settings)}")
     options = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(v)}')}" for key, v in found.best.settings.items())
     if options:
         yield from terminal.wrapped(f"to judge it beside the recipe as it is: adbench run with and without {options}")
-
-
-def _told(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {json.dumps(value)}" for key, value in settings.items()) or "the recipe as it is"

@@ -42,14 +42,15 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     torch.mm(a, b)  # the first one chooses an algorithm
     taken: list[float] = []
     while len(taken) < 3 or sum(taken) < seconds:
-        _synchronize(device)
+        synchronize(device)
         begun = time.perf_counter()
         torch.mm(a, b)
-        _synchronize(device)
+        synchronize(device)
         taken.append(time.perf_counter() - begun)
     return float(size) ** 3 / min(taken)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

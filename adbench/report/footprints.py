@@ -114,9 +114,8 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
 def _series(members: Sequence[Run], attack: str, size: Size, labels: Sequence[str]) -> Series:
     """One method and teacher over its students, the smallest first."""
     label = members[0].label
-    points = sorted(
-        (point(_of(_measured(run), size), run, attack, run.student) for run in members), key=lambda point: point.x
-    )
+    known = [(statistics.median(values), run) for run in members if (values := _values(_measured(run), size))]
+    points = [point(x, run, attack, run.student) for x, run in sorted(known, key=lambda each: each[0])]
     return Series(label, labels.index(label), tuple(points))
 
 
@@ -132,10 +131,6 @@ def _by_machine(runs: Sequence[Run]) -> dict[str, list[tuple[Record, Footprint]]
             made = record.provenance
             machines[f"{made.device}, {made.processor}" if made.processor else made.device].append((record, footprint))
     return machines
-
-
-def _of(measured: Sequence[tuple[Record, Footprint]], size: Size) -> float:
-    return statistics.median(_values(measured, size))
 
 
 def _values(measured: Sequence[tuple[Record, Footprint]], size: Size) -> list[float]:

@@ -227,16 +227,8 @@ def _uneven(networks: int, counted: Mapping[str, Sequence[Any]]) -> str | None:
 def read_all(results: Path, kind: type[A], left_out: Callable[[str], object] | None = None) -> list[A]:
     """Every analysis of a kind below `results`, in path order. left_out: as of `record.read_all`."""
     name = kind.__name__.lower()
-    analyses = []
-    for path in below(results, f"{name}.json"):
-        if path.parent.parent.name == name:
-            try:
-                analyses.append(read(path, kind))
-            except UserError as error:
-                if left_out is None:
-                    raise
-                left_out(str(error))
-    return analyses
+    paths = (path for path in below(results, f"{name}.json") if path.parent.parent.name == name)
+    return list(document.readable(paths, lambda path: read(path, kind), left_out))
 
 
 def latest(analyses: Iterable[A]) -> list[A]:

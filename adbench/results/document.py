@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -118,6 +118,22 @@ def opened(path: Path) -> Any:
     if files.content_id(data) != stated is not None:
         raise ValueError("it is damaged: its content has another SHA-256 than it states")
     return data
+
+
+def readable(
+    paths: Iterable[Path], reading: Callable[[Path], D], left_out: Callable[[str], object] | None
+) -> Iterator[D]:
+    """Each path as `reading` gives it. left_out: hears, in a sentence, of each that is refused, and the rest is read;
+    without it that is a UserError."""
+    for path in paths:
+        try:
+            found = reading(path)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
+        else:
+            yield found
 
 
 def read(path: Path, kind: type[D], remedy: str) -> D:

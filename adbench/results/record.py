@@ -333,14 +333,7 @@ def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> 
     """
     if not results.is_dir():
         raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
-    records = []
-    for path in below(results, layout.RECORD):
-        try:
-            records.append(read(path))
-        except UserError as error:
-            if left_out is None:
-                raise
-            left_out(str(error))
+    records = list(document.readable(below(results, layout.RECORD), read, left_out))
     _name_alike(records)
     yield from records
 

@@ -6,12 +6,12 @@ images; test images had no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from adbench.errors import UserError
 from adbench.results import document, layout
 from adbench.results.document import Count, Document, Identity, Limits, Positive, Seconds, Share
 from adbench.system.files import walk
@@ -69,16 +69,14 @@ def path_of(results: Path, identity: str) -> Path:
 
 def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> list[Tuning]:
     """Every search below `results`, in path order. left_out: as of `record.read_all`."""
-    found = []
     folders = sorted((folder, names) for folder, names in walk(results) if folder.name == layout.TUNING)
-    for path in (folder / name for folder, names in folders for name in sorted(names) if name.endswith(".json")):
-        try:
-            found.append(read(path))
-        except UserError as error:
-            if left_out is None:
-                raise
-            left_out(str(error))
-    return found
+    paths = (folder / name for folder, names in folders for name in sorted(names) if name.endswith(".json"))
+    return list(document.readable(paths, read, left_out))
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    """A trial's settings in words."""
+    return ", ".join(f"{key} {json.dumps(value)}" for key, value in settings.items()) or "the recipe as it is"
 
 
 def read(path: Path) -> Tuning:

@@ -3,7 +3,6 @@ recipe's own."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -45,7 +44,7 @@ def _table(searches: Sequence[Tuning], runs: Sequence[Run], view: View) -> Table
             TableCell(f"{one.spent:.0f} of {one.budget:.0f}"),
             _held_out(recipe),
             _held_out(best),
-            TableCell(_told(best) if best else "all failed"),
+            TableCell(tuning.told(best.settings) if best else "all failed"),
             *(beside if attack else ()),
         )
         facets = about(student=one.student, teacher=one.teacher, method=cells[0].text)
@@ -78,7 +77,3 @@ def _held_out(trial: Trial | None) -> TableCell:
     if trial is None or trial.val_robust is None:
         return MISSING
     return TableCell(f"{100 * trial.val_robust:.2f}", details=(("best epoch", str(trial.best_epoch)),))
-
-
-def _told(trial: Trial) -> str:
-    return ", ".join(f"{key} {json.dumps(value)}" for key, value in trial.settings.items()) or "the recipe as it is"
