@@ -73,6 +73,8 @@ class Document:
 
 
 D = TypeVar("D", bound=Document)
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def beside(path: Path, name: str) -> Path:
@@ -120,14 +122,12 @@ def opened(path: Path) -> Any:
     return data
 
 
-def readable(
-    paths: Iterable[Path], reading: Callable[[Path], D], left_out: Callable[[str], object] | None
-) -> Iterator[D]:
-    """Each path as `reading` gives it. left_out: hears, in a sentence, of each that is refused, and the rest is read;
-    without it that is a UserError."""
-    for path in paths:
+def readable(things: Iterable[T], reading: Callable[[T], R], left_out: Callable[[str], object] | None) -> Iterator[R]:
+    """Each of the things, files or records, as `reading` gives it. left_out: hears, in a sentence, of each that it
+    refuses, and the rest is read; without it that is a UserError."""
+    for thing in things:
         try:
-            found = reading(path)
+            found = reading(thing)
         except UserError as error:
             if left_out is None:
                 raise

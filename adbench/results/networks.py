@@ -13,6 +13,7 @@ from typing import Any
 
 from adbench.errors import Nothing, UserError, unknown
 from adbench.registry import members
+from adbench.results import document
 from adbench.results.analyses import AttackSetting
 from adbench.results.record import Record, read_all
 from adbench.results.runs import collect, natural
@@ -92,17 +93,9 @@ def groups(records: Iterable[Record], left_out: Callable[[str], object] | None =
     left_out: as of `record.read_all`, of records that do not say how they were judged.
     """
     found: dict[tuple[str, str, AttackSetting], list[Record]] = defaultdict(list)
-    for record in records:
-        if not record.done:
-            continue
-        try:
-            setting = _setting(record)
-        except UserError as error:
-            if left_out is None:
-                raise
-            left_out(str(error))
-        else:
-            found[record.dataset, record.images.fingerprint, setting].append(record)
+    done = (record for record in records if record.done)
+    for record, setting in document.readable(done, lambda one: (one, _setting(one)), left_out):
+        found[record.dataset, record.images.fingerprint, setting].append(record)
     ordered = sorted(found.items(), key=lambda item: (natural(item[0][0]), item[0][1], str(item[0][2])))
     return [Group(*key, tuple(_networks(members))) for key, members in ordered]
 
