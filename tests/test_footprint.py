@@ -58,6 +58,11 @@ def test_latencies_of_several_machines_are_rows_of_their_own_and_those_of_one_a_
     assert {row.cells[6].text for row in table.rows} == {"TRADES"}
     assert {row.cells[7].text for row in table.rows} == {"60.00"}
     assert not plots, "one student has one size"
+    (tmp_path / "one").mkdir()
+    measured(tmp_path / "one", 0.002)
+    (table,), _ = footprints.contents(*students(tmp_path / "one"))
+    assert [column.title for column in table.columns][:2] == ["Student", "Parameters (M)"]
+    assert "on CPU (1 threads)" in table.caption
 
 
 def test_accuracy_is_drawn_against_every_size_where_students_differ(tmp_path: Path) -> None:

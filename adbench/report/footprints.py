@@ -46,6 +46,8 @@ def contents(runs: Sequence[Run], view: View) -> tuple[tuple[Table, ...], tuple[
 def table(runs: Sequence[Run], view: View) -> list[Table]:
     """One row a student and machine: its sizes, and the most robust network of it."""
     dataset, attack = runs[0].dataset, strongest(runs, attacks_of(runs))
+    machines = list(_by_machine(runs))
+    several = len(machines) > 1
     rows = []
     for student in dict.fromkeys(run.student for run in runs):
         of_student = [run for run in runs if run.student == student]
@@ -54,21 +56,22 @@ def table(runs: Sequence[Run], view: View) -> list[Table]:
         robust = (TableCell(best.label), accuracy(best, attack, view)) if best else (MISSING, MISSING)
         for machine, records in _by_machine(of_student).items():
             sizes = (_median(records, size) for size in SIZES)
-            cells = (TableCell(student), TableCell(machine), *sizes, *robust)
+            cells = (TableCell(student), *([TableCell(machine)] if several else []), *sizes, *robust)
             rows.append(Row(cells, about=about(student=student)))
     columns = (
         Column("Student", numeric=False),
-        Column("On", numeric=False),
+        *([Column("On", numeric=False)] if several else []),
         *(Column(size.title) for size in SIZES),
         Column("Most robust", numeric=False),
         *([Column(heading(attack))] if attack else [Column("Accuracy")]),
     )
     done = [record for run in runs for record in run.done]
+    where = "" if several else f", on {machines[0]}"
     caption = (
         f"What students take where they are used, on {dataset}. Multiply-adds: of one image's forward pass, in "
         "convolutions and matrix products. Size: of float32 weights and buffers. Latency: of one image, in evaluation "
-        "mode, as the network is trained here; the median over networks of each one's median. Most robust: the method "
-        f"with the highest accuracy (%) under {heading(attack)}. {captions.versions(done)}"
+        f"mode, as the network is trained here{where}; the median over networks of each one's median. Most "
+        f"robust: the method with the highest accuracy (%) under {heading(attack)}. {captions.versions(done)}"
     )
     notes = ("Latencies compare only where nothing else ran on the machine.",)
     return [Table(slug("footprint", dataset), f"Size and latency, {dataset}", caption, columns, tuple(rows), notes)]

@@ -67,6 +67,9 @@ def _made(found: Record) -> Iterator[tuple[str, str]]:
         yield from _recipe(training, training.get("train") or {})
     if found.model:
         yield "network", f"{found.model.architecture}, {found.model.parameters:,} parameters; judged {_judged(found)}"
+        if size := found.model.footprint:
+            work = f"{size.multiply_adds:,} multiply-adds an image, " if size.multiply_adds else ""
+            yield "", f"{work}{size.bytes:,} bytes; {1000 * size.latency:.3g} ms from one image to its logits"
     if found.data:
         channels, height, width = found.data.image_shape
         held = f", {found.data.val_images:,} held out to choose the epoch" if found.method else ""
