@@ -260,7 +260,7 @@ def test_the_archive_fits_and_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_imported_before_the_processes_part_asks_nothing_of_a_gpu() -> None:
+def test_what_is_imported_before_the_processes_part_asks_nothing_of_a_gpu(tmp_path: Path) -> None:
     asked = (
         "import torch\n"
         "def refuse(*_): raise SystemExit('a GPU was asked for')\n"
@@ -269,7 +269,5 @@ def test_what_is_imported_before_the_processes_part_asks_nothing_of_a_gpu() -> N
         "assert not torch.cuda.is_initialized()\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks"), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", asked], env=environment, cwd=ROOT.parent, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
