@@ -75,7 +75,7 @@ def test_no_epoch_before_the_first_sample_is_chosen(tmp_path: Path) -> None:
     assert any(not torch.equal(best[name], last[name]) for name in parameters(it))
 
 
-@pytest.mark.parametrize("buffers", ["live", "averaged", "re-estimated"])
+@pytest.mark.parametrize("buffers", ["live", "averaged", "re-estimated", "re-estimated-by-batch"])
 def test_an_exponential_average_follows_every_update(buffers: str, tmp_path: Path) -> None:
     it = trainer(tmp_path, **EMA, average_buffers=buffers)
     average = copy.deepcopy(it.student.state_dict())

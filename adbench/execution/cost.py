@@ -162,7 +162,7 @@ class Estimator:
         if cell.natural:
             image += cost.natural_forward * self.of(cell.natural).forward
         validation = (cell.train.val_steps * student.both + 2 * student.forward) * len(dataset.val)
-        if cell.train.statistics == "re-estimated":
+        if cell.train.statistics.startswith("re-estimated"):
             validation += student.forward * len(dataset.train)
         return cell.train.epochs * (image * len(dataset.train) + validation / cell.train.val_every)
 

@@ -125,7 +125,7 @@ class Train(Section):
     average_warmup: float = Field(
         0.0, ge=0, lt=1, description="ema: share of the epochs in which it is the student; then its decay rises"
     )
-    average_buffers: Literal["live", "averaged", "re-estimated"] | None = Field(
+    average_buffers: Literal["live", "averaged", "re-estimated", "re-estimated-by-batch"] | None = Field(
         None, description="its batch-norm statistics; none means re-estimated for swa, live (the student's) for ema"
     )
     awp: float = Field(0.0, ge=0, description="adversarial weight perturbation, in shares of a layer's norm; 0: none")

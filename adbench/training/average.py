@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from adbench.experiment.config import Train
 from adbench.models import Network
 
-LIVE, AVERAGED, RE_ESTIMATED = "live", "averaged", "re-estimated"
+LIVE, AVERAGED = "live", "averaged"
+BY_IMAGE, BY_BATCH = "re-estimated", "re-estimated-by-batch"
+RE_ESTIMATED = (BY_IMAGE, BY_BATCH)
 
 
 class Average:
@@ -72,20 +74,25 @@ class Average:
 
     @torch.no_grad()
     def estimate(self, images: Iterable[Tensor]) -> None:
-        """Take batch-norm's statistics anew: of one pass over batches of images (B, C, H, W) in [0, 1], each of which
-        counts by its images. Means of the batches' means, and of their unbiased variances."""
+        """Take batch-norm's statistics anew, of one pass over batches of images (B, C, H, W) in [0, 1]: means of the
+        batches' means and of their unbiased variances. A batch counts by its images, or each alike (by batch, as
+        torch's `update_bn` has it, which counts the batches anew as well)."""
+        alike = self.statistics == BY_BATCH
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         before = [norm.momentum for norm in norms]
         for norm in norms:
             if norm.running_mean is not None and norm.running_var is not None:
                 norm.running_mean.zero_()
                 norm.running_var.fill_(1)
+            if alike and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.zero_()
         self.network.train()
         seen = 0
         for x in images:
-            seen += len(x)
+            weight = 1 if alike else len(x)
+            seen += weight
             for norm in norms:
-                norm.momentum = len(x) / seen
+                norm.momentum = weight / seen
             self.network(x)
         self.network.eval()
         for norm, momentum in zip(norms, before, strict=True):

@@ -461,7 +461,7 @@ class Trainer:
 
     def _estimate(self, average: Average) -> None:
         """Take the average's batch-norm statistics anew where the recipe says so, from clean training images."""
-        if average.statistics == RE_ESTIMATED:
+        if average.statistics in RE_ESTIMATED:
             torch.manual_seed(derive(self.seed, "average", "layers", self.epoch))
             with AS_WRITTEN.convolutions():
                 batches, dtype = self.batches("average"), self.net.weight.dtype
