@@ -27,7 +27,7 @@ from adbench.evaluation.footprint import footprint
 from adbench.execution.place import Place
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Evaluation, Train
-from adbench.experiment.teacher import Download, LocalFile, RobustBench, file_of, robustbench_file
+from adbench.experiment.teacher import Download, LocalFile, RobustBench, TeacherSpec, file_of, robustbench_file
 from adbench.models import Network, count_parameters
 from adbench.models.names import ONNX
 from adbench.models.precision import multiplies_bfloat16
@@ -91,6 +91,8 @@ def _check_forward_only(cell: Cell) -> None:
 def _is_here(cell: Cell, place: Place) -> bool:
     """Whether the weights of a cell that is not trained here lie in a file."""
     source = cell.spec.source if cell.spec else None
+    if cell.spec and cell.spec.members:
+        return all(_is_here(replace(cell, spec=member), place) for member in cell.spec.members)
     if cell.spec and isinstance(source, Download):
         return file_of(cell.spec, cell.dataset, place.data_dir).is_file()
     if isinstance(source, RobustBench):
@@ -235,18 +237,27 @@ def _start(evaluation: Evaluation) -> Start:
 
 
 def _network_entry(cell: Cell, network: Network, which: str, place: Place) -> dict[str, Any]:
-    source = cell.spec.source if cell.spec else None
-    file = source.path if isinstance(source, LocalFile) and not source.ours else None
-    if cell.spec and isinstance(source, Download) and not source.id:
-        file = file_of(cell.spec, cell.dataset, place.data_dir)
+    spec = cell.spec
+    file = _file_of(spec, cell, place) if spec else None
     return {
         "name": cell.name,
         "architecture": cell.architecture,
         "parameters": count_parameters(network),
         "weights_sha256": checkpoint.weights_sha256(network),
-        "checkpoint": which if cell.method else str(source.kind if source else "file"),
-        **({"file": str(file)} if file else {}),
+        "checkpoint": which if cell.method else str(spec.source.kind if spec else "file"),
+        **({"file": file} if file else {}),
+        **({"files": [_file_of(one, cell, place) for one in spec.members]} if spec and spec.members else {}),
     }
+
+
+def _file_of(spec: TeacherSpec, cell: Cell, place: Place) -> str | None:
+    """Where the weights of a teacher lie that are neither trained here nor known by name."""
+    source = spec.source
+    if isinstance(source, LocalFile) and not source.ours:
+        return str(source.path)
+    if isinstance(source, Download) and not source.id:
+        return str(file_of(spec, cell.dataset, place.data_dir))
+    return None
 
 
 def _train(run: _Run, dataset: Dataset) -> Summary:

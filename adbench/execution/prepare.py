@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,9 @@ def _teacher(cell: Cell, place: Place, source: Path | None, progress: Progress) 
     """Fetch or copy the weights of a teacher if they are missing; returns a line on them."""
     assert cell.spec is not None
     spec = cell.spec
+    if spec.members:
+        parts = (_teacher(replace(cell, spec=one), place, source, progress) for one in spec.members)
+        return "; ".join(f"{one.name}: {says}" for one, says in zip(spec.members, parts, strict=True))
     if isinstance(spec.source, Trained):
         return "nothing to fetch: adbench run trains it"
     if not isinstance(spec.source, Download):

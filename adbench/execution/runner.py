@@ -230,7 +230,7 @@ class _Schedule:
 
 def _in_a_file(cell: Cell) -> bool:
     """Whether the cell's weights are a file here, so that others can use them before they are judged."""
-    return cell.spec is not None and isinstance(cell.spec.source, LocalFile)
+    return cell.spec is not None and all(isinstance(one.source, LocalFile) for one in cell.spec.members or (cell.spec,))
 
 
 def _written(path: Path) -> int | None:

@@ -11,7 +11,7 @@ from adbench.data.identity import known as known_dataset
 from adbench.errors import UserError
 from adbench.experiment import attack_names, teacher
 from adbench.experiment.config import Experiment
-from adbench.models.names import ONNX, canonical
+from adbench.models.names import ONNX, TOGETHER, canonical
 from adbench.registry import method_names
 from adbench.system.files import expanded, no_file
 
@@ -24,6 +24,8 @@ def check(experiment: Experiment) -> None:
     for name in experiment.students:
         if canonical(name) == ONNX:
             raise UserError("an ONNX file is judged by `adbench eval`; a student's architecture is to be trained")
+        if TOGETHER in name:
+            raise UserError(f"'{name}' is an ensemble; a student is one network")
     judged = experiment.evaluation
     for name in (*experiment.teachers, *judged.proxies):
         _teacher(name, experiment.datasets[0])

@@ -2,7 +2,7 @@
 
 A teacher is named in one of four ways, wherever a teacher is asked for:
     digits-robust               one of the declarative files in `teachers/`
-    path/to/mine.toml           a file of the same form
+    path/to/mine.toml           a file of the same form; `kind = "ensemble"` names several teachers as one
     wrn-34-10@path/to/file.pt   an architecture and a local checkpoint; with '#ema' after it, of several networks in
                                 the file the one whose names begin with 'ema.'
     robustbench:MODEL_ID        a model of RobustBench: one of `teachers/robustbench.toml`, else by way of RobustBench's
@@ -24,7 +24,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from adbench.errors import UserError, unknown
 from adbench.experiment.config import Section, Train, read_toml, validated
-from adbench.models.names import canonical
+from adbench.models.names import ONNX, TOGETHER, canonical
 from adbench.system.download import RemoteFile, google_drive
 from adbench.system.files import content_id, expanded, no_file, sha256
 
@@ -80,6 +80,27 @@ class RobustBench(Section):
     id: str
 
 
+class Ensemble(Section):
+    """Several teachers as one, whose logits are the mean of theirs; a method may ask each of them."""
+
+    kind: Literal["ensemble"]
+    members: tuple[TeacherSpec, ...] = Field(description="named as a teacher is anywhere; their weights are files")
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if len(self.members) < 2:
+            raise ValueError("an ensemble has at least two members")
+        for member in self.members:
+            if not isinstance(member.source, LocalFile | Download):
+                what = "trained here" if isinstance(member.source, Trained) else f"of kind {member.source.kind}"
+                raise ValueError(f"'{member.name}' is {what}; a member's weights are a file: ARCHITECTURE@FILE")
+            if member.architecture == ONNX:
+                raise ValueError(f"'{member.name}' is an ONNX file, which has no gradients")
+        if len(datasets := sorted({member.dataset for member in self.members if member.dataset})) > 1:
+            raise ValueError(f"its members are for different datasets: {', '.join(datasets)}")
+        return self
+
+
 class Expected(Section):
     """Accuracies that a teacher claims, as shares of the full test set."""
 
@@ -96,7 +117,7 @@ class TeacherSpec(Section):
     summary: str = ""
     dataset: str | None = Field(None, description="the dataset it is for; none means any that fits")
     architecture: str
-    source: Annotated[Trained | LocalFile | Download | RobustBench, Field(discriminator="kind")]
+    source: Annotated[Trained | LocalFile | Download | RobustBench | Ensemble, Field(discriminator="kind")]
     natural: str | None = Field(
         None, description="its naturally trained partner; none means one of its architecture, trained here"
     )
@@ -105,9 +126,15 @@ class TeacherSpec(Section):
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = None
     expected: Expected = Expected()
 
+    @property
+    def members(self) -> tuple[TeacherSpec, ...]:
+        """Of an ensemble; none of another."""
+        return self.source.members if isinstance(self.source, Ensemble) else ()
+
     def identity(self) -> dict[str, Any]:
         """What weights that come from elsewhere depend on (those trained here: their cell's configuration)."""
-        source = self.source.model_dump(mode="json", exclude={"path", "urls", "gdrive", "size"})
+        source = self.source.model_dump(mode="json", exclude={"path", "urls", "gdrive", "size", "members"})
+        source |= {"members": [member.identity() for member in self.members]} if self.members else {}
         if source.get("key") is None:  # it came later: where it is unset, the identity is what it was
             source.pop("key", None)
         if isinstance(self.source, Download) and self.source.id is None:
@@ -115,6 +142,8 @@ class TeacherSpec(Section):
             source |= {} if self.source.sha256 else {"urls": self.source.urls, "gdrive": self.source.gdrive}
         return {"source": source, "architecture": self.architecture, "mean": self.mean, "std": self.std}
 
+
+Ensemble.model_rebuild()
 
 FOLDER = Path(str(files("adbench.teachers")))
 """Where the built-in teachers are, and the weights that come with adbench."""
@@ -241,6 +270,8 @@ def wanted(spec: TeacherSpec) -> RemoteFile:
 
 
 def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSpec:
+    if isinstance(source := settings.get("source"), dict) and source.get("kind") == "ensemble":
+        settings = _with_members(name, settings, file)
     spec = validated(TeacherSpec, {"name": name, **settings}, f"teacher '{name}'")
     changes: dict[str, Any] = {"architecture": canonical(spec.architecture)}
     if file and spec.natural and spec.natural.endswith(".toml"):
@@ -253,10 +284,30 @@ def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSp
     return spec.model_copy(update=changes)
 
 
+def _with_members(name: str, settings: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """The settings of an ensemble with its members found, and what follows from them."""
+    names = settings["source"].get("members")
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise UserError(f"teacher '{name}': source.members is a list of teachers' names, not {names!r}")
+    if own := [key for key in ("architecture", "mean", "std", "recipe") if key in settings]:
+        raise UserError(f"teacher '{name}': an ensemble has the {', '.join(own)} of its members; leave it out")
+    base = file.parent if file else Path()
+    dataset = settings.get("dataset")
+    members = [find(str(base / one) if one.endswith(".toml") else one, dataset) for one in names]
+    if others := [member.name for member in members if dataset and member.dataset not in (None, dataset)]:
+        raise UserError(f"teacher '{name}' is for '{dataset}', its member '{others[0]}' is not")
+    known = dataset or next((member.dataset for member in members if member.dataset), None)
+    architecture = TOGETHER.join(member.architecture for member in members)
+    source = settings["source"] | {"members": [member.model_dump() for member in members]}
+    return settings | {"source": source, "architecture": architecture, "dataset": known}
+
+
 def natural_partner(spec: TeacherSpec) -> TeacherSpec:
-    """The naturally trained network that stands beside a robust teacher (MTARD)."""
+    """The naturally trained network that stands beside a robust teacher (MTARD); of an ensemble its first member's."""
     if spec.natural:
         return find(spec.natural, spec.dataset)
+    if spec.members:
+        return natural_partner(spec.members[0])
     try:
         architecture = canonical(spec.architecture)
     except UserError:  # a RobustBench model of an architecture that adbench cannot train

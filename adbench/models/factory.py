@@ -7,8 +7,9 @@ from torch import nn
 from adbench.errors import UserError
 from adbench.models.cnn import SmallCNN
 from adbench.models.dm_wideresnet import DeepMindWideResNet
+from adbench.models.ensemble import Ensemble
 from adbench.models.foreign import Foreign, made, of_timm
-from adbench.models.names import TIMM, canonical, cnn_width, is_deepmind, wide_shape
+from adbench.models.names import TIMM, TOGETHER, canonical, cnn_width, is_deepmind, wide_shape
 from adbench.models.network import Network, PerChannel
 from adbench.models.wideresnet import WideResNet
 from adbench.registry import MODELS
@@ -17,10 +18,14 @@ from adbench.registry import MODELS
 def build(name: str, *, classes: int, channels: int = 3, mean: PerChannel = None, std: PerChannel = None) -> Network:
     """A freshly initialised network, by any spelling of its name.
 
-    "FILE.py:NAME" is a user's own module, "timm:NAME" one of timm's. Raises UserError for an unknown name, an
-    impossible shape or normalisation, or a third-party factory that returns something else than a network.
+    "FILE.py:NAME" is a user's own module, "timm:NAME" one of timm's, "A + B" an ensemble. Raises UserError for an
+    unknown name, an impossible shape or normalisation, or a third-party factory that returns something else than a
+    network.
     """
     name = canonical(name)
+    if TOGETHER in name:
+        members = [build(one, classes=classes, channels=channels, mean=mean, std=std) for one in name.split(TOGETHER)]
+        return Ensemble(members, channels=channels)
     if name not in MODELS and (shape := wide_shape(name)):
         family = DeepMindWideResNet if is_deepmind(name) else WideResNet
         return family(*shape, classes=classes, channels=channels, mean=mean, std=std)

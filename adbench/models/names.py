@@ -16,6 +16,8 @@ _WIDE = re.compile(r"(dm-)?(?:wrn|wide-?resnet)-?(\d{1,12})-(\d{1,12})")
 _FILE = re.compile(r"(.*\.py):([A-Za-z_]\w*)")
 ONNX = "onnx"
 """The architecture of whatever is in an ONNX file."""
+TOGETHER = " + "
+"""What stands between the members of an ensemble."""
 TIMM = "timm:"
 """What stands before the names of timm's architectures."""
 _CNN = re.compile(r"cnn-?(\d{1,12})")
@@ -36,6 +38,8 @@ def canonical(name: str) -> str:
     """
     if name in MODELS or name == ONNX:
         return name
+    if TOGETHER in name:
+        return TOGETHER.join(map(canonical, name.split(TOGETHER)))
     if name.startswith(TIMM):
         _timm(name)
         return name
@@ -65,6 +69,8 @@ def given(text: str) -> None:
 
 def code(name: str) -> str | None:
     """What the code of an architecture is known by that is not adbench's own: a hash, or timm's version."""
+    if TOGETHER in name:
+        return TOGETHER.join(filter(None, map(code, name.split(TOGETHER)))) or None
     if name.startswith(TIMM):
         return f"timm {_timm(name)}"
     return None if name not in MODELS or MODELS.built_in(name) else MODELS.code(name).sha256
@@ -90,6 +96,8 @@ def _timm(name: str) -> str:
 
 def known(name: str) -> bool:
     """Whether somebody knows an architecture of that name, also one that cannot be built."""
+    if TOGETHER in name:
+        return all(map(known, name.split(TOGETHER)))
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
     if name.startswith(TIMM) or _FILE.fullmatch(name):
         return True

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from adbench.experiment import teacher
 from adbench.experiment.config import presets
 from adbench.experiment.settings import keys
-from adbench.experiment.teacher import Download, LocalFile, TeacherSpec, Trained
+from adbench.experiment.teacher import Download, LocalFile, RobustBench, TeacherSpec, Trained
 from adbench.registry import DATASETS, GROUPS, METHODS, MODELS, Registry
 from adbench.system import terminal
 
@@ -110,6 +110,9 @@ def _source(spec: TeacherSpec) -> str:
         return "come with adbench" if spec.source.ours else str(spec.source.path)
     if isinstance(spec.source, Download):
         return "RobustBench" if spec.source.id else "downloaded"
+    if spec.members:
+        return f"the mean of {' and '.join(member.name for member in spec.members)}"
+    assert isinstance(spec.source, RobustBench)
     return f"RobustBench {spec.source.id}"
 
 

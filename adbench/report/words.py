@@ -57,8 +57,7 @@ def _made(found: Record) -> Iterator[tuple[str, str]]:
     """How the network came about."""
     training = found.config.training
     if found.method is None:
-        where = found.model.file if found.model and found.model.file else "weights from elsewhere"
-        yield "weights", f"not trained here: {where}"
+        yield "weights", f"not trained here: {_origin(found.model)}"
     else:
         yield "method", f"{found.method}{_listed(training.get('hyper') or {})}"
         for key, entry in (("teacher", found.teachers.robust), ("natural", found.teachers.natural)):
@@ -87,6 +86,12 @@ def _made(found: Record) -> Iterator[tuple[str, str]]:
         yield "epochs", f"{done.epochs}, of which {done.best_epoch} is best: {best}% robust on the held-out images"
     origin = found.provenance
     yield "with", f"adbench {origin.adbench}, torch {origin.torch}, {_commit(found)}, finished {origin.finished}"
+
+
+def _origin(model: Network | None) -> str:
+    """Where weights from elsewhere lay."""
+    files = [model.file, *(model.files or [])] if model else []
+    return ", ".join(filter(None, files)) or "weights from elsewhere"
 
 
 def _network(entry: Network) -> str:

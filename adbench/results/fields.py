@@ -135,6 +135,7 @@ class Network:
     weights_sha256: Sha256
     checkpoint: Annotated[str, "last, best, or the source of the weights"]
     file: Annotated[str | None, "where weights that were not trained here lay, as it was given"] = None
+    files: Annotated[list[str | None] | None, "of an ensemble: where each member's weights lay"] = None
     footprint: Annotated[Footprint | None, "of the network that was judged; older records lack it"] = None
 
 

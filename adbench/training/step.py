@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adbench.attacks.linf import Objective, Start, attacking, climb, start_point
 from adbench.errors import UserError
 from adbench.losses import wide
+from adbench.models.ensemble import Ensemble, mean_logits
 from adbench.models.network import Network
 from adbench.models.precision import AS_WRITTEN, Lean, Precision, single
 from adbench.models.stages import Shape, kept, named
@@ -169,6 +170,16 @@ class Teacher(Net):
         super().__init__(module.eval().requires_grad_(False), precision)
         self._outputs: dict[int, tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]] = {}
 
+    @staticmethod
+    def of(module: Network, precision: Precision = AS_WRITTEN) -> Teacher:
+        """A network as a teacher, an ensemble as one whose members can be asked."""
+        return EnsembleTeacher(module, precision) if isinstance(module, Ensemble) else Teacher(module, precision)
+
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """The teachers that it consists of: of an ensemble its members, else itself alone."""
+        return (self,)
+
     def forget(self) -> None:
         """Drop the stored outputs (the batch is over)."""
         self._outputs.clear()
@@ -194,6 +205,42 @@ class Teacher(Net):
             # x itself is stored too: as long as it lives, its id belongs to no other tensor.
             outputs = self._outputs[id(x)] = (x, logits, last if maps is None else maps, others | inside)
         return outputs[1], outputs[2], outputs[3]
+
+
+class EnsembleTeacher(Teacher):
+    """Several teachers as one: its logits are the mean of theirs, and what a member has computed is not computed again.
+
+    module: an `Ensemble`.
+    """
+
+    def __init__(self, module: Ensemble, precision: Precision = AS_WRITTEN) -> None:
+        super().__init__(module, precision)
+        self._members = tuple(Teacher(member, precision) for member in module.members)
+
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        return self._members
+
+    def forget(self) -> None:
+        super().forget()
+        for member in self._members:
+            member.forget()
+
+    def known(self, x: Tensor) -> Tensor | None:
+        found = [logits for member in self._members if (logits := member.known(x)) is not None]
+        return mean_logits(found) if len(found) == len(self._members) else None
+
+    def run_in(self, precision: Precision) -> None:
+        super().run_in(precision)
+        for member in self._members:
+            member.run_in(precision)
+
+    def _run(
+        self, x: Tensor, *, features: bool = False, stages: tuple[str, ...] = ()
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        if features or stages:
+            return super()._run(x, features=features, stages=stages)
+        return mean_logits([member(x) for member in self._members]), None, {}
 
 
 @dataclass(frozen=True)
@@ -254,7 +301,7 @@ class Step:
 
     @property
     def teacher(self) -> Teacher:
-        """The robust teacher."""
+        """The robust teacher; of several, its `members` are each of them."""
         return self._needed(Need.TEACHER)
 
     @property

@@ -94,7 +94,7 @@ class Trainer:
         self.student = student.to(device)
         self.precision = Precision.chosen(config.precision, student, dataset.image_shape, device)
         self.net = Net(self.student, self.precision)
-        self.teachers = {need: Teacher(network.to(device), self.precision) for need, network in teachers.items()}
+        self.teachers = {need: Teacher.of(network.to(device), self.precision) for need, network in teachers.items()}
         self.source = TrainingImages(dataset, device, config.augment)
         self.val = dataset.val.to(device)
         self.class_names = dataset.class_names

@@ -8,7 +8,7 @@ images have to overlap. These do not hold how far trainings scatter, so that a d
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -174,15 +174,26 @@ def _spec(found: Record) -> TeacherSpec:
         own = {"kind": "train", "method": found.method, "seed": found.seed, "hyper": training["hyper"]}
         mean, std = training["normalisation"]
     else:
-        own, (mean, std) = dict(training["source"]["source"]), (training["source"][key] for key in ("mean", "std"))
-        if own["kind"] == "download" and own.get("id"):
-            return teachers.find(f"{teachers.ROBUSTBENCH}:{own['id']}", found.dataset)
-        if own["kind"] != "robustbench":
-            file = teachers.shipped(own.get("sha256")) or found.network.file
-            if file is None or not Path(file).is_file():
-                raise networks.Missing(f"the weights of teacher '{found.label}' are not at '{file}'; put them back")
-            own = {"kind": "file", "path": str(file), "key": own.get("key"), "sha256": own.get("sha256")}
+        if not (members := networks.members_of(training)):
+            return _from_elsewhere(found, training["source"], found.network.file)
+        files = zip(members, found.network.files or [], strict=True)
+        parts = [_from_elsewhere(found, member, file).model_dump() for member, file in files]
+        own, mean, std = {"kind": "ensemble", "members": parts}, None, None
     settings = {"name": found.label, "architecture": found.student, "source": own, "mean": mean, "std": std}
+    return validated(TeacherSpec, settings, f"teacher '{found.label}'")
+
+
+def _from_elsewhere(found: Record, identity: Mapping[str, Any], file: str | None) -> TeacherSpec:
+    """The teacher of that identity, whose weights lay in `file`. Raises Missing where they are not there."""
+    own = dict(identity["source"])
+    if own["kind"] == "download" and own.get("id"):
+        return teachers.find(f"{teachers.ROBUSTBENCH}:{own['id']}", found.dataset)
+    if own["kind"] != "robustbench":
+        where = teachers.shipped(own.get("sha256")) or file
+        if where is None or not Path(where).is_file():
+            raise networks.Missing(f"the weights of teacher '{found.label}' are not at '{where}'; put them back")
+        own = {"kind": "file", "path": str(where), "key": own.get("key"), "sha256": own.get("sha256")}
+    settings = {"name": found.label, "source": own} | {key: identity[key] for key in ("architecture", "mean", "std")}
     return validated(TeacherSpec, settings, f"teacher '{found.label}'")
 
 

@@ -16,6 +16,7 @@ from adbench.experiment.cell import Cell
 from adbench.experiment.config import Data, Experiment
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, robustbench_file, shipped, split_key
 from adbench.models import Network, build
+from adbench.models.ensemble import Ensemble
 from adbench.models.names import ONNX
 from adbench.results import layout, summary
 from adbench.results.record import Record
@@ -131,12 +132,21 @@ def beginning(cell: Cell, dataset: Dataset) -> Network:
 
 def built(training: Mapping[str, Any], dataset: Dataset) -> Network:
     """The network of a training's configuration, with weights that nobody trained."""
-    own = training.get("normalisation") or [training["source"][key] for key in ("mean", "std")]
     channels = dataset.image_shape[0]
+    if members := members_of(training):
+        parts = [built({"architecture": one["architecture"], "source": one}, dataset) for one in members]
+        return Ensemble(parts, channels=channels)
+    own = training.get("normalisation") or [training["source"][key] for key in ("mean", "std")]
     try:
         return build(training["architecture"], classes=dataset.classes, channels=channels, mean=own[0], std=own[1])
     except (TypeError, ValueError, RuntimeError) as error:  # a record's may be anything
         raise UserError(f"'{training['architecture']}' cannot be built with mean and std {own} ({error})") from error
+
+
+def members_of(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the members of an ensemble are, each as `TeacherSpec.identity` has it; of another network none."""
+    own = training["source"]
+    return own["source"].get("members", []) if isinstance(own, Mapping) else []
 
 
 def cell_network(cell: Cell, dataset: Dataset, results: Path, data_dir: Path, which: str = "best") -> Network:
@@ -145,6 +155,10 @@ def cell_network(cell: Cell, dataset: Dataset, results: Path, data_dir: Path, wh
     Raises UserError where that cannot be had, and for weights in a training's folder that are not that training's.
     """
     source = cell.spec.source if cell.spec else None
+    if cell.spec and cell.spec.members:
+        members = [replace(cell, spec=one, architecture=one.architecture) for one in cell.spec.members]
+        parts = [cell_network(one, dataset, results, data_dir) for one in members]
+        return Ensemble(parts, channels=dataset.image_shape[0])
     if isinstance(source, RobustBench):
         return _robustbench(source.id, cell.dataset, data_dir)
     if isinstance(source, LocalFile) and cell.architecture == ONNX:
@@ -182,10 +196,16 @@ def network_of(
     if file is None and source.get("kind") == "robustbench":
         network = _robustbench(str(source.get("id")), record.dataset, data_dir)
     elif training["architecture"] == ONNX:
-        network = onnx_file.load(file or _weights(record, source, data_dir, remedy), dataset)
+        network = onnx_file.load(file or _weights(record, source, model.file, data_dir, remedy), dataset)
+    elif file is None and isinstance(network := built(training, dataset), Ensemble):
+        members = zip(network.members, members_of(training), model.files or [], strict=True)
+        for part, own, lay in members:
+            _read(part, _weights(record, own["source"], lay, data_dir, remedy), own["source"])
     else:
         network = built(training, dataset)
-        path, key = split_key(file) if file else (_weights(record, source, data_dir, remedy), source.get("key"))
+        path, key = (
+            split_key(file) if file else (_weights(record, source, model.file, data_dir, remedy), source.get("key"))
+        )
         _read(network, path, {**source, "key": key})
     sha256 = checkpoint.weights_sha256(network)
     if sha256 != model.weights_sha256:
@@ -203,8 +223,9 @@ def network_of(
     return network.eval()
 
 
-def _weights(record: Record, source: Mapping[str, Any], data_dir: Path, remedy: str) -> Path:
-    """The file that the record's network lies in. source: of weights that were not trained here."""
+def _weights(record: Record, source: Mapping[str, Any], lay: str | None, data_dir: Path, remedy: str) -> Path:
+    """The file that the record's network lies in. source: of weights that were not trained here. lay: where the record
+    has them."""
     model = record.network
     if not source:
         path = record.path.parent.parent / layout.WEIGHTS["best" if model.checkpoint == "best" else "last"]
@@ -212,8 +233,8 @@ def _weights(record: Record, source: Mapping[str, Any], data_dir: Path, remedy: 
         path = robustbench_file(data_dir, record.dataset, source["id"])
     elif ours := shipped(source.get("sha256")):
         path = ours
-    elif model.file:
-        path = Path(model.file)
+    elif lay:
+        path = Path(lay)
     else:
         raise Missing(f"'{record.path}' does not say where its weights lay; {remedy}")
     if not path.is_file():
