@@ -149,8 +149,8 @@ def test_members_lie_beside_the_file_that_names_them(tmp_path: Path) -> None:
     other.write_text(
         'architecture = "cnn-4"\n[source]\nkind = "file"\npath = "cnn-4-1.safetensors"\n', encoding="utf-8"
     )
-    spec = teacher.find(str(together(tmp_path, "other.toml", "digits-robust")))
-    assert [one.name for one in spec.members] == ["other", "digits-robust"]
+    spec = teacher.find(str(together(tmp_path, "other.toml", "cnn-4@cnn-4-1.safetensors", "digits-robust")))
+    assert [one.name for one in spec.members] == ["other", "cnn-4-1", "digits-robust"]
     assert spec.dataset == "digits", "its members say what it is for"
 
 

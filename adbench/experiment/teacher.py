@@ -291,15 +291,22 @@ def _with_members(name: str, settings: dict[str, Any], file: Path | None) -> dic
         raise UserError(f"teacher '{name}': source.members is a list of teachers' names, not {names!r}")
     if own := [key for key in ("architecture", "mean", "std", "recipe") if key in settings]:
         raise UserError(f"teacher '{name}': an ensemble has the {', '.join(own)} of its members; leave it out")
-    base = file.parent if file else Path()
     dataset = settings.get("dataset")
-    members = [find(str(base / one) if one.endswith(".toml") else one, dataset) for one in names]
+    members = [find(_beside(file, one), dataset) for one in names]
     if others := [member.name for member in members if dataset and member.dataset not in (None, dataset)]:
         raise UserError(f"teacher '{name}' is for '{dataset}', its member '{others[0]}' is not")
     known = dataset or next((member.dataset for member in members if member.dataset), None)
     architecture = TOGETHER.join(member.architecture for member in members)
     source = settings["source"] | {"members": [member.model_dump() for member in members]}
     return settings | {"source": source, "architecture": architecture, "dataset": known}
+
+
+def _beside(file: Path | None, name: str) -> str:
+    """A teacher's name in a file, whose paths begin at the file's folder."""
+    architecture, at, path = name.rpartition("@")
+    if file is None or not (at or name.endswith(".toml")):
+        return name
+    return f"{architecture}{at}{file.parent / expanded(Path(path))}"
 
 
 def natural_partner(spec: TeacherSpec) -> TeacherSpec:
