@@ -212,13 +212,17 @@ class Registry:
             tree = None
         if tree is None:
             return None
-        target = self._members.get(name) if name in self._files else self._entry_points[name].attr
+        target = self.attribute(name)
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and target in (None, node.name):
                 doc = ast.get_docstring(node)
                 if doc:
                     return doc
         return ""
+
+    def attribute(self, name: str) -> str | None:
+        """What the object is called in its module; None of a plugin file, which has one class."""
+        return self._members.get(name) if name in self._files else self._entry_points[name].attr
 
 
 def _owner(entry: EntryPoint) -> str:

@@ -9,7 +9,7 @@ import click
 
 from adbench.cli.dispatch import Group
 from adbench.cli.options import FilePath, Folder, data_dir_option, device_option, ready, threads_option
-from adbench.errors import UserError
+from adbench.results import layout
 from adbench.system import terminal
 
 COMMANDS = {
@@ -78,8 +78,7 @@ def submit(
     submission.described(label, weights)
     code = submission.code_at(plugins)
     known = folders.rules(home) if home else folders.Rules()
-    if not results.is_dir():
-        raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
+    layout.check_there(results)
     place = ready(results, data_dir, device, threads)
     found = submission.Collection(results, place, code, known, _say)
     found.write(label, weights, out)

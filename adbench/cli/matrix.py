@@ -84,7 +84,11 @@ class MatrixOptions:
         experiment = configuration.experiment(configuration.layered(*layers))
         if not past:
             names.check(experiment)
-        settings.variants(experiment)  # raises for a value that its setting cannot have
+        given = {*file.get("hyper", {}), *line.get("hyper", {})}
+        given |= {key.split(".")[1] for key in sweep if key.startswith("hyper.")}
+        for one in settings.variants(experiment):  # raises for a value that its setting cannot have
+            if not past:
+                names.hyperparameters(one, given)
         return experiment
 
 

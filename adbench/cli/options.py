@@ -226,8 +226,9 @@ data_dir_option = click.option(
 
 
 def _device(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """A device of a kind that there is; whether it is here shows when torch is loaded."""
-    if value is not None and not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?|mps", value):
+    """A device of a kind that there is, and that may be here: whether it is shows when torch is loaded."""
+    known = value is None or re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?|mps", value)
+    if value is not None and not (known and machine.may_have(value)):
         raise UserError(f"device '{value}' cannot be used here; choose cpu, cuda or cuda:N, or mps on a Mac")
     return value
 

@@ -10,6 +10,7 @@ import click
 from adbench.cli.options import FilePath, leaving_out, names, names_option, results_option, spread_option
 from adbench.errors import unknown
 from adbench.report.view import FORMATS, GROUPS
+from adbench.results import layout
 
 
 def _formats(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,6 +81,8 @@ def report(
       adbench report --compare rslad
       adbench report --watch                  # beside a running adbench run
     """
+    if not watch:
+        layout.check_there(results)
     from adbench.report import watching, writer
 
     def write() -> str:

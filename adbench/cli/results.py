@@ -1,4 +1,7 @@
-"""`adbench results` and `adbench merge`: what is in a results folder, and several as one."""
+"""`adbench results` and `adbench merge`: what is in a results folder, and several as one.
+
+Pandas is imported when the words are in order: it takes its time.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from pathlib import Path
 import click
 
 from adbench.cli.options import FilePath, leaving_out, names_option, results_option, spread_option
-from adbench.report.record_table import export
-from adbench.results import merge as merging
+from adbench.results import layout
 from adbench.system import terminal
 
 
@@ -58,6 +60,9 @@ def results_(
         "kind": (kind,) if kind else (),
         "status": (status,) if status else (),
     }
+    layout.check_there(results)
+    from adbench.report.record_table import export
+
     with leaving_out() as left_out:
         export(results, {key: names for key, names in wanted.items() if names}, form, out, left_out, spread)
 
@@ -82,6 +87,8 @@ def merge(folders: tuple[Path, ...], into: Path) -> None:
     Example:
       adbench merge node1/results node2/results --into results
     """
+    from adbench.results import merge as merging
+
     wrong = 0
     for outcome in merging.merge(folders, into):
         wrong += outcome.wrong

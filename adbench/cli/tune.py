@@ -28,7 +28,7 @@ from adbench.errors import UserError
 
 def _over(method: str, texts: Sequence[str]) -> dict[str, list[Any]]:
     """The lists of --over by the keys of their settings. Raises UserError for what is no list of values."""
-    from adbench.experiment import config, settings
+    from adbench.experiment import config, declared, settings
 
     found: dict[str, list[Any]] = {}
     for text in texts:
@@ -36,6 +36,7 @@ def _over(method: str, texts: Sequence[str]) -> dict[str, list[Any]]:
         parts = key.split(".")
         if parts[0] == "hyper" and len(parts) == 2:
             key = f"hyper.{method}.{parts[1]}"
+            declared.known(method, parts[1])
         swept = settings.swept(config.parse_setting(f"{key}={values}"))[1] if equals else {}
         if list(swept) != [key] or len(swept[key]) < 2:
             raise UserError(f"--over {text}: give a setting and two values or more, as in hyper.alpha=[0.5,1]")

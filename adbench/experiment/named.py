@@ -5,11 +5,12 @@ Asked before torch is loaded, so that a mistyped name is answered at once. Wheth
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from adbench.data.identity import known as known_dataset
 from adbench.errors import UserError
-from adbench.experiment import attack_names, teacher
+from adbench.experiment import attack_names, declared, teacher
 from adbench.experiment.config import Experiment
 from adbench.models.names import ONNX, TOGETHER, canonical
 from adbench.registry import method_names
@@ -26,11 +27,25 @@ def check(experiment: Experiment) -> None:
             raise UserError("an ONNX file is judged by `adbench eval`; a student's architecture is to be trained")
         if TOGETHER in name:
             raise UserError(f"'{name}' is an ensemble; a student is one network")
+    if experiment.train.init is not None:
+        path, _ = teacher.split_key(Path(experiment.train.init))
+        if reason := no_file(path):
+            raise UserError(f"train.init: checkpoint '{path}' {reason}")
+    if experiment.data.extra is not None and (reason := no_file(expanded(Path(experiment.data.extra)))):
+        raise UserError(f"data.extra: '{experiment.data.extra}' {reason}; give a .npz with image and label")
     judged = experiment.evaluation
     for name in (*experiment.teachers, *judged.proxies):
         _teacher(name, experiment.datasets[0])
     for name in (*judged.attacks, *judged.transfer_attacks):
         attack_names.known(name)
+
+
+def hyperparameters(experiment: Experiment, given: Collection[str]) -> None:
+    """Raise UserError for hyperparameters that a method does not have, or not of these values, as far as its source
+    tells. given: the methods that the user set some of."""
+    for name in method_names(experiment.methods):
+        if name in given:
+            declared.check(name, experiment.hyper.get(name, {}))
 
 
 def _teacher(name: str, dataset: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from adbench.errors import UserError
 from adbench.experiment.config import Experiment, Section, experiment, merged
+from adbench.experiment.declared import field_model
 from adbench.registry import METHODS
 
 SWEPT = ("train", "data", "threat", "eval", "hyper", "budget")
@@ -121,7 +122,7 @@ def _schema(key: str) -> dict[str, Any] | None:
     if parts[0] == "hyper":
         if len(parts) != 3 or parts[1] not in METHODS:
             return None
-        model, parts = METHODS.load(parts[1]), parts[2:]
+        model, parts = field_model(parts[1], parts[2]) or METHODS.load(parts[1]), parts[2:]
     for part in parts[:-1]:
         fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
         inner = fields.get(part)

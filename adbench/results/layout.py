@@ -19,6 +19,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adbench.errors import UserError
+
 if TYPE_CHECKING:
     from adbench.experiment.cell import Cell
 
@@ -66,3 +68,9 @@ def teacher_records(dataset_folder: Path, train_id: str) -> list[Path]:
 def analysis_path(results: Path, dataset: str, kind: str, identity: str) -> Path:
     """Where an analysis lies. dataset: its folder's name."""
     return results / dataset / kind / identity[:8] / f"{kind}.json"
+
+
+def check_there(results: Path) -> None:
+    """Raise UserError for a results folder that is not there."""
+    if not results.is_dir():
+        raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")

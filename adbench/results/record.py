@@ -331,8 +331,7 @@ def read_all(results: Path, left_out: Callable[[str], object] | None = None) -> 
     left_out: hears, in a sentence, of each record that is damaged or of another version, and the rest is read; without
     it such a record is a UserError.
     """
-    if not results.is_dir():
-        raise UserError(f"results folder '{results}' does not exist; `adbench run` makes it")
+    layout.check_there(results)
     records = list(document.readable(below(results, layout.RECORD), read, left_out))
     _name_alike(records)
     yield from records

@@ -40,6 +40,22 @@ MOST_THREADS = 1024
 """Threads that can be asked for: torch takes any number, and the system ends the process that starts too many."""
 
 
+def may_have(device: str) -> bool:
+    """Whether a device "cpu", "cuda", "cuda:N" or "mps" may be here: False on a Linux without any GPU's driver, where
+    torch, which knows for certain, need not be asked."""
+    if platform.system() != "Linux" or device == "cpu":
+        return True
+    return device != "mps" and (Path("/dev/kfd").exists() or _loads("libcuda.so.1"))
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
 def peak_memory() -> int:
     """The largest memory this process took, in bytes; 0 where the system does not say."""
     with suppress(OSError):
