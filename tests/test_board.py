@@ -150,7 +150,7 @@ def board(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "board", ignore=shutil.ignore_patterns("own")))
 
 
-def line(board: Path, label: str) -> standings.Line:
+def line(board: Path, label: str) -> standings.BoardRow:
     """The one row of a submission."""
     (found,) = (line for line in standings.Board(board).lines if line.entry.said.label == label)
     return found

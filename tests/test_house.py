@@ -119,3 +119,12 @@ def test_circles_are_found():
     assert house.circles(graph) == [["adbench.a", "adbench.b", "adbench.c.d"]]
     assert graph["adbench.e"] == [house.Import("adbench.a", 1, False)]
     assert graph["adbench.b"] == [house.Import("adbench.c.d", 2, True)]
+
+
+def test_no_two_classes_have_one_name(files):
+    found: dict[str, list[str]] = {}
+    for name, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(short(name))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}

@@ -32,7 +32,7 @@ from adbench.results import document, layout, record
 from adbench.results.stats import wilson
 from adbench.system.files import content_id, sha256, write_json
 from adbench.training.configured import configured, passes
-from adbench.verification.reattack import Judged, judged
+from adbench.verification.reattack import Reattacked, judged
 from adbench.verification.verify import UNSHOWABLE, rounding
 from adbench.weights import checkpoint, networks
 
@@ -664,7 +664,7 @@ class Images:
         self.false = torch.zeros(1000, dtype=torch.bool)
         self.false[500 : 500 + false] = True
 
-    def judged(self, seed: int) -> Judged:
+    def judged(self, seed: int) -> Reattacked:
         survivors = torch.arange(500 + int(self.false.sum()))
         return judged(
             survivors,

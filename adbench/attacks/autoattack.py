@@ -150,7 +150,7 @@ def searching(network: nn.Module, search: str) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchResult:
     """The result of one search on N images.
 
     x_adv: (N, C, H, W), the x' that breaks an image, or the image itself where none does. broken: (N,) booleans.
@@ -166,7 +166,7 @@ class Search:
 
 def attack(
     network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, *, seed: int, name: str = "aa", search: str = "exact"
-) -> Search:
+) -> SearchResult:
     """AutoAttack on one shard of images.
 
     x: images (N, C, H, W) in [0, 1] that the network classifies correctly; y: labels (N,); search: "exact" (the
@@ -178,7 +178,7 @@ def attack(
     """
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
-        return Search(x, none, none, [])
+        return SearchResult(x, none, none, [])
     run = {"exact": _exactly, "fast": _fast, "again": _once_more}[search]
     with LOCK, attacking(network), _captured() as flags:
         x_adv = run(network, x, y, eps, seed, name)
@@ -189,7 +189,7 @@ def attack(
             close, _ = probe(searching(network, "again"), x[left], y[left], eps)
             doubtful = none.index_put((left,), close <= CLOSE)
     flags_of_all = [*flags.messages, *verdict.flags()]
-    return Search(torch.where(broken[:, None, None, None], x_adv, x), broken, doubtful, flags_of_all)
+    return SearchResult(torch.where(broken[:, None, None, None], x_adv, x), broken, doubtful, flags_of_all)
 
 
 def _exactly(network: nn.Module, x: Tensor, y: Tensor, eps: Fraction, seed: int, name: str) -> Tensor:

@@ -23,7 +23,7 @@ SURVIVORS = 200
 
 
 @dataclass(slots=True)
-class Judged:
+class CheckedRecord:
     """One record of a check."""
 
     EXTRAS = "ignore"
@@ -41,7 +41,7 @@ class Check:
     schema_version: Literal[1]
     date: Annotated[str, Limits(pattern=r"^\d{4}-\d\d-\d\d")]
     asked: Annotated[dict[str, Any], table({"seed": Count}, survivors=Count)]
-    records: list[Judged]
+    records: list[CheckedRecord]
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class Evidence:
     """All checks and challenges of a board. left_out: hears of each file that cannot be used, in a sentence."""
 
     def __init__(self, board: Path, left_out: list[str]) -> None:
-        self._verdicts: dict[str, list[tuple[Check, Judged]]] = {}
+        self._verdicts: dict[str, list[tuple[Check, CheckedRecord]]] = {}
         self.challenges: list[Challenge] = []
         for path in _documents(board / folders.CHECKS, left_out):
             try:

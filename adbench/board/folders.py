@@ -106,7 +106,7 @@ class Submission(Section):
     code: tuple[Source, ...] = ()
 
 
-class Teacher(Section):
+class BoardTeacher(Section):
     """A teacher that a board takes beside adbench's."""
 
     name: Label
@@ -118,7 +118,7 @@ class Rules(Section):
     """What `board.toml` says."""
 
     title: Label = "Adversarial distillation"
-    teacher: tuple[Teacher, ...] = ()
+    teacher: tuple[BoardTeacher, ...] = ()
 
     @property
     def teachers(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from adbench import __version__
 from adbench.board import rules
-from adbench.board.standings import LEVELS, Board, Line, groups
+from adbench.board.standings import LEVELS, Board, BoardRow, groups
 from adbench.report import page, render
 from adbench.report.captions import listed, whole
 from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
@@ -67,7 +67,7 @@ def html(board: Board) -> str:
     sections = _sections(board)
     tables = [table for section in sections for table in section.tables]
     style, script = page.manners()
-    evidence = page.Evidence()
+    evidence = page.CellEvidence()
     fragments = {table.label: Markup(render.html(table, evidence.of)) for table in tables}
     return (
         render.environment()
@@ -130,7 +130,7 @@ COLUMNS = (
 )
 
 
-def _table(dataset: str, student: str, number: int, lines: Sequence[Line]) -> Table:
+def _table(dataset: str, student: str, number: int, lines: Sequence[BoardRow]) -> Table:
     placed = sorted(zip(groups(lines), lines, strict=True), key=lambda pair: pair[0])
     first = lines[0].networks[0].record
     attacks = ", ".join(
@@ -150,7 +150,7 @@ def _table(dataset: str, student: str, number: int, lines: Sequence[Line]) -> Ta
     )
 
 
-def _row(group: int, line: Line) -> Row:
+def _row(group: int, line: BoardRow) -> Row:
     records = [network.record for network in line.networks]
     first = records[0]
     dates = max(record.provenance.finished[:10] for record in records)
@@ -180,7 +180,7 @@ def _percent(value: Estimate, details: tuple[tuple[str, str], ...] = (), records
     return TableCell(f"{value.mean:.2f}", spread.text, spread.name, details=details, records=records)
 
 
-def _behind(line: Line) -> tuple[tuple[str, str], ...]:
+def _behind(line: BoardRow) -> tuple[tuple[str, str], ...]:
     """Each network's figure, what challenges did to it, and its verdict on gradient masking."""
     told = []
     for one in line.networks:
@@ -194,13 +194,13 @@ def _behind(line: Line) -> tuple[tuple[str, str], ...]:
     return tuple(told)
 
 
-def _paths(line: Line) -> tuple[str, ...]:
+def _paths(line: BoardRow) -> tuple[str, ...]:
     """Where the records lie in the board."""
     paths = (network.record.path.as_posix() for network in line.networks)
     return tuple(path[path.rindex(f"{line.entry.folder}/") :] for path in paths)
 
 
-def _levels(line: Line) -> tuple[tuple[str, str], ...]:
+def _levels(line: BoardRow) -> tuple[tuple[str, str], ...]:
     told = [(f"Seed {one.record.seed}", one.level) for one in line.networks]
     checks = {(v.date, v.seed) for one in line.networks for v in one.verdicts if v.attacked}
     told += [("Re-attacked", f"{date}, seed {seed}") for date, seed in sorted(checks)]
@@ -234,7 +234,7 @@ def _extra(record: Record) -> str:
     return ", ".join(told) or "none"
 
 
-def _false(lines: Sequence[Line]) -> Table:
+def _false(lines: Sequence[BoardRow]) -> Table:
     columns = (
         Column("Method", numeric=False),
         Column("By", numeric=False),

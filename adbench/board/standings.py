@@ -45,7 +45,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Network:
+class BoardNetwork:
     """One network of a row. stands: on which test images it is right under every attack of its record, (n,)."""
 
     record: Record
@@ -76,12 +76,12 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Line:
+class BoardRow:
     """One row."""
 
     entry: Entry
     run: Run
-    networks: tuple[Network, ...]
+    networks: tuple[BoardNetwork, ...]
 
     @cached_property
     def best(self) -> Estimate:
@@ -145,7 +145,7 @@ class Board:
         """A complaint without where the board lies on this machine."""
         return str(why).replace(f"{self.folder}/", "")
 
-    def _lines(self) -> Iterator[Line]:
+    def _lines(self) -> Iterator[BoardRow]:
         for entry in self.entries:
             for run in collect(entry.records, "student"):
                 networks = []
@@ -155,10 +155,10 @@ class Board:
                     except UserError as error:
                         self.left_out.append(f"{entry.folder}: {self._told(error)}")
                 if networks:
-                    yield Line(entry, run, tuple(networks))
+                    yield BoardRow(entry, run, tuple(networks))
 
-    def _network(self, found: Record) -> Network:
-        return Network(
+    def _network(self, found: Record) -> BoardNetwork:
+        return BoardNetwork(
             found,
             stands(found),
             tuple(self.evidence.broken(found)),
@@ -167,16 +167,16 @@ class Board:
         )
 
     @property
-    def ranked(self) -> dict[tuple[str, str, tuple[tuple[str, str], ...]], list[Line]]:
+    def ranked(self) -> dict[tuple[str, str, tuple[tuple[str, str], ...]], list[BoardRow]]:
         """The rows that nothing contradicts, by place, the best first."""
-        places: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[Line]] = {}
+        places: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[BoardRow]] = {}
         for line in self.lines:
             if not line.wrong:
                 places.setdefault(line.place, []).append(line)
         return dict(sorted(places.items()))
 
     @property
-    def false(self) -> list[Line]:
+    def false(self) -> list[BoardRow]:
         """The rows that a check contradicts."""
         return [line for line in self.lines if line.wrong]
 
@@ -242,7 +242,7 @@ def _alike(found: Record, again: Record) -> bool:
     return all(b and a.ci_test[0] <= b.ci_test[1] and b.ci_test[0] <= a.ci_test[1] for a, b in pairs)
 
 
-def groups(lines: Sequence[Line]) -> list[int]:
+def groups(lines: Sequence[BoardRow]) -> list[int]:
     """The group of each row, from 1: rows that are not told apart from the first row of a group belong to it.
 
     lines: of one place, the best first. No row stands below one that it is not told apart from for want of data.
@@ -268,7 +268,7 @@ def holm(p_values: Mapping[tuple[int, int], float]) -> set[tuple[int, int]]:
     return different
 
 
-def compared(better: Line, other: Line) -> float:
+def compared(better: BoardRow, other: BoardRow) -> float:
     """The p-value that two rows are equally robust; 1 where the test is for the row with the lower mean.
 
     Of three seeds or more that both have: a paired t-test. Of fewer: McNemar's exact test on the test images for each
@@ -283,11 +283,11 @@ def compared(better: Line, other: Line) -> float:
     return max(mcnemar(int((a.best & ~b.best).sum()), int((b.best & ~a.best).sum())) for a, b in pairs)
 
 
-def _paired(first: Sequence[Network], second: Sequence[Network]) -> list[tuple[Network, Network]]:
+def _paired(first: Sequence[BoardNetwork], second: Sequence[BoardNetwork]) -> list[tuple[BoardNetwork, BoardNetwork]]:
     other = {network.record.seed: network for network in second}
     shared = [(one, other[one.record.seed]) for one in first if one.record.seed in other]
     return shared or list(zip(first, second, strict=False))
 
 
-def _rank(line: Line) -> tuple[float, str]:
+def _rank(line: BoardRow) -> tuple[float, str]:
     return -line.best.mean, line.entry.folder

@@ -7,7 +7,7 @@ import os
 import click
 
 from adbench import __version__
-from adbench.cli.dispatch import Group
+from adbench.cli.dispatch import CommandGroup
 
 # Torch's threads would spin while they wait for each other, and where a core is busy with something else make small
 # networks fifty times slower (docs/performance.md). Torch reads this once, when it is loaded.
@@ -51,7 +51,7 @@ WANTS = {
 
 
 @click.group(
-    cls=Group,
+    cls=CommandGroup,
     commands_at=COMMANDS,
     wants=WANTS,
     invoke_without_command=True,

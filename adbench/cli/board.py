@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adbench.cli.dispatch import Group
+from adbench.cli.dispatch import CommandGroup
 from adbench.cli.options import FilePath, Folder, data_dir_option, device_option, ready, threads_option
 from adbench.results import layout
 from adbench.system import terminal
@@ -19,7 +19,7 @@ COMMANDS = {
 }
 
 
-@click.group(cls=Group, commands_at=COMMANDS, wants={"Commands": tuple(COMMANDS)})
+@click.group(cls=CommandGroup, commands_at=COMMANDS, wants={"Commands": tuple(COMMANDS)})
 def board() -> None:
     """A public board whose numbers anybody can attack; docs/board.md says what its levels mean.
 

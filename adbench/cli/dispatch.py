@@ -19,7 +19,7 @@ SHOWN = 100
 """Letters of a file's name that a complaint about it shows."""
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """Commands that are imported when they are called, so that `--help` is instant.
 
     commands_at: of each command, "module:function" in this package and a line for the overview.

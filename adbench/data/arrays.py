@@ -16,7 +16,7 @@ DARK = 64
 """Images none of whose values comes up to this were hardly meant to be 0 to 255."""
 
 
-class Parts(NamedTuple):
+class FourArrays(NamedTuple):
     """The four arrays of a dataset: images uint8 (N, H, W, C), C 1 or 3; labels int64 (N,)."""
 
     x_train: NDArray[np.uint8]
@@ -48,14 +48,14 @@ class Arrays:
 
 def checked(
     where: str, x_train: NDArray[Any], y_train: NDArray[Any], x_test: NDArray[Any], y_test: NDArray[Any]
-) -> Parts:
+) -> FourArrays:
     """The four arrays in their one form (see `Parts`); `where` begins every error.
 
     The labels of training and test images together must be 0..C-1 without a gap.  A class may be missing from
     one of the two: leaving it out of the other as well would change the task.
     Raises UserError for a wrong type, shape, count or label.
     """
-    parts = Parts(
+    parts = FourArrays(
         _images(where, "x_train", x_train),
         _labels(where, "y_train", y_train, len_of=x_train),
         _images(where, "x_test", x_test),
@@ -127,7 +127,7 @@ def _count(labels: NDArray[Any], label: Any) -> str:
     return f"{count} image{'s' if count != 1 else ''}"
 
 
-def repeated(parts: Parts) -> int:
+def repeated(parts: FourArrays) -> int:
     """The number of test images that are training images too, pixel by pixel."""
     train = {hash(image.tobytes()) for image in parts.x_train}
     return sum(hash(image.tobytes()) in train for image in parts.x_test)
@@ -137,7 +137,7 @@ def _size(images: NDArray[np.uint8]) -> str:
     return "x".join(map(str, images.shape[1:]))
 
 
-def fingerprint(parts: Parts) -> str:
+def fingerprint(parts: FourArrays) -> str:
     """SHA-256 (hex) over the four arrays with their names and shapes: equal data, equal fingerprint."""
     digest = hashlib.sha256()
     for name, array in parts._asdict().items():

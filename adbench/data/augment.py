@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adbench.data.batches import cropped, draw_crops
-from adbench.data.policies import Policy
+from adbench.data.policies import AugmentPolicy
 
 CROP = 3
 """Rows of a crop among the numbers drawn."""
@@ -33,7 +33,7 @@ class Augmentation:
     shape: of an image, (C, H, W).  pad, flip: of the crops (`draw_crops`).
     """
 
-    def __init__(self, policies: Sequence[Policy], shape: tuple[int, int, int], pad: int, flip: bool) -> None:
+    def __init__(self, policies: Sequence[AugmentPolicy], shape: tuple[int, int, int], pad: int, flip: bool) -> None:
         self.shape, self.pad, self.flip = shape, pad, flip
         self.cutout = next((policy for policy in policies if policy.name == "cutout"), None)
         self.automatic = [policy for policy in policies if policy.name in ("autoaugment", "randaugment")]
@@ -140,7 +140,9 @@ def _acted(images: Tensor, codes: Tensor, table: Sequence[tuple[str, float]]) ->
     return images
 
 
-def _drawn_actions(policy: Policy, table: Sequence[tuple[str, float]], count: int, chance: torch.Generator) -> Tensor:
+def _drawn_actions(
+    policy: AugmentPolicy, table: Sequence[tuple[str, float]], count: int, chance: torch.Generator
+) -> Tensor:
     """What each of `count` images goes through: (stages, count), places in the policy's `actions`."""
     if policy.name == "randaugment":
         return torch.randint(len(table), (_stages(policy), count), generator=chance)
@@ -154,7 +156,7 @@ def _drawn_actions(policy: Policy, table: Sequence[tuple[str, float]], count: in
     return torch.where(taken, place, 0)
 
 
-def _stages(policy: Policy) -> int:
+def _stages(policy: AugmentPolicy) -> int:
     """The number of operations that an image goes through."""
     return 2 if policy.name == "autoaugment" else int(policy.numbers[0] or 0)
 

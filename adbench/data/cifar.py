@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adbench.data.arrays import Parts, checked
+from adbench.data.arrays import FourArrays, checked
 from adbench.errors import UserError
 from adbench.system import files
 from adbench.system.download import Progress, RemoteFile, fetch
@@ -41,7 +41,7 @@ def archive(published: Any) -> RemoteFile:
     return RemoteFile(published.filename, (published.url,), md5=published.tgz_md5)
 
 
-def read(name: str, data_dir: Path, published: Any, progress: Progress | None = None) -> Parts:
+def read(name: str, data_dir: Path, published: Any, progress: Progress | None = None) -> FourArrays:
     """The images and (fine) labels from torchvision's folder in `data_dir`, else from the archive there, which is
     downloaded if need be.
 
@@ -72,7 +72,7 @@ def read(name: str, data_dir: Path, published: Any, progress: Progress | None = 
     return parts
 
 
-def _save(path: Path, parts: Parts) -> None:
+def _save(path: Path, parts: FourArrays) -> None:
     with path.open("wb") as file:
         np.savez(file, **parts._asdict())
 
@@ -91,7 +91,7 @@ def _members(tar: Path, base: str, names: dict[str, str]) -> Iterator[tuple[str,
                 yield file, stream.read()
 
 
-def _joined(name: str, contents: dict[str, bytes], published: Any) -> Parts:
+def _joined(name: str, contents: dict[str, bytes], published: Any) -> FourArrays:
     arrays: list[Any] = []
     for table in (published.train_list, published.test_list):
         batches = [_unpickled(name, file, contents[file]) for file, _ in table]

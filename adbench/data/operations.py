@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as tv
 
-from adbench.data.policies import Policy
+from adbench.data.policies import AugmentPolicy
 
 Action = tuple[str, float]
 """An operation and its magnitude, signed."""
@@ -80,7 +80,7 @@ def _magnitude(name: str, level: int, last: int, shape: tuple[int, int, int]) ->
 
 
 @lru_cache
-def actions(policy: Policy, shape: tuple[int, int, int]) -> tuple[Action, ...]:
+def actions(policy: AugmentPolicy, shape: tuple[int, int, int]) -> tuple[Action, ...]:
     """All that a policy may do at a stage; the numbers drawn count into it.
 
     RandAugment: its operations, twice: with the magnitude and with its negative where there is one.  AutoAugment:

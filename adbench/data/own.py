@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adbench.data.arrays import Arrays, Parts, checked, repeated
+from adbench.data.arrays import Arrays, FourArrays, checked, repeated
 from adbench.data.identity import image_files, is_image_folder
 from adbench.data.threat import Threat
 from adbench.errors import UserError, printable, warn
@@ -53,7 +53,7 @@ def read_own(path: Path, resize: int | None = None) -> Arrays:
     )
 
 
-def read_npz(path: Path) -> Parts:
+def read_npz(path: Path) -> FourArrays:
     """The arrays x_train, y_train, x_test, y_test of a `.npz`; pickled objects are never loaded.
 
     Raises UserError where the file is damaged, an array is missing, or its content is not what it should be.
@@ -69,16 +69,16 @@ def read_npz(path: Path) -> Parts:
         raise UserError(f"'{path}' is not a whole .npz archive: {kind} (write one with numpy.savez)")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in Parts._fields if key not in archive.files]
+            missing = [key for key in FourArrays._fields if key not in archive.files]
             if missing:
                 names = ", ".join(printable(key) for key in archive.files[:8])
                 raise UserError(
                     f"'{path}' lacks {', '.join(missing)}; it holds {names or 'nothing'}, "
-                    f"needed are {', '.join(Parts._fields)}"
+                    f"needed are {', '.join(FourArrays._fields)}"
                 )
-            if twice := [key for key in Parts._fields if archive.files.count(key) > 1]:
+            if twice := [key for key in FourArrays._fields if archive.files.count(key) > 1]:
                 raise UserError(f"'{path}' holds {', '.join(twice)} twice; write it anew with numpy.savez")
-            arrays: list[Any] = [archive[key] for key in Parts._fields]
+            arrays: list[Any] = [archive[key] for key in FourArrays._fields]
     except UserError:
         raise
     except Exception as error:  # what a damaged file makes of the reader is not bounded
@@ -86,12 +86,12 @@ def read_npz(path: Path) -> Parts:
             f"'{path}' cannot be read ({type(error).__name__}: {printable(str(error)[:120])}); write plain arrays (no "
             f"objects, no pickles) with numpy.savez"
         ) from error
-    if odd := [key for key, array in zip(Parts._fields, arrays, strict=True) if not isinstance(array, np.ndarray)]:
+    if odd := [key for key, array in zip(FourArrays._fields, arrays, strict=True) if not isinstance(array, np.ndarray)]:
         raise UserError(f"'{path}': {', '.join(odd)} is no NumPy array; write plain arrays with numpy.savez")
     return checked(f"'{path}'", *arrays)
 
 
-def read_folder(path: Path, resize: int | None = None) -> tuple[Parts, tuple[str, ...]]:
+def read_folder(path: Path, resize: int | None = None) -> tuple[FourArrays, tuple[str, ...]]:
     """The images of train/<class>/ and test/<class>/ and the class names in their order (see `image_files`).
 
     Grey if every image is (8 bits, one channel), else all are RGB: grey ones have their value three times, a palette is

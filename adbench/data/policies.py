@@ -45,7 +45,7 @@ MIXING = ("cutmix", "mixup")
 
 
 @dataclass(frozen=True)
-class Policy:
+class AugmentPolicy:
     """A policy with its numbers, in the order of `KNOWN`; None where that depends on the images.
 
     table: AutoAugment's.
@@ -64,7 +64,7 @@ class Policy:
         return f"{self.name}({','.join(words)})" if words else self.name
 
 
-def policy(text: str) -> Policy:
+def policy(text: str) -> AugmentPolicy:
     """The policy that a user writes: "cutout", "cutout(16)", "randaugment(2,14)", "autoaugment(svhn)".
 
     Raises UserError for a name or a number that there is not.
@@ -78,7 +78,7 @@ def policy(text: str) -> Policy:
         table = words[0] if words else TABLES[0]
         if len(words) > 1 or table not in TABLES:
             raise UserError(f"'{text}': autoaugment takes one of {', '.join(TABLES)}")
-        return Policy(name, table=table)
+        return AugmentPolicy(name, table=table)
     parameters = KNOWN[name]
     try:
         if len(words) > len(parameters):
@@ -86,7 +86,7 @@ def policy(text: str) -> Policy:
         numbers = [parameter.read(word) for parameter, word in zip(parameters, words, strict=False)]
     except ValueError:
         raise UserError(f"'{text}': {name} takes {', '.join(map(str, parameters))}") from None
-    return Policy(name, (*numbers, *(parameter.default for parameter in parameters[len(words) :])))
+    return AugmentPolicy(name, (*numbers, *(parameter.default for parameter in parameters[len(words) :])))
 
 
 def spelt(text: str) -> str:

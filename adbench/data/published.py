@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adbench.data.arrays import Parts, checked
+from adbench.data.arrays import FourArrays, checked
 from adbench.data.own import read_npz
 from adbench.errors import UserError, printable
 from adbench.system import files
@@ -35,10 +35,10 @@ class Published:
 
     name: str
     files: tuple[RemoteFile, ...]
-    read: Callable[[Path], tuple[Parts, tuple[str, ...]]]
+    read: Callable[[Path], tuple[FourArrays, tuple[str, ...]]]
 
 
-def load(published: Published, data_dir: Path, progress: Progress | None = None) -> tuple[Parts, tuple[str, ...]]:
+def load(published: Published, data_dir: Path, progress: Progress | None = None) -> tuple[FourArrays, tuple[str, ...]]:
     """Its images, labels and names of classes, from NAME.npz in `data_dir`, else from its files there.
 
     Those are downloaded if need be, and have to have their published MD5 sums.  Raises UserError where there is no
@@ -63,7 +63,7 @@ def load(published: Published, data_dir: Path, progress: Progress | None = None)
     return parts, names
 
 
-def _save(path: Path, parts: Parts, names: tuple[str, ...]) -> None:
+def _save(path: Path, parts: FourArrays, names: tuple[str, ...]) -> None:
     arrays: dict[str, Any] = parts._asdict() | {NAMES_KEY: np.array(names)}
     with path.open("wb") as file:
         np.savez(file, **arrays)
@@ -77,7 +77,7 @@ def _names(path: Path) -> tuple[str, ...]:
         return tuple(map(str, range(1 + int(archive["y_train"].max()))))
 
 
-def _svhn(folder: Path) -> tuple[Parts, tuple[str, ...]]:
+def _svhn(folder: Path) -> tuple[FourArrays, tuple[str, ...]]:
     """SVHN's cropped digits; their label 10 is the digit 0."""
     from scipy.io import loadmat  # takes its time
 
@@ -92,7 +92,7 @@ def _svhn(folder: Path) -> tuple[Parts, tuple[str, ...]]:
     return checked("svhn", *arrays), tuple("0123456789")
 
 
-def _tiny(folder: Path) -> tuple[Parts, tuple[str, ...]]:
+def _tiny(folder: Path) -> tuple[FourArrays, tuple[str, ...]]:
     """Tiny-ImageNet-200, from the folder or the archive of that name; its test set is the published `val`.
 
     The published test images have no labels.  Classes are in the order of their WordNet numbers, and called by their

@@ -80,7 +80,7 @@ class RobustBench(Section):
     id: str
 
 
-class Ensemble(Section):
+class EnsembleSource(Section):
     """Several teachers as one, whose logits are the mean of theirs; a method may ask each of them."""
 
     kind: Literal["ensemble"]
@@ -117,7 +117,7 @@ class TeacherSpec(Section):
     summary: str = ""
     dataset: str | None = Field(None, description="the dataset it is for; none means any that fits")
     architecture: str
-    source: Annotated[Trained | LocalFile | Download | RobustBench | Ensemble, Field(discriminator="kind")]
+    source: Annotated[Trained | LocalFile | Download | RobustBench | EnsembleSource, Field(discriminator="kind")]
     natural: str | None = Field(
         None, description="its naturally trained partner; none means one of its architecture, trained here"
     )
@@ -129,7 +129,7 @@ class TeacherSpec(Section):
     @property
     def members(self) -> tuple[TeacherSpec, ...]:
         """Of an ensemble; none of another."""
-        return self.source.members if isinstance(self.source, Ensemble) else ()
+        return self.source.members if isinstance(self.source, EnsembleSource) else ()
 
     def identity(self) -> dict[str, Any]:
         """What weights that come from elsewhere depend on (those trained here: their cell's configuration)."""
@@ -143,7 +143,7 @@ class TeacherSpec(Section):
         return {"source": source, "architecture": self.architecture, "mean": self.mean, "std": self.std}
 
 
-Ensemble.model_rebuild()
+EnsembleSource.model_rebuild()
 
 FOLDER = Path(str(files("adbench.teachers")))
 """Where the built-in teachers are, and the weights that come with adbench."""

@@ -53,7 +53,7 @@ class Padding(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new - before))
 
 
-class PreActivationBlock(nn.Module):
+class PreActResNetBlock(nn.Module):
     """BN-ReLU-conv twice and a shortcut: (B, K_in, H, W) -> (B, K_out, H / stride, W / stride)."""
 
     def __init__(self, k_in: int, k_out: int, stride: int) -> None:
@@ -157,10 +157,10 @@ class PreActResNet18(Network):
     def __init__(self, *, classes: int, channels: int = 3, mean: PerChannel = None, std: PerChannel = None) -> None:
         super().__init__(channels=channels, mean=mean, std=std)
         self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        self.layer1 = layer(PreActivationBlock, 64, 64, 1, 2)
-        self.layer2 = layer(PreActivationBlock, 64, 128, 2, 2)
-        self.layer3 = layer(PreActivationBlock, 128, 256, 2, 2)
-        self.layer4 = layer(PreActivationBlock, 256, 512, 2, 2)
+        self.layer1 = layer(PreActResNetBlock, 64, 64, 1, 2)
+        self.layer2 = layer(PreActResNetBlock, 64, 128, 2, 2)
+        self.layer3 = layer(PreActResNetBlock, 128, 256, 2, 2)
+        self.layer4 = layer(PreActResNetBlock, 256, 512, 2, 2)
         self.bn = nn.BatchNorm2d(512)
         self.linear = nn.Linear(512, classes)
 

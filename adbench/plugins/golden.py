@@ -78,7 +78,7 @@ def read(path: Path) -> Node:
     return Node(content, "")
 
 
-class Table(Network):
+class LogitTable(Network):
     """A network of given logits (B, C), by where x lies: 0 stands for the images, 1 for x', -1 for x - (x' - x)."""
 
     def __init__(self, logits: dict[str, Tensor]) -> None:
@@ -174,7 +174,7 @@ class Replay:
         """Networks of given logits, whose parameters can be named."""
         self.logits = {k: tensor(values) for k, values in sets.items() if isinstance(values, list) and k != "labels"}
         for role, group in itertools.groupby(sorted(self.logits), lambda name: name.rpartition("_")[0]):
-            self._add(role, Table({name.rpartition("_")[2]: self.logits[name] for name in group}))
+            self._add(role, LogitTable({name.rpartition("_")[2]: self.logits[name] for name in group}))
         self.names["y"] = torch.tensor(sets["labels"])
         self.settings |= {"x_uint8": [[[[0]]]] * len(sets["labels"]), "labels": sets["labels"]}
         self.settings |= {"eps": "8/255", "step": "2/255", "steps": 10}
@@ -182,7 +182,7 @@ class Replay:
     def _add(self, role: str, network: nn.Module) -> None:
         """A network by its role, and the logits of a table by theirs."""
         self.networks[role] = network
-        if isinstance(network, Table):
+        if isinstance(network, LogitTable):
             self.names |= {f"{role}_{where}": parameter for where, parameter in network.logits.items()}
 
     def _add_toys(self, nets: Node) -> None:

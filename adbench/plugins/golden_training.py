@@ -127,7 +127,7 @@ def averages(file: Node, entry: Node, rule: dict[str, Any], result: Result) -> N
         averages(file, entry["later_steps"], rule, result)
 
 
-class Published(Method):
+class PublishedMethod(Method):
     """A method as a published code runs it, with passes that no method here has."""
 
     label = "published"
@@ -143,7 +143,7 @@ class Published(Method):
             self._added = {name: p.detach() - self._weights[name] for name, p in parameters}
 
 
-class PublishedAT(Published):
+class PublishedAT(PublishedMethod):
     """AT-AWP: attacked in training mode; x' runs once more before the first pass, x once after the update."""
 
     def attack(self, step: Step) -> Tensor:
@@ -156,7 +156,7 @@ class PublishedAT(Published):
         return cross_entropy(step.student(x_adv), step.y)
 
 
-class PublishedTRADES(Published):
+class PublishedTRADES(PublishedMethod):
     """TRADES-AWP: in the loss x' comes first, and x twice after it."""
 
     def attack(self, step: Step) -> Tensor:
@@ -170,7 +170,7 @@ class PublishedTRADES(Published):
         return cross_entropy(step.student(step.x), step.y) + float(self.params["beta"]) * consistency
 
 
-class PublishedADR(Published):
+class PublishedADR(PublishedMethod):
     """ADR with AWP: labels softened by the average, attacked in training mode. The loss that it states is the first
     pass's."""
 

@@ -18,7 +18,7 @@ from adbench.report.figures import heat
 from adbench.report.figures.chart import Axis, Chart, Panel, Point, Series
 from adbench.report.figures.plot import NARROWEST, Plot, labels_of
 from adbench.report.model import MISSING, Column, Row, Table, TableCell, about
-from adbench.report.parts import Place, by_place, by_setting
+from adbench.report.parts import Setup, by_place, by_setting
 from adbench.results.runs import CI, Estimate, Run, attacks_of, heading, natural, slug, strongest
 from adbench.results.stats import student_t_of, wilson
 
@@ -60,7 +60,7 @@ def figures(runs: Sequence[Run]) -> list[Plot]:
         shown = [(run, values) for run in members if attack and any(values := _by_class(run, attack))]
         if not shown:
             continue
-        place, names = Place.of([run for run, _ in shown]), _names(members, max(len(values) for _, values in shown))
+        place, names = Setup.of([run for run, _ in shown]), _names(members, max(len(values) for _, values in shown))
         label, title = place.label("classes"), f"Accuracy by class, {place}"
         spans = "; ".join(
             f"{run.label}: {min(means):.1f} to {max(means):.1f}"

@@ -11,7 +11,7 @@ from adbench.results.runs import ATTACKS
 
 
 @dataclass(frozen=True)
-class Finding:
+class Headline:
     """The highest accuracy (%) under the strongest attack in a sentence, and how far it can be trusted."""
 
     where: str
@@ -32,7 +32,7 @@ class _Value:
     """Table, column and block: ties are within these."""
 
 
-def findings(white_box: Iterable[Table], alone: frozenset[str]) -> list[Finding]:
+def findings(white_box: Iterable[Table], alone: frozenset[str]) -> list[Headline]:
     """Of the tables of white-box robustness, one finding a data set and student; none for a method alone.
 
     alone: labels of methods without a teacher; they stand under every teacher, and none taught them.
@@ -66,7 +66,7 @@ def _values(table: Table, attack: str, alone: frozenset[str]) -> Iterator[tuple[
                 )
 
 
-def _finding(dataset: str, setting: str, student: str, attack: str, values: list[_Value]) -> Finding:
+def _finding(dataset: str, setting: str, student: str, attack: str, values: list[_Value]) -> Headline:
     best = max(values, key=lambda value: value.number)
     methods = {value.method for value in values}
     tied = [value.method for value in values if value.cell.tied and value.place == best.place]
@@ -78,7 +78,7 @@ def _finding(dataset: str, setting: str, student: str, attack: str, values: list
         "" if best.cell.spread else "One seed: this ranks networks, not methods.",
     ]
     under = "AutoAttack" if attack == ATTACKS["aa"] else attack
-    return Finding(
+    return Headline(
         f"{dataset}, student {student}" + (f", {setting}" if setting else ""),
         best.cell.text,
         best.cell.spread,

@@ -35,7 +35,7 @@ class Chapter:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailureReason:
     """One reason for which cells did not finish, and those cells: name and path of the record."""
 
     reason: str
@@ -52,7 +52,7 @@ class Overview:
     datasets: tuple[str, ...]
     summary: str
     facts: tuple[tuple[str, str], ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[FailureReason, ...]
     alone: frozenset[str] = frozenset()
     left_out: tuple[str, ...] = ()
     version: str = adbench.__version__
@@ -97,7 +97,7 @@ def html(head: Overview, sections: Sequence[Chapter], cells: Table, pictures: Ca
     """
     style, script = manners()
     tables = [table for section in sections for table in section.tables]
-    evidence = Evidence()
+    evidence = CellEvidence()
     # Markup, since these escape for themselves.
     fragments = {table.label: Markup(render.html(table, evidence.of)) for table in (*tables, cells)}
     template = render.environment().get_template("page.html.j2")
@@ -128,7 +128,7 @@ def policy(style: str, script: str) -> str:
     return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"
 
 
-class Evidence:
+class CellEvidence:
     """What stands behind the cells, each text once: a page may have ten thousand cells of the same few attacks."""
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ def latex(head: Overview, sections: Sequence[Chapter], cells: Table) -> str:
     return render.environment().get_template("document.tex.j2").render(overview=head, sections=sections, cells=cells)
 
 
-def _failures(records: Sequence[Record], results: Path) -> tuple[Failure, ...]:
+def _failures(records: Sequence[Record], results: Path) -> tuple[FailureReason, ...]:
     cells: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         seed = "" if record.seed is None else f", seed {record.seed}"
@@ -187,7 +187,7 @@ def _failures(records: Sequence[Record], results: Path) -> tuple[Failure, ...]:
         cells.setdefault(render.one_line(reason(record)), []).append(
             (name, record.path.relative_to(results).as_posix())
         )
-    return tuple(Failure(why, tuple(sorted(members))) for why, members in cells.items())
+    return tuple(FailureReason(why, tuple(sorted(members))) for why, members in cells.items())
 
 
 def _address(picture: bytes) -> Markup:

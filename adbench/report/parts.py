@@ -19,7 +19,7 @@ Shown = TypeVar("Shown", bound=Any)
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """Runs of one data set that were judged alike. apart: in words what no other part of the data set has."""
 
     dataset: str
@@ -46,7 +46,7 @@ class Part:
         )
 
 
-def parts(runs: Sequence[Run]) -> list[Part]:
+def parts(runs: Sequence[Run]) -> list[ReportPart]:
     """The runs, sorted by data set, in parts of one data set and setting; each part in the order of the runs."""
     result = []
     for dataset, members in groupby(runs, key=lambda run: run.dataset):
@@ -58,7 +58,7 @@ def parts(runs: Sequence[Run]) -> list[Part]:
         names = [f"{name}, setting {i}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
         if len(split) == 1:
             names = [""]
-        made = [Part(dataset, *each) for each in zip(split, settings, names, strict=True)]
+        made = [ReportPart(dataset, *each) for each in zip(split, settings, names, strict=True)]
         result += sorted(made, key=lambda part: natural(part.apart))
     return result
 
@@ -104,7 +104,7 @@ def _titled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
             yield part.title, run
 
 
-class Place(NamedTuple):
+class Setup(NamedTuple):
     """A data set, a student and its teacher, where there is one."""
 
     dataset: str
@@ -112,7 +112,7 @@ class Place(NamedTuple):
     teacher: str | None
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> Place:
+    def of(cls, runs: Sequence[Run]) -> Setup:
         """Where these runs, of which some may have no teacher, stand together."""
         run = next((run for run in runs if run.teacher), runs[0])
         return cls(run.dataset, run.student, run.teacher)

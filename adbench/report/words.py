@@ -11,7 +11,7 @@ from typing import Any
 from adbench.data.threat import as_text, parse_fraction
 from adbench.registry import METHODS
 from adbench.results import layout
-from adbench.results.fields import Network
+from adbench.results.fields import RecordedNetwork
 from adbench.results.record import Record
 from adbench.results.runs import heading
 from adbench.results.setting import size
@@ -88,13 +88,13 @@ def _made(found: Record) -> Iterator[tuple[str, str]]:
     yield "with", f"adbench {origin.adbench}, torch {origin.torch}, {_commit(found)}, finished {origin.finished}"
 
 
-def _origin(model: Network | None) -> str:
+def _origin(model: RecordedNetwork | None) -> str:
     """Where weights from elsewhere lay."""
     files = [model.file, *(model.files or [])] if model else []
     return ", ".join(filter(None, files)) or "weights from elsewhere"
 
 
-def _network(entry: Network) -> str:
+def _network(entry: RecordedNetwork) -> str:
     return f"{entry.name}: {entry.architecture}, weights {entry.weights_sha256[:12]}"
 
 

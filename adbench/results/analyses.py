@@ -49,7 +49,7 @@ class Images:
 
 
 @dataclass(slots=True)
-class Judged:
+class AnalysedNetwork:
     """One network."""
 
     name: Annotated[str, "its name among these networks"]
@@ -72,7 +72,7 @@ class Accuracy:
 
 
 @dataclass(slots=True)
-class Crossed(Judged):
+class Crossed(AnalysedNetwork):
     """One network and its accuracy on the images as they are."""
 
     clean: Accuracy
@@ -170,7 +170,7 @@ class Example:
 
 
 @dataclass(slots=True)
-class Examples(Stored):
+class StoredExamples(Stored):
     """An npz beside this file, of k images: x (k, C, H, W) uint8; x_adv (k, C, H, W) float32 in [0, 1]; map0, map1, ...
     (k, h, w), the maps at x' in the order of networks, as they are."""
 
@@ -182,14 +182,14 @@ class Cam(Analysis):
     """Class activation maps of a teacher and of its students on the same images, and how much they agree."""
 
     networks: Annotated[
-        list[Judged],
+        list[AnalysedNetwork],
         Limits(min_length=2),
         "the teacher, on which x' is made, then its students and those that no teacher taught",
     ]
     agreement: Annotated[
         list[Agreement], Limits(min_length=1), "of each student's maps with the teacher's, in the order of networks[1:]"
     ]
-    examples: Examples
+    examples: StoredExamples
     provenance: Origin
 
     def contradiction(self) -> str | None:

@@ -11,7 +11,7 @@ Cost = Annotated[float, Limits(gt=0)]
 
 
 @dataclass(slots=True)
-class Failure:
+class RecordedFailure:
     """Why a cell failed."""
 
     phase: Literal["prepare", "train", "evaluate", "worker"]
@@ -89,7 +89,7 @@ class Provenance:
 
 
 @dataclass(slots=True)
-class Extra:
+class RecordedExtra:
     """A second source of training images."""
 
     images: Positive
@@ -100,7 +100,7 @@ class Extra:
 
 
 @dataclass(slots=True)
-class Data:
+class RecordedData:
     """The images that it was trained, selected and judged on."""
 
     fingerprint: Sha256
@@ -110,7 +110,7 @@ class Data:
     val_images: Count
     test_images: Positive
     class_names: Annotated[list[str] | None, "in the order of the labels 0..C-1; older records do not say"] = None
-    extra: Extra | None = None
+    extra: RecordedExtra | None = None
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ class Footprint:
 
 
 @dataclass(slots=True)
-class Network:
+class RecordedNetwork:
     """A network and its weights."""
 
     name: str
@@ -143,8 +143,8 @@ class Network:
 class Teachers:
     """The networks that guided a student."""
 
-    robust: Network | None
-    natural: Network | None
+    robust: RecordedNetwork | None
+    natural: RecordedNetwork | None
 
 
 @dataclass(slots=True)

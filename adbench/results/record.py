@@ -23,13 +23,13 @@ from adbench.results import document, layout
 from adbench.results.document import Document, Identity, Kind, Seconds, Text
 from adbench.results.fields import (
     Configuration,
-    Data,
-    Failure,
     Log,
     Masking,
     Metric,
-    Network,
     Provenance,
+    RecordedData,
+    RecordedFailure,
+    RecordedNetwork,
     Stored,
     Teachers,
     Training,
@@ -74,7 +74,7 @@ class Record(Document):
     train_id: Identity
     eval_id: Identity
     status: Literal["done", "failed"]
-    error: Failure | None
+    error: RecordedFailure | None
     dataset: Text
     method: Annotated[str | None, "registry name; null for a network that was not trained here"]
     label: Annotated[str, "the name to print: the method's for a student, the teacher's for a teacher"]
@@ -83,8 +83,8 @@ class Record(Document):
     seed: int | None
     config: Configuration
     provenance: Provenance
-    data: Data | None
-    model: Network | None
+    data: RecordedData | None
+    model: RecordedNetwork | None
     teachers: Teachers
     training: Training | None
     metrics: dict[str, Metric]
@@ -100,7 +100,7 @@ class Record(Document):
         return self.status == "done"
 
     @property
-    def network(self) -> Network:
+    def network(self) -> RecordedNetwork:
         """The network that was judged, of a cell that is done."""
         assert self.model is not None
         return self.model
@@ -112,13 +112,13 @@ class Record(Document):
         return bool(isinstance(recipe, dict) and recipe.get("awp"))
 
     @property
-    def failure(self) -> Failure:
+    def failure(self) -> RecordedFailure:
         """Why it failed, of a cell that did."""
         assert self.error is not None
         return self.error
 
     @property
-    def images(self) -> Data:
+    def images(self) -> RecordedData:
         """The data that it was judged on, of a cell that is done."""
         assert self.data is not None
         return self.data

@@ -37,7 +37,7 @@ DEFAULT = 200
 
 
 @dataclass(frozen=True)
-class Judged:
+class Reattacked:
     """How the drawn survivors of one attack fared: images drawn of how many, that fell, and as recorded too."""
 
     drawn: int
@@ -67,7 +67,7 @@ def judged(
     generator: torch.Generator,
     fall: Callable[[Tensor], Tensor],
     false: Callable[[Tensor, int], int],
-) -> Judged:
+) -> Reattacked:
     """Draw `count` of the `survivors`, places (S,) in the test set; where that is not clear, `AS_MANY` times as many.
 
     fall: which of the places given it fall to the attack anew, (n,) booleans. false: how many of the places given it
@@ -84,7 +84,7 @@ def judged(
             wrong = false(fallen, most(drawn, HONEST))
         if wrong < 2 or wrong > most(drawn, HONEST):
             break
-    return Judged(drawn, len(survivors), len(fallen), wrong)
+    return Reattacked(drawn, len(survivors), len(fallen), wrong)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Anew:
     proxies: Mapping[str, Network]
     seed: int
 
-    def of(self, label: str, right: Tensor, count: int) -> Judged:
+    def of(self, label: str, right: Tensor, count: int) -> Reattacked:
         """Judge `count` of the survivors of the attack `label`, which are at the places where `right` (n,) is True."""
         generator = torch.Generator().manual_seed(derive(self.seed, "survivors", label))
         return judged(

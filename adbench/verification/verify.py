@@ -33,7 +33,7 @@ from adbench.models.flops import multiply_adds
 from adbench.models.precision import Precision
 from adbench.models.verdict import predicted
 from adbench.results import document, record
-from adbench.results.fields import Extra, Metric
+from adbench.results.fields import Metric, RecordedExtra
 from adbench.results.record import Record
 from adbench.results.stats import wilson
 from adbench.system import files
@@ -201,7 +201,7 @@ class _Verification:
         wrong = [key for key, value in said.items() if getattr(self.record.images, key) not in (None, value)]
         return Finding.of("data", f"'{self.record.dataset}' with the recorded fingerprint and counts", wrong)
 
-    def _extra(self, said: Extra) -> Finding:
+    def _extra(self, said: RecordedExtra) -> Finding:
         """Whether the extra training images are those of the record."""
         path = networks.extra_file(self.record, self.data_dir)
         if path is None:

@@ -15,7 +15,7 @@ from adbench.report.captions import whole
 from adbench.report.figures.chart import Axis, Chart, Panel, Point, Series
 from adbench.report.figures.plot import FRONT, Plot, labels_of
 from adbench.report.model import about
-from adbench.report.parts import Place, by_place, by_setting
+from adbench.report.parts import Setup, by_place, by_setting
 from adbench.report.tables import costs
 from adbench.report.tables.robustness import variants
 from adbench.report.view import View
@@ -101,7 +101,7 @@ def ablation(runs: Sequence[Run]) -> list[Plot]:
         attacks = [a for a in attacks_of(group) if all(run.estimate(a) for run in group)]
         if not attacks:
             continue
-        place = Place.of(group)
+        place = Setup.of(group)
         accuracies = [
             f"{run.label}: " + ", ".join(f"{heading(a)} {_mean(run, a):.1f}" for a in attacks) for run in group
         ]
@@ -142,7 +142,7 @@ def costly(runs: Sequence[Run]) -> list[Plot]:
         priced = [(cost, run) for run in members if attack and run.estimate(attack) and (cost := _cost(run))]
         if attack is None or len(priced) < 2:
             continue
-        place = Place.of([run for _, run in priced])
+        place = Setup.of([run for _, run in priced])
         front = _front([(cost, _mean(run, attack), run) for cost, run in priced])
         unit, scale = _unit([cost for cost, _ in priced], [run for _, run in priced])
         series = [
@@ -210,7 +210,7 @@ def radii(runs: Sequence[Run]) -> list[Plot]:
             lines = [(run, points) for run in members if len(points := _by_radius(run, attack)) > 1]
             if not lines:
                 continue
-            place = Place.of([run for run, _ in lines])
+            place = Setup.of([run for run, _ in lines])
             series = [Series(run.label, labels.index(run.label), tuple(points)) for run, points in lines]
             accuracies = [
                 f"{run.label}: " + ", ".join(f"{p.y:.1f} at {p.x:g}/255" for p in points) for run, points in lines

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from adbench.errors import UserError
 from adbench.report.figures.chart import Axis, Chart, Panel, Point, Series
 from adbench.report.figures.plot import Plot, labels_of
-from adbench.report.parts import Place, by_place
+from adbench.report.parts import Setup, by_place
 from adbench.results.record import Record
 from adbench.results.runs import Run
 
@@ -52,7 +52,7 @@ def curves(runs: Sequence[Run], logs: Sequence[Log]) -> list[Plot]:
     for members in by_place(runs):
         shown = {run.label: log for run in members if (log := of_run[id(run)])}
         guided = {label: log for label, log in shown.items() if any(log[key] for key in GUIDANCE)}
-        place = Place.of(members)
+        place = Setup.of(members)
         if shown:
             caption = (
                 f"Training on {place}: loss (log scale; each method's is a quantity of its own), and "
@@ -89,7 +89,7 @@ def _plot(
     quantities: Mapping[str, str],
     logs: Mapping[str, Log],
     labels: Sequence[str],
-    place: Place,
+    place: Setup,
 ) -> Plot:
     """A figure with a panel for each of the quantities. logs: by a run's label; labels: of all runs, in order."""
     panels = []

@@ -30,7 +30,7 @@ BEST_FIRST = {"higher": -1, "lower": 1, "neither": 0}
 
 
 @dataclass(frozen=True)
-class Line:
+class UnrankedRow:
     """A row before it is printed: its name, and of each column the run and the metric (None: there is no such run)."""
 
     name: str
@@ -48,7 +48,7 @@ class Ranking:
     rule: str
 
 
-def rank(lines: Sequence[Line], columns: Sequence[Column], view: View) -> Ranking:
+def rank(lines: Sequence[UnrankedRow], columns: Sequence[Column], view: View) -> Ranking:
     """Mark, in every block and column, the best and second-best number as printed, and what is tied with the best.
 
     columns: the first names the rows, each other belongs to one of a line's values.

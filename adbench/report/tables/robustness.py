@@ -11,7 +11,7 @@ from adbench.report.families import families
 from adbench.report.model import FAILED, MISSING, Column, Row, Table, TableCell, about
 from adbench.report.parts import by_setting, titles
 from adbench.report.tables import masking
-from adbench.report.tables.ranking import RANKING, Line, accuracy, rank
+from adbench.report.tables.ranking import RANKING, UnrankedRow, accuracy, rank
 from adbench.report.view import View
 from adbench.results import quantities
 from adbench.results.record import Record
@@ -70,7 +70,7 @@ def _white_box_page(
     of_row = {key[:2]: told.get(id(run), "") for key, run in grid.items()}
     places = sorted(dict.fromkeys(key[:2] for key in grid), key=lambda key: order.index(key[0]) if key[0] else 0)
     lines = [
-        Line(
+        UnrankedRow(
             name,
             tuple((grid.get((block, name, column)), metric) for column in shown for metric in metrics),
             _titled(view.group_by, block),
@@ -157,7 +157,7 @@ def transfer(runs: Sequence[Run], view: View) -> list[Table]:
     ]
 
 
-def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> Iterator[Line]:
+def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> Iterator[UnrankedRow]:
     places: list[tuple[str, str, Run]] = []
     for _, of_student in groupby(runs, key=lambda run: run.student):
         group = list(of_student)
@@ -173,7 +173,7 @@ def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> 
         where = captions.taught(student, teacher)
         name, block = (where, run.label) if view.group_by == "method" else (run.label, f"Student {where}")
         facets = about(student=student, teacher=teacher or None, method=run.label)
-        yield Line(name, tuple((run, metric) for metric in metrics), block, facets, told.get(id(run), ""))
+        yield UnrankedRow(name, tuple((run, metric) for metric in metrics), block, facets, told.get(id(run), ""))
 
 
 @by_setting
@@ -189,7 +189,7 @@ def ablation(runs: Sequence[Run], view: View) -> list[Table]:
         *(Column(heading(metric), better=quantities.better(metric)) for metric in metrics),
     ]
     lines = [
-        Line(
+        UnrankedRow(
             run.label,
             tuple((run, metric) for metric in metrics),
             f"Student {captions.taught(run.student, run.teacher)}",
