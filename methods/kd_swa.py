@@ -20,6 +20,7 @@ class KDSWA(Method):
     """
 
     label = "KD+SWA"
+    soft_labels = True
     needs = frozenset({Need.TEACHER, Need.NATURAL_TEACHER})
     lambda_nat: float = hyper(0.1, ge=0, le=1, doc="weight of the natural teacher (authors' code)")
     lambda_rob: float = hyper(0.6, ge=0, le=1, doc="weight of the robust teacher (authors' code)")
@@ -34,11 +35,11 @@ class KDSWA(Method):
         return self
 
     def attack(self, step: Step) -> Tensor:
-        return step.ascend(lambda x: cross_entropy(step.student(x), step.y), start=self.start, bn=self.attack_bn)
+        return step.ascend(lambda x: cross_entropy(step.student(x), step.target), start=self.start, bn=self.attack_bn)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         adversarial = step.student(x_adv)
-        hard = step.term("cross_entropy", cross_entropy(adversarial, step.y))
+        hard = step.term("cross_entropy", cross_entropy(adversarial, step.target))
         natural = self.tau**2 * soft_cross_entropy(adversarial, step.natural_teacher(x_adv), self.tau)
         robust = self.tau**2 * soft_cross_entropy(adversarial, step.teacher(x_adv), self.tau)
         soft = self.lambda_nat * step.term("natural", natural) + self.lambda_rob * step.term("robust", robust)

@@ -23,6 +23,7 @@ class PeerAiD(Method):
     """
 
     label = "PeerAiD"
+    soft_labels = True
     tau: float = hyper(5.0, gt=0, doc="temperature of L_S (authors' configuration)")
     l1: float = hyper(0.0, ge=0, doc="weight of the student's cross-entropy (authors' configuration)")
     l2: float = hyper(1.0, ge=0, doc="weight of the student's distance from the peer (authors' configuration)")
@@ -62,13 +63,13 @@ class PeerAiD(Method):
         peer, adversarial, clean = self._peer(step)(x_adv), step.student(x_adv), step.student(step.x)
         g2 = self.g2 if self.g2 is not None else 0.1 if clean.shape[1] <= 10 else 1.0
         seen = adversarial if self.peer_target_grad else adversarial.detach()
-        peer_loss = self.g1 * step.term("cross_entropy_peer", cross_entropy(peer, step.y))
+        peer_loss = self.g1 * step.term("cross_entropy_peer", cross_entropy(peer, step.target))
         peer_loss = peer_loss + g2 * self.r**2 * step.term("kl_peer", kl(peer, seen, Classes.MEAN, self.r))
         distilled = step.term("kl_adversarial", kl(adversarial, peer.detach(), Classes.MEAN, self.tau))
         consistent = step.term("kl_consistency", kl(adversarial, clean, Classes.MEAN, self.tau))
         student_loss = self.tau**2 * (self.l2 * distilled + self.l3 * consistent)
         if self.l1:
-            student_loss = student_loss + self.l1 * step.term("cross_entropy", cross_entropy(adversarial, step.y))
+            student_loss = student_loss + self.l1 * step.term("cross_entropy", cross_entropy(adversarial, step.target))
         step.log("loss_peer", peer_loss)
         step.log("loss_student", student_loss)
         return peer_loss + student_loss
