@@ -35,7 +35,11 @@ class HAT(Method):
         helped = step.student(step.x + self.h * (x_adv - step.x))
         helper = step.term("helper", cross_entropy(helped, step.natural_teacher(x_adv).argmax(dim=1)))
         consistency = step.term("kl", kl(adversarial, clean))
-        return step.term("cross_entropy", cross_entropy(clean, step.target)) + self.beta * consistency + self.gamma * helper
+        return (
+            step.term("cross_entropy", cross_entropy(clean, step.target))
+            + self.beta * consistency
+            + self.gamma * helper
+        )
 
     def passes(self, steps: int) -> Passes:
         return Passes(student=steps + 3, student_forward=1, natural_forward=1)

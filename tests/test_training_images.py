@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from tiny import cli, run
 from torchvision.transforms import v2
 
-from adbench.data import Dataset, load
+from adbench.data import Dataset, idbh, load
 from adbench.data.augment import CROP, Augmentation
 from adbench.data.batches import mixed_batches, to_float
 from adbench.data.operations import RANDOM, acted, actions
@@ -195,6 +196,8 @@ def test_a_share_that_gives_no_image_is_refused(generated: Path, tmp_path: Path)
         ("randaugment(2,14)", "randaugment(2,14)"),
         ("autoaugment(cifar10)", "autoaugment"),
         ("autoaugment(svhn)", "autoaugment(svhn)"),
+        ("idbh( weak )", "idbh"),
+        ("idbh(svhn)", "idbh(svhn)"),
     ],
 )
 def test_a_policy_has_one_spelling(written: str, expected: str) -> None:
@@ -214,6 +217,8 @@ def test_a_policy_has_one_spelling(written: str, expected: str) -> None:
         "randaugment(2,31)",
         "cutout(1,2)",
         "autoaugment(mnist)",
+        "idbh(cifar10)",
+        "idbh(weak,strong)",
         "",
     ],
 )
@@ -248,7 +253,8 @@ def augmented(dataset: Dataset, *policies: str) -> tuple[TrainingImages, torch.T
 
 
 @pytest.mark.parametrize(
-    "policies", [("cutout",), ("randaugment",), ("autoaugment",), ("cutmix",), ("mixup", "cutout")]
+    "policies",
+    [("cutout",), ("randaugment",), ("autoaugment",), ("cutmix",), ("mixup", "cutout"), ("idbh",), ("idbh", "cutmix")],
 )
 def test_a_part_of_a_batch_is_augmented_as_the_whole_is(policies: tuple[str, ...], tmp_path: Path) -> None:
     dataset = digits(tmp_path)
@@ -258,7 +264,8 @@ def test_a_part_of_a_batch_is_augmented_as_the_whole_is(policies: tuple[str, ...
     for what, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         assert what is None or torch.equal(what, torch.cat(pieces))
     # Crops come from the stream that they came from before there was more; an epoch is not another's.
-    assert torch.equal(drawn[:CROP], augmented(dataset)[2])
+    plain = augmented(replace(dataset, pad=0) if "idbh" in policies else dataset)[2]
+    assert torch.equal(drawn[:CROP], plain)
     assert not torch.equal(drawn, source.epoch(50, 3, 1)[0][1])
     assert torch.equal(drawn, source.epoch(50, 3, 0)[0][1])
     assert not torch.equal(whole.x, augmented_x(dataset, index, drawn))
@@ -322,6 +329,72 @@ def test_autoaugment_takes_both_operations_of_a_published_pair() -> None:
             assert {it.actions[0][place][0] for place in places} == {name}
             share = sum(int((drawn[stage] == place).sum()) for place in places) / 50_000
             assert share == pytest.approx(probability / len(pairs), abs=0.004)
+
+
+@pytest.mark.parametrize("variant", ["weak", "strong", "svhn"])
+def test_idbh_moves_a_window_and_erases_a_rectangle_as_its_paper_has_it(variant: str) -> None:
+    """Distributions, against a plain transcription of the formulas for one image at a time."""
+    strength, shape, count = idbh.STRENGTHS[variant], (1, 32, 32), 20_000
+    drawn = idbh.draw_shifts(count, generator(0, "shift"), strength, shape)
+    chance = np.random.default_rng(0)
+    expected = []
+    for _ in range(count):
+        taken = chance.integers(0, strength.most + 1)
+        columns = chance.integers(0, taken + 1)
+        rows = taken - columns
+        places = [chance.integers(0, largest + 1) for largest in (rows, columns, rows, columns)]
+        expected.append([*places, 32 - rows, 32 - columns])
+    ours, theirs = drawn.numpy().astype(float), np.array(expected, dtype=float).T
+    assert np.allclose(ours.mean(1), theirs.mean(1), atol=0.08)
+    assert np.allclose(np.corrcoef(ours), np.corrcoef(theirs), atol=0.04)
+    assert ours.max(1).tolist() == theirs.max(1).tolist()
+    assert ours.min(1).tolist() == theirs.min(1).tolist()
+
+    boxes = idbh.draw_boxes(count, generator(0, "erase"), strength, shape)
+    sizes = ((boxes[1] - boxes[0]) * (boxes[3] - boxes[2])).double() / 1024
+    assert (sizes > 0).double().mean() == pytest.approx(strength.probability, abs=0.02)
+    erasing = v2.RandomErasing(p=strength.probability, scale=strength.area, value=0)
+    torch.manual_seed(0)
+    shares = torch.tensor([(erasing(torch.ones(1, 32, 32)) == 0).double().mean() for _ in range(4000)])
+    assert sizes.mean() == pytest.approx(float(shares.mean()), abs=0.01)
+    assert sizes.std() == pytest.approx(float(shares.std()), abs=0.01)
+    assert bool((boxes >= 0).all() and (boxes <= 32).all())
+
+
+def test_idbhs_window_keeps_its_pixels_and_the_rest_is_black() -> None:
+    images = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3)
+    drawn = torch.tensor([[1], [0], [0], [1], [2], [2]])
+    assert idbh.shifted(images, drawn)[0, 0].tolist() == [[0, 4, 5], [0, 7, 8], [0, 0, 0]]
+    assert torch.equal(idbh.shifted(images, torch.tensor([[0], [0], [0], [0], [3], [3]])), images)
+
+
+@pytest.mark.parametrize(("variant", "share", "angle", "turn"), [("weak", 1 / 8, 0.15, 10), ("svhn", 0.3, 0.35, 30)])
+def test_idbhs_operations_come_as_often_and_as_strong_as_published(
+    variant: str, share: float, angle: float, turn: int
+) -> None:
+    it = Augmentation([policy(f"idbh({variant})")], (3, 8, 8), pad=2, flip=False)
+    drawn = it.draw([torch.arange(50_000)], lambda *names: generator(0, *names))
+    codes = drawn[CROP + idbh.SHIFT + idbh.BOX]
+    (table,) = it.actions
+    taken = [table[code] for code in codes.tolist()]
+    names = Counter(name.removesuffix("X").removesuffix("Y") for name, _ in taken)
+    assert {*names} == {"Color", "Brightness", "Contrast", "Sharpness", "AutoContrast", "Equalize", "Skew", "Rotate"}
+    for name in ("Skew", "Rotate"):
+        assert names[name] / 50_000 == pytest.approx(share, abs=0.01)
+    assert names["Contrast"] / 50_000 == pytest.approx(1 / 8 if variant == "weak" else 0.04, abs=0.01)
+    angles = [by for name, by in taken if name == "SkewX"]
+    assert 0.9 * angle < max(angles) < angle
+    assert np.mean(angles) == pytest.approx(0, abs=0.01)
+    assert {abs(by) for name, by in taken if name == "Rotate"} == {*map(float, range(1, turn + 1))}
+    assert max(by for name, by in taken if name == "Brightness") == pytest.approx(0.9, abs=0.05)
+    assert min(by for name, by in taken if name == "Brightness") == pytest.approx(-0.5, abs=0.05)
+
+
+def test_a_skew_is_torchvisions_about_the_centre() -> None:
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8, generator=generator(0, "x"))
+    for name, shear in (("SkewX", [9.0, 0.0]), ("SkewY", [0.0, 9.0])):
+        expected = v2.functional.affine(images, angle=0.0, translate=[0, 0], scale=1.0, shear=shear)
+        assert torch.equal(acted(images, name, math.radians(9)), expected)
 
 
 def training_pairs() -> Any:

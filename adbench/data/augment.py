@@ -15,13 +15,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from adbench.data.batches import cropped, draw_crops
+from adbench.data import idbh
+from adbench.data.batches import FINE, cropped, draw_crops
 from adbench.data.policies import AugmentPolicy
 
 CROP = 3
 """Rows of a crop among the numbers drawn."""
-FINE = 2**20
-"""Weights and probabilities are drawn as whole numbers below this."""
 
 Generators = Callable[..., torch.Generator]
 """Gives the random stream of a name."""
@@ -34,12 +33,15 @@ class Augmentation:
     """
 
     def __init__(self, policies: Sequence[AugmentPolicy], shape: tuple[int, int, int], pad: int, flip: bool) -> None:
-        self.shape, self.pad, self.flip = shape, pad, flip
+        # IDBH has a crop of its own in the crop's place, and mirrors alike.
+        self.idbh = next((idbh.STRENGTHS[policy.variant] for policy in policies if policy.name == "idbh"), None)
+        self.shape, self.pad, self.flip = shape, 0 if self.idbh else pad, flip
         self.cutout = next((policy for policy in policies if policy.name == "cutout"), None)
-        self.automatic = [policy for policy in policies if policy.name in ("autoaugment", "randaugment")]
+        self.automatic = [policy for policy in policies if policy.name in ("idbh", "autoaugment", "randaugment")]
         self.mixing = [policy for policy in policies if policy.name in ("cutmix", "mixup")]
         self.actions = [_operations().actions(policy, shape) for policy in self.automatic]
         self.alone = CROP + sum(_stages(policy) for policy in self.automatic) + 2 * (self.cutout is not None)
+        self.alone += (idbh.SHIFT + idbh.BOX) * (self.idbh is not None)
         """Rows of the numbers that an image has without a partner."""
 
     def draw(self, index: Sequence[Tensor], streams: Generators) -> Tensor:
@@ -51,6 +53,9 @@ class Augmentation:
         total = sum(sizes)
         offsets = streams()
         rows = [torch.cat([draw_crops(size, offsets, self.pad, self.flip) for size in sizes], dim=1)]
+        if self.idbh:
+            rows.append(idbh.draw_shifts(total, streams("idbh", "shift"), self.idbh, self.shape))
+            rows.append(idbh.draw_boxes(total, streams("idbh", "erase"), self.idbh, self.shape))
         for policy, table in zip(self.automatic, self.actions, strict=True):
             rows.append(_drawn_actions(policy, table, total, streams(policy.name)))
         if self.cutout:
@@ -93,11 +98,20 @@ class Augmentation:
         """Images uint8 (B, C, H, W), each augmented by its column of `drawn` (rows, B), without a partner."""
         images = cropped(images, drawn[:CROP], self.pad)
         row = CROP
+        erased = None
+        if self.idbh and row < len(drawn):
+            images = idbh.shifted(images, drawn[row : row + idbh.SHIFT])
+            row += idbh.SHIFT
+            top, bottom, left, right = drawn[row : row + idbh.BOX]
+            erased = _box(top, bottom, left, right, self.shape)
+            row += idbh.BOX
         for policy, table in zip(self.automatic, self.actions, strict=True):
             for _ in range(_stages(policy)):
                 if row < len(drawn):
                     images = _acted(images, drawn[row], table)
                 row += 1
+        if erased is not None:
+            images = images.masked_fill(erased, 0)
         if self.cutout and row < len(drawn):
             images = images.masked_fill(self._hidden(drawn[row : row + 2]), 0)
         return images
@@ -144,9 +158,15 @@ def _drawn_actions(
     policy: AugmentPolicy, table: Sequence[tuple[str, float]], count: int, chance: torch.Generator
 ) -> Tensor:
     """What each of `count` images goes through: (stages, count), places in the policy's `actions`."""
+    if policy.name == "idbh":
+        sizes, weights = torch.tensor(_operations().idbh_counts(policy.variant)).T
+        which = torch.bucketize(torch.randint(int(weights.sum()), (1, count), generator=chance), weights.cumsum(0) - 1)
+        within = torch.randint(FINE, (1, count), generator=chance) * sizes[which] // FINE
+        places: Tensor = (sizes.cumsum(0) - sizes)[which] + within
+        return places
     if policy.name == "randaugment":
         return torch.randint(len(table), (_stages(policy), count), generator=chance)
-    pairs = _operations().published(policy.table)
+    pairs = _operations().published(policy.variant)
     which = torch.randint(len(pairs), (count,), generator=chance)
     sign = torch.randint(2, (2, count), generator=chance)
     lot = torch.randint(FINE, (2, count), generator=chance)
@@ -158,7 +178,7 @@ def _drawn_actions(
 
 def _stages(policy: AugmentPolicy) -> int:
     """The number of operations that an image goes through."""
-    return 2 if policy.name == "autoaugment" else int(policy.numbers[0] or 0)
+    return {"autoaugment": 2, "idbh": 1}.get(policy.name) or int(policy.numbers[0] or 0)
 
 
 def _operations() -> ModuleType:

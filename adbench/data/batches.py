@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FINE = 2**20
+"""Weights and probabilities are drawn as whole numbers below this."""
+
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 images (B, C, H, W) as contiguous floats in [0, 1], same shape and device."""

@@ -27,6 +27,11 @@ def acted(images: Tensor, name: str, magnitude: float) -> Tensor:
         angle = math.degrees(math.atan(magnitude))
         shear = [angle, 0.0] if name == "ShearX" else [0.0, angle]
         moved = tv.affine(images, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=[0, 0])
+    elif name in ("SkewX", "SkewY"):  # about the centre, by an angle
+        angle = math.degrees(magnitude)
+        moved = tv.affine(
+            images, angle=0.0, translate=[0, 0], scale=1.0, shear=[angle, 0.0] if name == "SkewX" else [0.0, angle]
+        )
     elif name in ("TranslateX", "TranslateY"):
         by = [int(magnitude), 0] if name == "TranslateX" else [0, int(magnitude)]
         moved = tv.affine(images, angle=0.0, translate=by, scale=1.0, shear=[0.0, 0.0])
@@ -83,10 +88,13 @@ def _magnitude(name: str, level: int, last: int, shape: tuple[int, int, int]) ->
 def actions(policy: AugmentPolicy, shape: tuple[int, int, int]) -> tuple[Action, ...]:
     """All that a policy may do at a stage; the numbers drawn count into it.
 
-    RandAugment: its operations, twice: with the magnitude and with its negative where there is one.  AutoAugment:
-    nothing, then of each sub-policy the first operation with either sign and the second with either.
+    IDBH: its operations with all their magnitudes. RandAugment: its operations, twice: with the magnitude and with its
+    negative where there is one. AutoAugment: nothing, then of each sub-policy the first operation with either sign and
+    the second with either.
     """
     found: list[Action] = []
+    if policy.name == "idbh":
+        return tuple(action for part in _idbh(policy.variant) for action in part[0])
     if policy.name == "randaugment":
         level = int(policy.numbers[1] or 0)
         steps = [(name, _magnitude(name, level, 30, shape)) for name in RANDOM]
@@ -94,12 +102,45 @@ def actions(policy: AugmentPolicy, shape: tuple[int, int, int]) -> tuple[Action,
         found.append(("Identity", 0.0))
         steps = [
             (name, _magnitude(name, level or 0, 9, shape))
-            for pair in published(policy.table)
+            for pair in published(policy.variant)
             for name, _, level in pair
         ]
     for name, magnitude in steps:
         found += [(name, magnitude), (name, -magnitude if name in _SIGNED else magnitude)]
     return tuple(found)
+
+
+LEVELS = 20
+"""Magnitudes that IDBH's operations have between their bounds; the authors' are any number between."""
+
+
+def _idbh(variant: str) -> list[tuple[list[Action], int]]:
+    """The operations of IDBH's ColorShape, each with all its magnitudes, and its weight in hundredths or eighths."""
+    shapes = variant == "svhn"
+    weights = (8, 8, 4, 8, 4, 8, 30, 30) if shapes else (1,) * 8
+    shares = [(level + 0.5) / LEVELS for level in range(LEVELS)]
+
+    def between(name: str, low: float, high: float) -> list[Action]:
+        return [(name, low + (high - low) * share) for share in shares]
+
+    skewed = [
+        (name, sign * by) for name in ("SkewX", "SkewY") for sign in (1, -1) for _, by in between("", *SKEW[shapes])
+    ]
+    turned = [("Rotate", float(sign * by)) for sign in (1, -1) for by in range(1, 31 if shapes else 11)]
+    parts = [
+        *(between("Color", -0.9, 0.9), between("Brightness", -0.5, 0.9), between("Contrast", -0.5, 0.9)),
+        *(between("Sharpness", -0.9, 0.9), [("AutoContrast", 0.0)], [("Equalize", 0.0)], skewed, turned),
+    ]
+    return list(zip(parts, weights, strict=True))
+
+
+SKEW = {False: (0.05, 0.15), True: (0.05, 0.35)}
+"""Angles of IDBH's shear in radians; True: where it is biased to shapes."""
+
+
+def idbh_counts(variant: str) -> list[tuple[int, int]]:
+    """Of each operation of IDBH's ColorShape, how many of its `actions` it has, and its weight."""
+    return [(len(found), weight) for found, weight in _idbh(variant)]
 
 
 def published(table: str) -> list[tuple[tuple[str, float, int | None], ...]]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from adbench.errors import UserError, unknown
 
-TABLES = ("cifar10", "imagenet", "svhn")
-"""The tables of AutoAugment's paper."""
+VARIANTS = {"autoaugment": ("cifar10", "imagenet", "svhn"), "idbh": ("weak", "strong", "svhn")}
+"""The tables of AutoAugment's paper, and the versions of IDBH's code; of each the first is the usual one."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ KNOWN = {
     "cutout": (Parameter("side", None, 1, 10_000, whole=True),),
     "cutmix": (Parameter("alpha", 1.0, 0.01, 100), _SHARE),
     "mixup": (Parameter("alpha", 1.0, 0.01, 100), _SHARE),
+    "idbh": (),
     "autoaugment": (),
     "randaugment": (Parameter("operations", 2, 1, 14, whole=True), Parameter("magnitude", 9, 0, 30, whole=True)),
 }
@@ -48,16 +49,16 @@ MIXING = ("cutmix", "mixup")
 class AugmentPolicy:
     """A policy with its numbers, in the order of `KNOWN`; None where that depends on the images.
 
-    table: AutoAugment's.
+    variant: one of `VARIANTS`.
     """
 
     name: str
     numbers: tuple[float | None, ...] = ()
-    table: str = ""
+    variant: str = ""
 
     def __str__(self) -> str:
         """Its one spelling: what is left at its default is not written."""
-        words = [] if self.table in ("", TABLES[0]) else [self.table]
+        words = [self.variant] if self.variant not in ("", *VARIANTS.get(self.name, ())[:1]) else []
         defaults = [parameter.default for parameter in KNOWN[self.name]]
         if list(self.numbers) != defaults:
             words = [f"{number:g}" for number in self.numbers if number is not None]
@@ -65,7 +66,7 @@ class AugmentPolicy:
 
 
 def policy(text: str) -> AugmentPolicy:
-    """The policy that a user writes: "cutout", "cutout(16)", "randaugment(2,14)", "autoaugment(svhn)".
+    """The policy that a user writes: "cutout", "cutout(16)", "randaugment(2,14)", "autoaugment(svhn)", "idbh(strong)".
 
     Raises UserError for a name or a number that there is not.
     """
@@ -74,11 +75,11 @@ def policy(text: str) -> AugmentPolicy:
     if match is None or name not in KNOWN:
         raise unknown("augmentation", name, list(KNOWN), "cutout(16), cutmix, mixup(0.2), randaugment(2,14)")
     words = [word.strip() for word in match[2].split(",")] if match[2] and match[2].strip() else []
-    if name == "autoaugment":
-        table = words[0] if words else TABLES[0]
-        if len(words) > 1 or table not in TABLES:
-            raise UserError(f"'{text}': autoaugment takes one of {', '.join(TABLES)}")
-        return AugmentPolicy(name, table=table)
+    if name in VARIANTS:
+        variant = words[0] if words else VARIANTS[name][0]
+        if len(words) > 1 or variant not in VARIANTS[name]:
+            raise UserError(f"'{text}': {name} takes one of {', '.join(VARIANTS[name])}")
+        return AugmentPolicy(name, variant=variant)
     parameters = KNOWN[name]
     try:
         if len(words) > len(parameters):

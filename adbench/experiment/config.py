@@ -115,7 +115,7 @@ class Train(Section):
     augment: tuple[PolicyName, ...] = Field(
         (),
         description="beyond crops and mirroring: cutout(SIDE), cutmix(ALPHA, P), mixup(ALPHA, P), autoaugment(TABLE), "
-        "randaugment(N, M)",
+        "randaugment(N, M), idbh(VERSION)",
     )
     average: Literal["none", "swa", "ema"] = Field(
         "none", description="of the weights, judged in the student's place; swa: after epochs, ema: after updates"
