@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adbench import plugin_code
 from adbench.errors import UserError
 from adbench.experiment import declared
 from adbench.registry import METHODS
@@ -99,6 +100,79 @@ def test_where_the_source_does_not_tell_the_method_is_asked(name: str) -> None:
     assert declared.field_model(name, "two") is None
 
 
+HEAD = """
+from typing import Annotated, ClassVar, Optional
+from pydantic import ConfigDict, Field, field_validator
+from adbench import ATTACK_BN, Method, Mode, hyper
+"""
+ODD = {
+    "early": """
+    radius: float = hyper(0.1, doc="radius")
+    @field_validator("radius", mode="before")
+    @classmethod
+    def _fraction(cls, value): return value
+""",
+    "alias": '    lambda_: float = hyper(1.0, alias="lambda", doc="weight")',
+    "noted": '    lambda_: Annotated[float, Field(alias="lambda")] = 1.0',
+    "branch": "    if True:\n        one: int = 1",
+    "extra": '    model_config = ConfigDict(extra="allow")',
+    "typed-extra": '    model_config: ClassVar = ConfigDict(extra="allow")',
+    "made": "    one: float = make(1.0)",
+    "named": "    one: float = ONE",
+}
+"""Bodies of classes that take more than their fields say."""
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_method_that_is_written_otherwise_is_asked_itself(name: str, tmp_path: Path) -> None:
+    assert source(tmp_path, f"class Mine(Method):\n{ODD[name]}\n") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class Mine(Method):\n    pass\nplugin: type = Mine",
+        "class Mine(Method):\n    pass\na = plugin = Mine",
+        "class Mine(Method):\n    pass\nfrom elsewhere import Theirs as plugin",
+        "class Mine(Method):\n    one: int = 1\nclass Mine(Method):\n    two: int = 2",
+        "class Mine:\n    one: int = 1",
+        "class Mine(Method, extra='allow'):\n    one: int = 1",
+        "@changed\nclass Mine(Method):\n    one: int = 1",
+        "class Mine(Mine):\n    one: int = 1",
+        "Mine = Method\nclass Mine(Mine):\n    one: int = 1",
+        "try:\n    from x import A\nexcept ImportError:\n    from y import A\nclass Mine(A):\n    one: int = 1",
+        "import adbench\nclass Mine(adbench.Method):\n    one: int = 1",
+        "from elsewhere import Theirs\nclass Mine(Theirs):\n    one: int = 1",
+    ],
+)
+def test_where_it_is_not_plain_which_class_it_is_the_method_is_asked(text: str, tmp_path: Path) -> None:
+    assert source(tmp_path, text) is None
+
+
+def test_types_that_are_not_understood_are_left_to_the_method(tmp_path: Path) -> None:
+    body = """
+    one: "Mode" = hyper(Mode.EVAL, doc="one")
+    two: Optional[float] = hyper(None, doc="two")
+    three: "Mode | None" = None
+    four: Mode | None = None
+    attack_bn: Mode = ATTACK_BN
+    five: list[float] = [1.0]
+    kind: ClassVar[int] = 3
+    label = "Mine"
+"""
+    found = source(tmp_path, f"class Mine(Method):\n{body}")
+    assert found is not None
+    assert [name for name, told in found.items() if told] == ["five"]
+    assert list(found) == ["one", "two", "three", "four", "attack_bn", "five"]
+
+
+def source(folder: Path, text: str) -> declared.FieldsOf | None:
+    """What is stated by a plugin file of that text."""
+    path = folder / "mine.py"
+    path.write_text(HEAD + text, encoding="utf-8")
+    return declared._stated(plugin_code.read(path), None, "mine")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch is asked")
 def test_a_gpu_without_a_driver_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.may_have("cpu")
@@ -106,7 +180,7 @@ def test_a_gpu_without_a_driver_is_not_here(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "_loads", lambda library: library == "libcuda.so.1")
     assert machine.may_have("cuda:3")
     monkeypatch.setattr(machine, "_loads", lambda _: False)
-    assert machine.may_have("cuda") == Path("/dev/kfd").exists()
+    assert machine.may_have("cuda") == any(Path(driver).exists() for driver in machine.DRIVERS)
     script = "import torch; print(torch.cuda.is_available())"
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     monkeypatch.undo()

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 from adbench.errors import UserError
 from adbench.experiment import teacher
-from adbench.models import build
+from adbench.models import build, names
 from adbench.models.ensemble import Ensemble
-from adbench.models.precision import Precision
+from adbench.models.precision import AS_WRITTEN, Precision
+from adbench.results import record
 from adbench.training.step import EnsembleTeacher, Teacher
 
 PLUGIN = '''
@@ -97,6 +98,18 @@ def test_what_a_member_computed_is_not_computed_again() -> None:
     assert found.known(x) is None
 
 
+def test_stages_are_asked_of_a_member_and_an_attack_on_it_is_on_all() -> None:
+    members = [build("cnn-4", classes=3, channels=1) for _ in range(2)]
+    found = Teacher.of(Ensemble(members, channels=1), Precision("bfloat16", lean=True))
+    x = torch.rand(2, 1, 16, 16)
+    with pytest.raises(UserError, match="an ensemble has no stages of its own"):
+        found.stages(x, -1)
+    assert found.members[0].stages(x, -1)[1][-1].ndim == 4
+    with found.still(exact=True):
+        assert {one.precision for one in found.members} == {AS_WRITTEN}
+    assert {one.precision for one in found.members} == {found.precision}
+
+
 def test_a_single_teacher_is_its_only_member() -> None:
     alone = Teacher.of(build("cnn-4", classes=3, channels=1))
     assert alone.members == (alone,)
@@ -130,6 +143,7 @@ def test_a_student_of_two_teachers_from_the_run_to_the_check(tmp_path: Path, mon
     (weights,) = Path("exported").glob("*.safetensors")
     again = tiny.cli("eval", weights, "--arch", guide["student"], *EVAL)
     assert again.exit_code == 0, again.output
+    assert tiny.cli("verify", "other").exit_code == 0, "weights of an ensemble in one file"
     (other,) = (found for found in tiny.records(Path("other")).values())
     assert other["metrics"]["pgd20"]["correct"] == guide["metrics"]["pgd20"]["correct"]
 
@@ -141,6 +155,55 @@ def test_the_same_members_are_the_same_teacher_in_any_file(tmp_path: Path) -> No
     assert one.identity() != teacher.find(str(together(tmp_path, *names[::-1]))).identity()
     assert one.natural is None
     assert teacher.natural_partner(one).architecture == "cnn-4"
+
+
+def test_a_member_is_looked_up_for_the_dataset_that_the_ensemble_is_asked_for(tmp_path: Path) -> None:
+    pair = together(tmp_path, "robustbench:Wang2023Better_WRN-28-10", "robustbench:Wang2023Better_WRN-70-16")
+    assert [one.dataset for one in teacher.find(str(pair), "cifar10").members] == ["cifar10"] * 2
+    with pytest.raises(UserError, match="say which"):
+        teacher.find(str(pair))
+
+
+def test_a_path_with_an_at_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    one = together(folder, member(folder, "cnn-4", 1), "digits-robust")
+    assert teacher.find(str(one)).members[0].name == "cnn-4-1"
+    inner = folder / "inner.toml"
+    inner.write_text('architecture = "cnn-4"\n[source]\nkind = "file"\npath = "cnn-4-1.safetensors"\n', "utf-8")
+    assert teacher.find(str(together(folder, str(inner), "digits-robust"))).members[0].name == "inner"
+
+
+def test_a_record_that_does_not_say_where_its_members_lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pair = together(tmp_path, "digits-robust", member(tmp_path, "cnn-4", 2))
+    assert tiny.run("--methods", "rslad", "--teacher", pair, "--results", "results").exit_code == 0
+    (path,) = (Path("results", name) for name, one in tiny.records(Path("results")).items() if one["kind"] == "teacher")
+    changed = json.loads(path.read_text(encoding="utf-8"))
+    del changed["model"]["files"], changed["digest"]
+    record.write(path, changed)
+    for command in (["export", path, "--out", "x"], ["verify", path]):
+        found = tiny.cli(*command)
+        assert "does not say where the weights of its 2 members lay" in found.output, found.output
+
+
+def test_weights_that_normalise_each_by_itself_are_not_written_as_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    member(tmp_path, "cnn-4", 1)
+    Path("inner.toml").write_text(
+        'architecture = "cnn-4"\nmean = [0.5]\nstd = [0.5]\n[source]\nkind = "file"\npath = "cnn-4-1.safetensors"\n',
+        "utf-8",
+    )
+    pair = together(tmp_path, "inner.toml", "digits-robust")
+    assert tiny.run("--methods", "rslad", "--teacher", pair, "--results", "results").exit_code == 0
+    (path,) = (Path("results", name) for name, one in tiny.records(Path("results")).items() if one["kind"] == "teacher")
+    assert tiny.cli("verify", path).exit_code == 0
+    found = tiny.cli("export", path, "--out", "x")
+    assert found.exit_code == 2
+    assert "whose members normalise the images each by itself" in found.output
+    assert tiny.cli("export", path, "--out", "x", "--format", "torch.export").exit_code == 0
 
 
 def test_members_lie_beside_the_file_that_names_them(tmp_path: Path) -> None:
@@ -186,3 +249,14 @@ def test_no_features_and_no_student(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = tiny.run("--methods", "rslad", "--student", "cnn-4 + cnn-8")
     assert found.exit_code == 2
     assert "a student is one network" in found.output
+
+
+def test_a_path_with_a_plus_sign_is_one_network(tmp_path: Path) -> None:
+    folder = tmp_path / "papers + code"
+    folder.mkdir()
+    (folder / "net.py").write_text("class Net: pass\n", encoding="utf-8")
+    assert names.together(f"{folder}/net.py:Net") == [f"{folder}/net.py:Net"]
+    assert names.together("cnn-4 + net.py:Net") == ["cnn-4", "net.py:Net"]
+    assert names.canonical("CNN-4 + ResNet-18") == "cnn-4 + rn18"
+    with pytest.raises(UserError, match="unknown model 'rn19'"):
+        names.canonical("cnn-4 + rn19")

@@ -25,7 +25,7 @@ from adbench.data.operations import RANDOM, acted, actions
 from adbench.data.policies import policy, spelt
 from adbench.data.training_images import TrainingImages
 from adbench.errors import UserError
-from adbench.experiment.config import Train
+from adbench.experiment.config import Train, validated
 from adbench.losses import cross_entropy
 from adbench.models import build
 from adbench.seeding import generator
@@ -388,6 +388,21 @@ def test_idbhs_operations_come_as_often_and_as_strong_as_published(
     assert {abs(by) for name, by in taken if name == "Rotate"} == {*map(float, range(1, turn + 1))}
     assert max(by for name, by in taken if name == "Brightness") == pytest.approx(0.9, abs=0.05)
     assert min(by for name, by in taken if name == "Brightness") == pytest.approx(-0.5, abs=0.05)
+
+
+def test_idbh_of_images_that_it_could_take_whole_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    done = run("--methods", "pgd-at", "--results", tmp_path / "r", train__augment='["idbh"]')
+    assert done.exit_code == 2
+    assert "takes up to 10 lines off an image, and these have 8" in done.output
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_operations_come_in_the_documented_order_whatever_the_lists() -> None:
+    names = ("randaugment", "idbh", "autoaugment")
+    it = Augmentation([policy(name) for name in names], (1, 32, 32), pad=2, flip=True)
+    assert [one.name for one in it.automatic] == ["idbh", "autoaugment", "randaugment"]
+    with pytest.raises(UserError, match="augment has idbh twice"):
+        validated(Train, {"augment": ["idbh", "idbh(strong)"]}, "train")
 
 
 def test_a_skew_is_torchvisions_about_the_centre() -> None:

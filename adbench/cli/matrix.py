@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -84,7 +84,7 @@ class MatrixOptions:
         experiment = configuration.experiment(configuration.layered(*layers))
         if not past:
             names.check(experiment)
-        given = {*file.get("hyper", {}), *line.get("hyper", {})}
+        given = {name for layer in (file, line) if isinstance(own := layer.get("hyper"), Mapping) for name in own}
         given |= {key.split(".")[1] for key in sweep if key.startswith("hyper.")}
         for one in settings.variants(experiment):  # raises for a value that its setting cannot have
             if not past:

@@ -49,7 +49,7 @@ class Arrays:
 def checked(
     where: str, x_train: NDArray[Any], y_train: NDArray[Any], x_test: NDArray[Any], y_test: NDArray[Any]
 ) -> FourArrays:
-    """The four arrays in their one form (see `Parts`); `where` begins every error.
+    """The four arrays in their one form (see `FourArrays`); `where` begins every error.
 
     The labels of training and test images together must be 0..C-1 without a gap.  A class may be missing from
     one of the two: leaving it out of the other as well would change the task.

@@ -22,6 +22,9 @@ from adbench.data.policies import AugmentPolicy
 CROP = 3
 """Rows of a crop among the numbers drawn."""
 
+AUTOMATIC = ("idbh", "autoaugment", "randaugment")
+"""Policies of operations, in their order."""
+
 Generators = Callable[..., torch.Generator]
 """Gives the random stream of a name."""
 
@@ -37,7 +40,7 @@ class Augmentation:
         self.idbh = next((idbh.STRENGTHS[policy.variant] for policy in policies if policy.name == "idbh"), None)
         self.shape, self.pad, self.flip = shape, 0 if self.idbh else pad, flip
         self.cutout = next((policy for policy in policies if policy.name == "cutout"), None)
-        self.automatic = [policy for policy in policies if policy.name in ("idbh", "autoaugment", "randaugment")]
+        self.automatic = [policy for name in AUTOMATIC for policy in policies if policy.name == name]
         self.mixing = [policy for policy in policies if policy.name in ("cutmix", "mixup")]
         self.actions = [_operations().actions(policy, shape) for policy in self.automatic]
         self.alone = CROP + sum(_stages(policy) for policy in self.automatic) + 2 * (self.cutout is not None)
@@ -110,8 +113,8 @@ class Augmentation:
                 if row < len(drawn):
                     images = _acted(images, drawn[row], table)
                 row += 1
-        if erased is not None:
-            images = images.masked_fill(erased, 0)
+            if policy.name == "idbh" and erased is not None:
+                images = images.masked_fill(erased, 0)
         if self.cutout and row < len(drawn):
             images = images.masked_fill(self._hidden(drawn[row : row + 2]), 0)
         return images

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adbench.data.batches import FINE
+from adbench.errors import UserError
 
 TRIES = 10
 """Rectangles that are drawn for an image until one fits."""
@@ -39,6 +40,15 @@ STRENGTHS = {
 
 SHIFT, BOX = 6, 4
 """Rows of the numbers that are drawn for an image, of either part."""
+
+
+def check(strength: Strength, shape: tuple[int, int, int]) -> None:
+    """Raise UserError for images (C, H, W) that CropShift could take whole."""
+    if (side := min(shape[1:])) <= strength.most:
+        raise UserError(
+            f"train.augment: idbh takes up to {strength.most} lines off an image, and these have {side}; resize them "
+            "(data.resize), or leave it out"
+        )
 
 
 def draw_shifts(count: int, chance: torch.Generator, strength: Strength, shape: tuple[int, int, int]) -> Tensor:

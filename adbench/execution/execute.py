@@ -19,7 +19,8 @@ import torch
 from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
-from adbench.data import Dataset, Threat, parse_fraction
+from adbench.data import Dataset, Threat, idbh, parse_fraction
+from adbench.data.policies import policy
 from adbench.errors import UserError, located
 from adbench.evaluation import masking, outcome_files
 from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
@@ -73,8 +74,12 @@ def check(cell: Cell, place: Place, fetch: bool = True) -> None:
             gradient_attack(name, dataset.threat.eps, dataset.threat.step, _start(cell.evaluation))
     if cell.method is None and (fetch or _is_here(cell, place)):
         cell_network(cell, dataset, place.results, place.data_dir)
-    if cell.method is not None and cell.train.init is not None:
-        beginning(cell, dataset)
+    if cell.method is not None:
+        for one in map(policy, cell.train.augment):
+            if one.name == "idbh":
+                idbh.check(idbh.STRENGTHS[one.variant], dataset.image_shape)
+        if cell.train.init is not None:
+            beginning(cell, dataset)
 
 
 def _check_forward_only(cell: Cell) -> None:

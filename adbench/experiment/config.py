@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from adbench.data.policies import spelt
+from adbench.data.policies import policy, spelt
 from adbench.data.threat import as_text, meant, meant_attack
 from adbench.errors import UserError, is_text, unknown
 from adbench.seeding import LARGEST
@@ -172,6 +172,9 @@ class Train(Section):
             raise ValueError("points have to be in the order of their shares of the epochs")
         if self.schedule == "linear" and (not any(height for _, height in self.points) or self.warmup):
             raise ValueError("schedule = linear needs points, as [[0, 0], [0.4, 1], [1, 0]], and no warmup beside them")
+        names = [policy(text).name for text in self.augment]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"augment has {twice[0]} twice; name each once")
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min = {self.lr_min:g} is above lr = {self.lr:g}; lower it")
         return self

@@ -1,14 +1,16 @@
 """A method's hyperparameters as its source declares them: read and not run, since a method imports torch for seconds.
 
 So a mistyped one is answered at once. What the text does not tell (a type of the method's own, a bound that is
-computed, a validator) is left to the method itself.
+computed, a check after the fields) is left to the method itself; so is a class that is written in any other way than as
+a plain list of fields and functions.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, create_model
 
@@ -24,6 +26,22 @@ TYPES: dict[str, Any] = {
 """The names that a type may consist of to be understood."""
 
 BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length")
+WORDS = (*BOUNDS, "default", "doc", "description", "later")
+"""What a field may be told beside its type, by keyword."""
+
+MAKERS = ("hyper", "Field")
+"""What makes a field; either could be another function of that name, which is not looked into."""
+
+PLAIN = (ast.AnnAssign, ast.Assign, ast.FunctionDef, ast.Pass)
+EARLY = ("before", "wrap", "plain")
+"""Modes of a validator that may take another value than the field's type has."""
+
+FieldsOf = dict[str, tuple[Any, Any] | None]
+"""Hyperparameters, each with its type, default and bounds, as pydantic takes them; None: its type is not told."""
+
+
+class _Untold(Exception):
+    """The source does not tell; the method has to be asked."""
 
 
 def check(name: str, settings: Mapping[str, Any]) -> None:
@@ -46,72 +64,94 @@ def field_model(name: str, hyperparameter: str) -> type[BaseModel] | None:
     return _model(name, {hyperparameter: told}) if told else None
 
 
-def _model(name: str, fields: Mapping[str, tuple[Any, Any] | None]) -> type[BaseModel]:
+def stated(name: str) -> FieldsOf | None:
+    """The hyperparameters of method `name`; None where its source does not tell which these are."""
+    return _stated(METHODS.code(name), METHODS.attribute(name), name)
+
+
+@lru_cache(maxsize=256)
+def _stated(code: Code, attribute: str | None, name: str) -> FieldsOf | None:
+    try:
+        fields = _Classes(code).fields(code.main, attribute)
+        _model(name, fields)
+    except Exception:  # what pydantic makes of a type that was misunderstood, and a source that loops
+        return None
+    return fields
+
+
+def _model(name: str, fields: FieldsOf) -> type[BaseModel]:
     whole: dict[str, Any] = {field: told or (Any, None) for field, told in fields.items()}
     return create_model(name, __base__=Section, **whole)
 
 
-def stated(name: str) -> dict[str, tuple[Any, Any] | None] | None:
-    """The hyperparameters of method `name`, each with its type and its default and bounds, as pydantic takes them.
+class _Bound(NamedTuple):
+    """What a name of a module stands for: a class there, or a name of another module."""
 
-    None in place of these where the type is not told; None for a method of which a base is not found, or which is not
-    the only class that its file could mean.
-    """
-    code = METHODS.code(name)
-    modules = _Modules(code)
-    cls = modules.class_called(code.main, METHODS.attribute(name))
-    return None if cls is None else modules.fields(code.main, cls)
+    cls: ast.ClassDef | None = None
+    source: ast.ImportFrom | None = None
+    name: str = ""
 
 
-class _Modules:
-    """The modules of a plugin's code as syntax."""
+class _Classes:
+    """The classes of a plugin's code, as syntax."""
 
     def __init__(self, code: Code) -> None:
         self.modules = {module.name: module for module in (code.main, *code.helpers)}
-        self.trees: dict[str, ast.Module] = {}
 
-    def _tree(self, module: Module) -> ast.Module:
-        if module.name not in self.trees:
-            try:
-                self.trees[module.name] = ast.parse(module.content)
-            except (SyntaxError, ValueError):  # which its import will tell
-                self.trees[module.name] = ast.Module([], [])
-        return self.trees[module.name]
+    def fields(self, module: Module, name: str | None) -> FieldsOf:
+        """Of the class called `name` in a module; of no name, of its only public one. Raises _Untold."""
+        bound = _bound(module)
+        if name is None:
+            public = [one for one, what in bound.items() if what and what.cls and not one.startswith("_")]
+            if len(public) != 1 or "plugin" in bound:
+                raise _Untold
+            name = public[0]
+        found = bound.get(name)
+        if found is None:
+            raise _Untold
+        if found.source:
+            return self._imported(module, found.source, found.name)
+        assert found.cls is not None
+        if not found.cls.bases or found.cls.keywords or found.cls.decorator_list:
+            raise _Untold
+        fields: FieldsOf = {}
+        for base in reversed(found.cls.bases):
+            fields |= self.fields(module, _named(base))
+        return fields | dict(_own(found.cls))
 
-    def class_called(self, module: Module, name: str | None) -> ast.ClassDef | None:
-        """The class of that name in a module; of no name the only public one, if there is no other word on it."""
-        body = self._tree(module).body
-        classes = [node for node in body if isinstance(node, ast.ClassDef)]
-        if name is not None:
-            return next((one for one in classes if one.name == name), None)
-        chosen = any(isinstance(node, ast.Assign) and _named(node.targets[0]) == "plugin" for node in body)
-        public = [one for one in classes if not one.name.startswith("_")]
-        return public[0] if len(public) == 1 and not chosen else None
+    def _imported(self, module: Module, source: ast.ImportFrom, name: str) -> FieldsOf:
+        if (source.level, source.module, name) == (0, "adbench", "Method"):
+            return {}
+        where = self.modules.get(_absolute(source, module))
+        if where is None:
+            raise _Untold
+        return self.fields(where, name)
 
-    def fields(self, module: Module, cls: ast.ClassDef) -> dict[str, tuple[Any, Any] | None] | None:
-        found: dict[str, tuple[Any, Any] | None] = {}
-        for base in reversed(cls.bases):
-            inherited = self._inherited(module, base)
-            if inherited is None:
-                return None
-            found |= inherited
-        return found | dict(_own(cls))
 
-    def _inherited(self, module: Module, base: ast.expr) -> dict[str, tuple[Any, Any] | None] | None:
-        name = _named(base)
-        for node in self._tree(module).body:
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                return self.fields(module, node)
-            if isinstance(node, ast.ImportFrom):
-                asked = next((one.name for one in node.names if name == (one.asname or one.name)), None)
-                if asked is None:
-                    continue
-                if (node.level, node.module, asked) == (0, "adbench", "Method"):
-                    return {}
-                where = self.modules.get(_absolute(node, module))
-                there = self.class_called(where, asked) if where else None
-                return self.fields(where, there) if where and there else None
-        return None
+def _bound(module: Module) -> dict[str, _Bound | None]:
+    """What the names of a module stand for; None for one that is bound in another way, or twice."""
+    found: dict[str, _Bound | None] = {}
+
+    def bind(name: str, what: _Bound | None) -> None:
+        found[name] = None if name in found else what
+
+    tree = ast.parse(module.content)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            bind(node.name, _Bound(cls=node))
+        elif isinstance(node, ast.ImportFrom):
+            for one in node.names:
+                bind(one.asname or one.name, _Bound(source=node, name=one.name))
+        else:
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                    bind(inner.id, None)
+                elif isinstance(inner, ast.ClassDef | ast.FunctionDef):
+                    bind(inner.name, None)
+                elif isinstance(inner, ast.Import | ast.ImportFrom):
+                    for one in inner.names:
+                        bind((one.asname or one.name).partition(".")[0], None)
+    return found
 
 
 def _absolute(node: ast.ImportFrom, module: Module) -> str:
@@ -122,20 +162,48 @@ def _absolute(node: ast.ImportFrom, module: Module) -> str:
 
 
 def _own(cls: ast.ClassDef) -> Iterator[tuple[str, tuple[Any, Any] | None]]:
-    """The fields that a class body declares: what is annotated, public and no class variable."""
+    """The fields that a class body declares: what is annotated, public and no class variable. Raises _Untold."""
     for node in cls.body:
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
             continue
-        name = node.target.id
-        outer = node.annotation.value if isinstance(node.annotation, ast.Subscript) else node.annotation
-        if not name.startswith("_") and _named(outer) != "ClassVar":
-            yield name, _typed(node.annotation, node.value)
+        if not isinstance(node, PLAIN):
+            raise _Untold
+        names = [getattr(target, "id", "") for target in getattr(node, "targets", [getattr(node, "target", None)])]
+        if "model_config" in names or (isinstance(node, ast.FunctionDef) and any(map(_early, node.decorator_list))):
+            raise _Untold
+        if isinstance(node, ast.Assign) and "validator" in ast.dump(node.value):
+            raise _Untold
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            outer = node.annotation.value if isinstance(node.annotation, ast.Subscript) else node.annotation
+            if not node.target.id.startswith("_") and getattr(outer, "id", getattr(outer, "attr", "")) != "ClassVar":
+                yield node.target.id, _typed(node.annotation, node.value)
+
+
+def _early(decorator: ast.expr) -> bool:
+    """Whether a function's decorator may be a validator that sees a value before the field's type is looked at."""
+    call = decorator if isinstance(decorator, ast.Call) else None
+    name = getattr(call.func if call else decorator, "id", getattr(call.func if call else decorator, "attr", ""))
+    if "validator" not in name and "serializer" not in name:
+        return False
+    modes = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] if call else []
+    return any(not isinstance(mode, ast.Constant) or mode.value in EARLY for mode in modes)
 
 
 def _typed(annotation: ast.expr, value: ast.expr | None) -> tuple[Any, Any] | None:
-    """Type, default and bounds; None where the type is not told. A default is not checked, so that there is none."""
-    words = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
-    if not words <= TYPES.keys() or any(isinstance(node, ast.Call | ast.Attribute) for node in ast.walk(annotation)):
+    """Type, default and bounds; None where the type is not told. A default is not checked, so that there is none.
+    Raises _Untold for a field that has more to it."""
+    if isinstance(value, ast.Call):
+        if _named(value.func) not in MAKERS or any(keyword.arg not in WORDS for keyword in value.keywords):
+            raise _Untold
+    elif isinstance(value, ast.Name) and value.id != "ATTACK_BN":
+        raise _Untold
+    if any(isinstance(node, ast.Call) for node in ast.walk(annotation)):
+        raise _Untold
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return None
+    nodes = list(ast.walk(annotation))
+    words = {node.id for node in nodes if isinstance(node, ast.Name)}
+    if not words <= TYPES.keys() or any(isinstance(node, ast.Attribute) for node in nodes):
         return None
     kind = eval(compile(ast.Expression(annotation), "", "eval"), {"__builtins__": {}}, TYPES)
     bounds = {}
@@ -149,4 +217,6 @@ def _typed(annotation: ast.expr, value: ast.expr | None) -> tuple[Any, Any] | No
 
 
 def _named(node: ast.expr) -> str:
-    return node.id if isinstance(node, ast.Name) else ""
+    if not isinstance(node, ast.Name):
+        raise _Untold
+    return node.id

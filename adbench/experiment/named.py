@@ -12,7 +12,7 @@ from adbench.data.identity import known as known_dataset
 from adbench.errors import UserError
 from adbench.experiment import attack_names, declared, teacher
 from adbench.experiment.config import Experiment
-from adbench.models.names import ONNX, TOGETHER, canonical
+from adbench.models.names import ONNX, canonical, together
 from adbench.registry import method_names
 from adbench.system.files import expanded, no_file
 
@@ -25,7 +25,7 @@ def check(experiment: Experiment) -> None:
     for name in experiment.students:
         if canonical(name) == ONNX:
             raise UserError("an ONNX file is judged by `adbench eval`; a student's architecture is to be trained")
-        if TOGETHER in name:
+        if len(together(canonical(name))) > 1:
             raise UserError(f"'{name}' is an ensemble; a student is one network")
     if experiment.train.init is not None:
         path, _ = teacher.split_key(Path(experiment.train.init))

@@ -24,7 +24,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from adbench.errors import UserError, unknown
 from adbench.experiment.config import Section, Train, read_toml, validated
-from adbench.models.names import ONNX, TOGETHER, canonical
+from adbench.models.names import ONNX, TOGETHER, canonical, together
 from adbench.system.download import RemoteFile, google_drive
 from adbench.system.files import content_id, expanded, no_file, sha256
 
@@ -180,7 +180,7 @@ def find(text: str, dataset: str | None = None) -> TeacherSpec:
         return validated(TeacherSpec, {"name": model, "architecture": model, "source": source}, text)
     if text.endswith(".toml"):
         path = expanded(Path(text))
-        return _settle(path.stem, read_toml(path), path)
+        return _settle(path.stem, read_toml(path), path, dataset)
     if "@" in text:
         architecture, _, file = text.partition("@")
         path, key = split_key(Path(file))
@@ -269,11 +269,14 @@ def wanted(spec: TeacherSpec) -> RemoteFile:
     return RemoteFile(spec.name, urls, sha256=source.sha256, size=source.size)
 
 
-def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSpec:
+def _settle(name: str, settings: dict[str, Any], file: Path | None, wanted_for: str | None = None) -> TeacherSpec:
+    """The teacher of that table. wanted_for: the dataset that it is asked for, by which its members are looked up."""
     if isinstance(source := settings.get("source"), dict) and source.get("kind") == "ensemble":
-        settings = _with_members(name, settings, file)
+        settings = _with_members(name, settings, file, wanted_for)
     spec = validated(TeacherSpec, {"name": name, **settings}, f"teacher '{name}'")
     changes: dict[str, Any] = {"architecture": canonical(spec.architecture)}
+    if isinstance(spec.source, Trained) and len(together(spec.architecture)) > 1:
+        raise UserError(f"teacher '{name}': '{spec.architecture}' is an ensemble; what is trained is one network")
     if file and spec.natural and spec.natural.endswith(".toml"):
         changes["natural"] = str(file.parent / expanded(Path(spec.natural)))
     if isinstance(spec.source, LocalFile):
@@ -284,7 +287,7 @@ def _settle(name: str, settings: dict[str, Any], file: Path | None) -> TeacherSp
     return spec.model_copy(update=changes)
 
 
-def _with_members(name: str, settings: dict[str, Any], file: Path | None) -> dict[str, Any]:
+def _with_members(name: str, settings: dict[str, Any], file: Path | None, wanted_for: str | None) -> dict[str, Any]:
     """The settings of an ensemble with its members found, and what follows from them."""
     names = settings["source"].get("members")
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
@@ -292,7 +295,7 @@ def _with_members(name: str, settings: dict[str, Any], file: Path | None) -> dic
     if own := [key for key in ("architecture", "mean", "std", "recipe") if key in settings]:
         raise UserError(f"teacher '{name}': an ensemble has the {', '.join(own)} of its members; leave it out")
     dataset = settings.get("dataset")
-    members = [find(_beside(file, one), dataset) for one in names]
+    members = [find(_beside(file, one), dataset or wanted_for) for one in names]
     if others := [member.name for member in members if dataset and member.dataset not in (None, dataset)]:
         raise UserError(f"teacher '{name}' is for '{dataset}', its member '{others[0]}' is not")
     known = dataset or next((member.dataset for member in members if member.dataset), None)
@@ -303,10 +306,12 @@ def _with_members(name: str, settings: dict[str, Any], file: Path | None) -> dic
 
 def _beside(file: Path | None, name: str) -> str:
     """A teacher's name in a file, whose paths begin at the file's folder."""
-    architecture, at, path = name.rpartition("@")
-    if file is None or not (at or name.endswith(".toml")):
+    if file is None:
         return name
-    return f"{architecture}{at}{file.parent / expanded(Path(path))}"
+    if name.endswith(".toml"):
+        return str(file.parent / expanded(Path(name)))
+    architecture, at, path = name.partition("@")
+    return f"{architecture}{at}{file.parent / expanded(Path(path))}" if at else name
 
 
 def natural_partner(spec: TeacherSpec) -> TeacherSpec:
@@ -316,7 +321,7 @@ def natural_partner(spec: TeacherSpec) -> TeacherSpec:
     if spec.members:
         return natural_partner(spec.members[0])
     try:
-        architecture = canonical(spec.architecture)
+        architecture = together(canonical(spec.architecture))[0]
     except UserError:  # a RobustBench model of an architecture that adbench cannot train
         architecture = "rn18"
     return TeacherSpec(

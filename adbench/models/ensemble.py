@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from adbench.errors import UserError
 from adbench.models.network import Network
 
-WITHOUT = "an ensemble has no {} of its own, which this method needs; choose a single teacher, or a method of logits"
+WITHOUT = (
+    "an ensemble has no {} of its own, which this method needs; choose a single teacher or a method of logits, or ask "
+    "each of `step.teacher.members`"
+)
 
 
 class Ensemble(Network):

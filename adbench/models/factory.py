@@ -9,7 +9,7 @@ from adbench.models.cnn import SmallCNN
 from adbench.models.dm_wideresnet import DeepMindWideResNet
 from adbench.models.ensemble import Ensemble
 from adbench.models.foreign import Foreign, made, of_timm
-from adbench.models.names import TIMM, TOGETHER, canonical, cnn_width, is_deepmind, wide_shape
+from adbench.models.names import TIMM, canonical, cnn_width, is_deepmind, together, wide_shape
 from adbench.models.network import Network, PerChannel
 from adbench.models.wideresnet import WideResNet
 from adbench.registry import MODELS
@@ -23,8 +23,8 @@ def build(name: str, *, classes: int, channels: int = 3, mean: PerChannel = None
     network.
     """
     name = canonical(name)
-    if TOGETHER in name:
-        members = [build(one, classes=classes, channels=channels, mean=mean, std=std) for one in name.split(TOGETHER)]
+    if len(parts := together(name)) > 1:
+        members = [build(one, classes=classes, channels=channels, mean=mean, std=std) for one in parts]
         return Ensemble(members, channels=channels)
     if name not in MODELS and (shape := wide_shape(name)):
         family = DeepMindWideResNet if is_deepmind(name) else WideResNet

@@ -38,8 +38,8 @@ def canonical(name: str) -> str:
     """
     if name in MODELS or name == ONNX:
         return name
-    if TOGETHER in name:
-        return TOGETHER.join(map(canonical, name.split(TOGETHER)))
+    if len(parts := together(name)) > 1:
+        return TOGETHER.join(map(canonical, parts))
     if name.startswith(TIMM):
         _timm(name)
         return name
@@ -60,6 +60,14 @@ def canonical(name: str) -> str:
     return _cnn_name(key, name)
 
 
+def together(name: str) -> list[str]:
+    """The architectures that a name puts together, as "A + B"; of one network that alone."""
+    file = _FILE.fullmatch(name)
+    if name in MODELS or (file and expanded(Path(file[1])).is_file()):
+        return [name]
+    return name.split(TOGETHER)
+
+
 def given(text: str) -> None:
     """Take a word of the command line: the network of "FOLDER/FILE.py:NAME", also before "@CHECKPOINT", is known from
     now on as "FILE.py:NAME", if there is that file."""
@@ -69,8 +77,8 @@ def given(text: str) -> None:
 
 def code(name: str) -> str | None:
     """What the code of an architecture is known by that is not adbench's own: a hash, or timm's version."""
-    if TOGETHER in name:
-        return TOGETHER.join(filter(None, map(code, name.split(TOGETHER)))) or None
+    if len(parts := together(name)) > 1:
+        return TOGETHER.join(filter(None, map(code, parts))) or None
     if name.startswith(TIMM):
         return f"timm {_timm(name)}"
     return None if name not in MODELS or MODELS.built_in(name) else MODELS.code(name).sha256
@@ -96,8 +104,8 @@ def _timm(name: str) -> str:
 
 def known(name: str) -> bool:
     """Whether somebody knows an architecture of that name, also one that cannot be built."""
-    if TOGETHER in name:
-        return all(map(known, name.split(TOGETHER)))
+    if len(parts := together(name)) > 1:
+        return all(map(known, parts))
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
     if name.startswith(TIMM) or _FILE.fullmatch(name):
         return True

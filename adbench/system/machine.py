@@ -45,7 +45,11 @@ def may_have(device: str) -> bool:
     torch, which knows for certain, need not be asked."""
     if platform.system() != "Linux" or device == "cpu":
         return True
-    return device != "mps" and (Path("/dev/kfd").exists() or _loads("libcuda.so.1"))
+    return device != "mps" and (any(Path(driver).exists() for driver in DRIVERS) or _loads("libcuda.so.1"))
+
+
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""What NVIDIA's driver, AMD's and that of Windows' subsystem for Linux put there."""
 
 
 def _loads(library: str) -> bool:

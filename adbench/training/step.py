@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adbench.attacks.linf import Objective, Start, attacking, climb, start_point
 from adbench.errors import UserError
 from adbench.losses import wide
-from adbench.models.ensemble import Ensemble, mean_logits
+from adbench.models.ensemble import WITHOUT, Ensemble, mean_logits
 from adbench.models.network import Network
 from adbench.models.precision import AS_WRITTEN, Lean, Precision, single
 from adbench.models.stages import Shape, kept, named
@@ -234,6 +234,17 @@ class EnsembleTeacher(Teacher):
         super().run_in(precision)
         for member in self._members:
             member.run_in(precision)
+
+    @contextmanager
+    def still(self, bn: Mode = Mode.EVAL, *, exact: bool = False) -> Iterator[None]:
+        with super().still(bn, exact=exact), ExitStack() as stack:
+            for member in self._members:
+                stack.enter_context(member.still(bn, exact=exact))
+            yield
+
+    def _stages(self, x: Tensor) -> dict[str, Shape]:
+        """Raises UserError: a stage is one network's."""
+        raise UserError(WITHOUT.format("stages"))
 
     def _run(
         self, x: Tensor, *, features: bool = False, stages: tuple[str, ...] = ()

@@ -176,8 +176,9 @@ def _spec(found: Record) -> TeacherSpec:
     else:
         if not (members := networks.members_of(training)):
             return _from_elsewhere(found, training["source"], found.network.file)
-        files = zip(members, found.network.files or [], strict=True)
-        parts = [_from_elsewhere(found, member, file).model_dump() for member, file in files]
+        files = networks.files_of(found, len(members))
+        pairs = zip(members, files, strict=True)
+        parts = [_from_elsewhere(found, member, file).model_dump() for member, file in pairs]
         own, mean, std = {"kind": "ensemble", "members": parts}, None, None
     settings = {"name": found.label, "architecture": found.student, "source": own, "mean": mean, "std": std}
     return validated(TeacherSpec, settings, f"teacher '{found.label}'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from adbench.data import Dataset, parse_fraction
 from adbench.errors import UserError
 from adbench.experiment.cell import safe
 from adbench.models import Network
+from adbench.models.ensemble import Ensemble
 from adbench.models.names import is_deepmind, wide_shape
 from adbench.registry import DATASETS
 from adbench.results.fields import Metric
@@ -67,6 +69,11 @@ def export(
         yield f"{path}: loaded again, its logits of {len(x):,} test images differ by {away:.1e} at most"
     if WEIGHTS not in kinds:
         return
+    if isinstance(network, Ensemble) and any(member.mean is not None for member in network.members):
+        raise UserError(
+            f"'{record.path}' is of an ensemble whose members normalise the images each by itself, which one file of "
+            "weights does not say; export it as a graph (--format onnx), or its members"
+        )
     plain, tensors = beside(stem, ".pt"), beside(stem, ".safetensors")
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     written, lacking = card(record, dataset, network)
@@ -77,7 +84,7 @@ def export(
         _same(path, network, record, dataset)
         yield f"{path}: {len(weights)} tensors; gives the logits of the network that was judged"
     yield f"{stem}.json: RobustBench's card; {lacking}"
-    yield f"read again with: adbench eval {tensors} {' '.join(_options(record, network))}"
+    yield f"read again with: adbench eval {tensors} {shlex.join(_options(record, network))}"
     if INT8 in kinds:
         source, int8_file, toml = (beside(stem, suffix) for suffix in (".onnx", INT8_SUFFIX, ".toml"))
         calibrated = int8.write(source, int8_file, dataset.train)

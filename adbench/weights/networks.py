@@ -149,6 +149,14 @@ def members_of(training: Mapping[str, Any]) -> list[dict[str, Any]]:
     return own["source"].get("members", []) if isinstance(own, Mapping) else []
 
 
+def files_of(record: Record, members: int) -> list[str | None]:
+    """Where the weights of so many members lay. Raises Missing for a record that does not say."""
+    files = record.network.files or []
+    if len(files) != members:
+        raise Missing(f"'{record.path}' does not say where the weights of its {members} members lay")
+    return files
+
+
 def cell_network(cell: Cell, dataset: Dataset, results: Path, data_dir: Path, which: str = "best") -> Network:
     """The cell's finished network on the CPU: trained here (`which`: best or last), from a file, or RobustBench.
 
@@ -197,9 +205,10 @@ def network_of(
         network = _robustbench(str(source.get("id")), record.dataset, data_dir)
     elif training["architecture"] == ONNX:
         network = onnx_file.load(file or _weights(record, source, model.file, data_dir, remedy), dataset)
-    elif file is None and isinstance(network := built(training, dataset), Ensemble):
-        members = zip(network.members, members_of(training), model.files or [], strict=True)
-        for part, own, lay in members:
+    elif file is None and (members := members_of(training)):
+        network = built(training, dataset)
+        assert isinstance(network, Ensemble)
+        for part, own, lay in zip(network.members, members, files_of(record, len(members)), strict=True):
             _read(part, _weights(record, own["source"], lay, data_dir, remedy), own["source"])
     else:
         network = built(training, dataset)
