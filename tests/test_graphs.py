@@ -199,7 +199,8 @@ def test_a_record_of_an_onnx_file_is_verified_and_its_survivors_attacked(exporte
     path = judged(exported[0], "net.int8").path
     found = cli("verify", path, "--survivors", 6)
     assert found.exit_code == 0, found.output
-    assert "aa-square survivors: of" in found.output
+    for attack in ("aa-square", "transfer:net:pgd20", "transfer:net:cw"):
+        assert f"{attack} survivors: of" in found.output, "the float network, its proxy, is found beside it"
     assert ", 0 contradict" in found.output
 
 

@@ -42,7 +42,7 @@ TRACEBACK = "traceback.txt"
 
 PLANS = "plans"
 TUNING = "tuning"
-TEACHERS = "teachers"
+TEACHERS, CHECKPOINTS = "teachers", "checkpoints"
 ANALYSES = ("cross", "cam")
 """Kinds of analysis: their folder, and their file's stem."""
 EXAMPLES = "examples.npz"
@@ -60,9 +60,11 @@ def is_evaluation(name: str) -> bool:
     return name.startswith(_EVALUATION)
 
 
-def teacher_records(dataset_folder: Path, train_id: str) -> list[Path]:
-    """The records of the teacher with this `train_id` among the results of a dataset."""
-    return sorted(dataset_folder.glob(f"{TEACHERS}/*-{train_id[:8]}/{_EVALUATION}*/{RECORD}"))
+def guide_records(dataset_folder: Path, train_id: str) -> list[Path]:
+    """The records among the results of a dataset of what may have taught or been attacked in a student's place: the
+    teacher, or the weights from elsewhere, with this `train_id`."""
+    folders = (dataset_folder / kind for kind in (TEACHERS, CHECKPOINTS))
+    return [path for own in folders for path in sorted(own.glob(f"*-{train_id[:8]}/{_EVALUATION}*/{RECORD}"))]
 
 
 def analysis_path(results: Path, dataset: str, kind: str, identity: str) -> Path:

@@ -228,7 +228,7 @@ class Paper:
         if named[1] != head:
             return [f"its folder '{folder.name}'"]
         around = folder.parts[-1 - len(above) : -1]
-        usual = "__" in folder.parent.name or folder.parent.name in ("teachers", "checkpoints")
+        usual = "__" in folder.parent.name or folder.parent.name in (layout.TEACHERS, layout.CHECKPOINTS)
         return [f"its folder '{'/'.join(around)}'"] if usual and around != above else []
 
     def _training(self) -> Finding:
@@ -386,7 +386,7 @@ def _guide(
 def beside(found: Record, train_id: str) -> Record | None:
     """The finished record of the teacher with that identity in the same results folder, if there is one."""
     for folder in found.path.resolve().parents[1:6]:
-        for path in layout.teacher_records(folder, train_id):
+        for path in layout.guide_records(folder, train_id):
             try:
                 other = record.read(path)
             except UserError:
