@@ -22,6 +22,11 @@ class Around(Method):
     def model_post_init(self, _: Any) -> None:
         self._base = self.bases[self.base](**self.base_hyper)
 
+    def settings(self) -> dict[str, Any]:
+        default = type(self._base)().settings()
+        own = {name: value for name, value in self._base.settings().items() if default.get(name) != value}
+        return super().settings() | {"base_hyper": own}
+
     @property
     def separable(self) -> bool:  # type: ignore[override]
         return self._base.separable

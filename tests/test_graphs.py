@@ -195,6 +195,25 @@ def test_exporting_again_writes_the_same_bytes_and_judges_nothing_again(
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_no_figure_of_the_float_network_is_in_the_int8_file(exported: tuple[Path, str]) -> None:
+    import onnx
+
+    out, _ = exported
+    number, int8 = (
+        {entry.key for entry in onnx.load(out / name).metadata_props} for name in ("net.onnx", "net.int8.onnx")
+    )
+    assert {"accuracy", "record"} <= number
+    assert int8 == number - {"accuracy", "record"} | {"quantised"}
+
+
+def test_the_report_tells_what_transfers_to_an_int8_network(exported: tuple[Path, str], tmp_path: Path) -> None:
+    done = cli("report", "--results", exported[0] / "records", "--out", tmp_path, "--format", "markdown")
+    assert done.exit_code == 0, done.output
+    text = "\n".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.md"))
+    assert "Black-box transfer to evaluated checkpoints" in text
+    assert "net.int8" in text.partition("Black-box transfer to evaluated checkpoints")[2]
+
+
 def test_a_record_of_an_onnx_file_is_verified_and_its_survivors_attacked(exported: tuple[Path, str]) -> None:
     path = judged(exported[0], "net.int8").path
     found = cli("verify", path, "--survivors", 6)
@@ -236,6 +255,9 @@ def test_what_cannot_be_had_of_an_onnx_file_is_one_sentence(
         (("run", "--student", "onnx", "--dry-run"), "judged by `adbench eval`"),
         (("run", "--methods", "rslad", "--teacher", f"onnx@{file}", "--dry-run"), "no gradients"),
         (("export", results, "--square-images", 3, "--out", tmp_path), "is for --quantise"),
+        (("eval", file, "--fast-aa"), "has no other search"),
+        (("eval", file, "--arch", "cnn-4"), "has its architecture inside"),
+        (("cross", "--results", exported[0] / "records"), "needs two finished networks"),
     ):
         found = cli(*words)
         assert found.exit_code == 2, found.output

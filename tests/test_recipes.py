@@ -11,7 +11,7 @@ import pytest
 from adbench.data import Threat
 from adbench.errors import UserError
 from adbench.execution.execute import _training_attack
-from adbench.execution.expand import expand
+from adbench.execution.expand import expand, recipe
 from adbench.experiment import teacher
 from adbench.experiment.cell import Cell
 from adbench.experiment.config import Experiment, Train, experiment, layered, merged, parse_setting, read_preset
@@ -104,6 +104,29 @@ def test_an_override_wins_over_the_hyperparameters_of_an_earlier_layer_and_yield
     assert {c.hyper["attack_bn"] for c in cells.values()} == {"train"}
     assert cells["smaraad"].hyper["gamma"] == 10
     assert students("digits", own=("hyper.smaraad.gamma=60",), override=own)["smaraad"].hyper["gamma"] == 60
+
+
+def test_an_override_wins_over_the_hyperparameters_of_its_own_layer_and_of_groups() -> None:
+    own = {
+        "hyper": {"ard": {"tau": 30.0}, "absld": {"alpha": 0.5}},
+        "override": [
+            {"methods": ["ard"], "datasets": ["cifar100"], "hyper": {"tau": 5.0}},
+            {"methods": ["fairness"], "hyper": {"alpha": 0.25}},
+        ],
+    }
+    for first in ({}, {"hyper": {"absld": {"alpha": 0.75}}}):
+        one = experiment(layered(first, own))
+        taus = [recipe(one, "ard", dataset)[0].settings()["tau"] for dataset in ("cifar100", "cifar10")]
+        assert taus == [5.0, 30.0]
+        assert recipe(one, "absld", "cifar10")[0].settings()["alpha"] == 0.25
+    later = experiment(layered(own, {"hyper": {"ard": {"tau": 7.0}}}))
+    assert recipe(later, "ard", "cifar100")[0].settings()["tau"] == 7.0
+
+
+def test_an_overrides_epochs_and_a_budget_of_an_earlier_or_later_layer() -> None:
+    rule = {"override": [{"methods": ["ard"], "train": {"epochs": 5}}]}
+    assert recipe(experiment(layered({"budget": 4400}, rule)), "ard", "cifar10")[1].epochs == 5
+    assert recipe(experiment(layered(rule, {"budget": 4400})), "ard", "cifar10")[1].epochs > 100
 
 
 def test_an_ablation_on_digits_compares_equal_ranks() -> None:

@@ -20,6 +20,7 @@ from adbench.experiment import spelling
 from adbench.experiment.config import ThreatModel, Train, experiment, validated
 from adbench.models import build
 from adbench.training.configured import configured
+from adbench.training.schedule import rate
 from adbench.training.step import Ball, Net, Step
 from adbench.weights import checkpoint
 
@@ -257,3 +258,11 @@ def test_a_training_begins_with_the_weights_it_is_given(tmp_path: Path) -> None:
     checkpoint.load(trained, last)
     for (name, p), expected in zip(trained.named_parameters(), first.parameters(), strict=True):
         assert torch.allclose(p, expected, atol=1e-12), name
+
+
+def test_a_drop_at_the_end_of_a_training_is_none_by_iteration_either() -> None:
+    def rates(*milestones: float) -> list[float]:
+        train = Train(epochs=10, per="iteration", milestones=milestones)
+        return [rate(train, epoch, batch, 4) for epoch in range(10) for batch in range(4)]
+
+    assert rates(0.5, 0.96) == rates(0.5)

@@ -10,6 +10,7 @@ import pytest
 from tiny import cli, options, run
 
 from adbench.errors import UserError
+from adbench.execution.expand import recipe
 from adbench.experiment.config import Experiment, experiment, layered
 from adbench.experiment.settings import keys, swept, variants
 from adbench.results import plans
@@ -79,8 +80,11 @@ def test_a_value_wins_over_all_layers_and_overrides_and_a_budget() -> None:
     assert [first.train.epochs, second.train.epochs] == [1, 2]
     assert first.budget is None
     assert first.overrides[0].train == {"lr": 0.5}
-    assert first.overrides[0].hyper == {"start": "clean"}
     assert first.hyper == {"trades": {"beta": 3}}
+    method, train = recipe(first, "trades", "digits")
+    assert method.settings()["beta"] == 3
+    assert method.settings()["start"] == "clean"
+    assert (train.epochs, train.lr) == (1, 0.5)
     assert not first.sweep
 
 
@@ -132,3 +136,28 @@ def test_a_plan_from_before_a_setting_came_is_found_by_its_options() -> None:
 def test_a_key_that_is_no_setting_is_refused() -> None:
     with pytest.raises(UserError, match="nix"):
         variants(experiment({"sweep": {"train.nix": [1, 2]}}))
+
+
+def test_a_value_of_one_method_takes_nothing_from_another_of_its_rule() -> None:
+    rule = {"methods": ["ard", "iad"], "hyper": {"attack_bn": "train"}}
+    whole = layered({"override": [rule]}, {"sweep": {"hyper.ard.attack_bn": ["eval", "train"]}})
+    for one, value in zip(variants(experiment(whole)), ("eval", "train"), strict=True):
+        assert recipe(one, "ard", "digits")[0].settings()["attack_bn"] == value
+        assert recipe(one, "iad", "digits")[0].settings()["attack_bn"] == "train"
+
+
+def test_a_budget_can_have_several_values_and_decides_over_a_files_epochs(tmp_path: Path) -> None:
+    words = ("--methods", "pgd-at", "--preset", "quick", "--results", tmp_path, "--dry-run")
+    done = cli("run", *words, "--set", "budget=[24,48]")
+    assert "of 2 cells" in done.output, done.output
+    (tmp_path / "mine.toml").write_text("[train]\nepochs = [10, 20]\n", encoding="utf-8")
+    done = cli("run", *words, "--config", tmp_path / "mine.toml", "--set", "budget=24")
+    assert "of 1 cells" in done.output, done.output
+
+
+@pytest.mark.parametrize("text", ["train = [3]", "hyper = [3]"])
+def test_a_sweep_of_a_table_is_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f"[sweep]\n{text}\n", encoding="utf-8")
+    done = cli("run", "--config", tmp_path / "mine.toml", "--preset", "official", "--dry-run")
+    assert done.exit_code == 2, done.output
+    assert "is a table; give values of one of its settings" in done.output

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from adbench.analysis.common import Testbed, load_all, named
 from adbench.errors import UserError
 from adbench.execution.place import Place
 from adbench.models import Network
+from adbench.models.names import ONNX
 from adbench.results import analyses, document
 from adbench.results.analyses import Accuracy, Cross
 from adbench.results.networks import Finished, Group
@@ -42,6 +44,12 @@ def lines(
     """
     for group in groups:
         named(group, attack)
+    forward_only = [one for group in groups for one in group.networks if one.record.student == ONNX]
+    groups = [
+        replace(group, networks=tuple(one for one in group.networks if one not in forward_only)) for group in groups
+    ]
+    for one in forward_only:
+        yield f"left out: '{one.record.path}' is of an ONNX file, which has no gradients to make x' with"
     if all(len(group.networks) < 2 for group in groups):
         there = "; ".join(f"{group}: {_count(len(group.networks))}" for group in groups)
         raise UserError(f"a matrix needs two finished networks of one dataset and setting; {there}")

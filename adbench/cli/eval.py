@@ -93,11 +93,15 @@ def eval_(
         --proxies rn18@net.pt
     """
     onnx = checkpoint.suffix.lower() == ".onnx"
+    if onnx and arch is not None:
+        raise UserError("--arch: an ONNX file has its architecture inside; leave it out")
     arch = ONNX if onnx else arch
     if arch is None:
         raise UserError(f"missing option '--arch': the architecture of '{checkpoint}' (adbench list students)")
     if onnx and (mean or std):
         raise UserError("--mean and --std: an ONNX file has its normalisation inside; leave them out")
+    if onnx and fast_aa:
+        raise UserError("--fast-aa: an ONNX file is judged by Square, which has no other search; leave it out")
     judging: dict[str, Any] = {"images": images, "aa_images": aa_images}
     judging |= {"aa_search": "fast"} if fast_aa else {}
     judging |= {"attacks": attacks or ("aa-square",)} if attacks or onnx else {}

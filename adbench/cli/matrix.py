@@ -77,7 +77,12 @@ class MatrixOptions:
         file = configuration.read_toml(self.config) if self.config else {}
         line = configuration.merged(*(configuration.parse_setting(text) for text in self.settings), named)
         (file, in_file), (line, on_line) = settings.swept(file), settings.swept(line)
-        sweep = {key: values for key, values in in_file.items() if not configuration.is_set(line, key)} | on_line
+        other = {"train.epochs": "budget", "budget": "train.epochs"}  # either decides the other
+        sweep = {
+            key: values
+            for key, values in in_file.items()
+            if not any(configuration.is_set(line, one) for one in (key, other.get(key, key)))
+        } | on_line
         chosen = self.presets or [configuration.default_preset(configuration.merged(file, line))]
         layers = (*(configuration.read_preset(name) for name in chosen), file, line)
         layers = (*layers, {"sweep": sweep}) if sweep else layers

@@ -37,6 +37,11 @@ def _over(method: str, texts: Sequence[str]) -> dict[str, list[Any]]:
         if parts[0] == "hyper" and len(parts) == 2:
             key = f"hyper.{method}.{parts[1]}"
             declared.known(method, parts[1])
+        elif parts[0] != "train" or parts[-1] in ("val_steps", "val_every"):
+            raise UserError(
+                f"--over {text}: a search is over hyper.* and train.*, but for how it is validated; what else differs "
+                "would be judged otherwise"
+            )
         swept = settings.swept(config.parse_setting(f"{key}={values}"))[1] if equals else {}
         if list(swept) != [key] or len(swept[key]) < 2:
             raise UserError(f"--over {text}: give a setting and two values or more, as in hyper.alpha=[0.5,1]")

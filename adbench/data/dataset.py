@@ -148,7 +148,7 @@ def load(
 
     # One order serves both ends: the first images are held out, the next are trained on.
     order = stratified_order(parts.y_train, key=2020)
-    available = len(order) - 1
+    available = max(len(order) - 2, 0)  # two are the smallest batch
     held_out = _count(name, "held-out", val_images, default=arrays.val_images, available=available)
     rest = order[held_out:]
     count = _count(name, "training", train_images, default=len(rest), available=len(rest))

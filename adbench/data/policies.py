@@ -34,13 +34,14 @@ class Parameter:
 
 _SHARE = Parameter("probability", 1.0, 0.0, 1.0)
 KNOWN = {
-    "cutout": (Parameter("side", None, 1, 10_000, whole=True),),
-    "cutmix": (Parameter("alpha", 1.0, 0.01, 100), _SHARE),
-    "mixup": (Parameter("alpha", 1.0, 0.01, 100), _SHARE),
     "idbh": (),
     "autoaugment": (),
     "randaugment": (Parameter("operations", 2, 1, 14, whole=True), Parameter("magnitude", 9, 0, 30, whole=True)),
+    "cutout": (Parameter("side", None, 1, 10_000, whole=True),),
+    "cutmix": (Parameter("alpha", 1.0, 0.01, 100), _SHARE),
+    "mixup": (Parameter("alpha", 1.0, 0.01, 100), _SHARE),
 }
+"""What each policy takes, in the order in which they are applied."""
 MIXING = ("cutmix", "mixup")
 """Policies that mix images and so their labels."""
 
@@ -93,6 +94,11 @@ def policy(text: str) -> AugmentPolicy:
 def spelt(text: str) -> str:
     """A policy in its one spelling. Raises UserError as `policy`."""
     return str(policy(text))
+
+
+def in_order(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Policies in the order in which they are applied, whatever the list's."""
+    return tuple(sorted(texts, key=lambda text: list(KNOWN).index(policy(text).name)))
 
 
 def mixing(texts: tuple[str, ...]) -> list[str]:

@@ -158,7 +158,7 @@ def recipe(experiment: Experiment, name: str, dataset: str) -> tuple[Method, Tra
     train = teachers.with_hash(train)
     check_fits(method, name, train)
     _check_images(train, experiment.data, method, name)
-    if experiment.budget is not None:
+    if experiment.budget is not None and not any("epochs" in rule.train for rule in rules):
         cost = training_passes(method, name, train).total
         epochs = int(experiment.budget / cost)
         if epochs < 1:

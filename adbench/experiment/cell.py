@@ -8,6 +8,7 @@ makes new folders and overwrites nothing; changing the second trains nothing aga
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -72,6 +73,8 @@ class Cell:
         if self.method is None:
             assert self.spec is not None
             return {**base, "source": self.spec.identity()}
+        if codes := {name: code for name in _texts(self.hyper) if (code := network_code(name))}:
+            base["own_networks"] = codes
         return base | {
             "method": self.method,
             "source": METHODS.code(self.method).sha256,
@@ -165,6 +168,15 @@ class Matrix:
     @property
     def cells(self) -> tuple[Cell, ...]:
         return self.teachers + self.students
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts among a method's hyperparameters, of which some may be networks of its own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
 
 
 def _foreign(registry: Registry, name: str) -> str | None:

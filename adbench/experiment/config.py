@@ -27,9 +27,10 @@ from pydantic import (
     model_validator,
 )
 
-from adbench.data.policies import policy, spelt
+from adbench.data.policies import in_order, policy, spelt
 from adbench.data.threat import as_text, meant, meant_attack
 from adbench.errors import UserError, is_text, unknown
+from adbench.registry import members
 from adbench.seeding import LARGEST
 from adbench.system.files import user_text
 
@@ -63,6 +64,7 @@ def _policy(text: str) -> str:
 
 
 PolicyName = Annotated[str, AfterValidator(_policy)]
+Policies = Annotated[tuple[PolicyName, ...], AfterValidator(in_order)]
 AttackName = Annotated[str, AfterValidator(meant_attack)]
 FractionText = Annotated[
     str | None,
@@ -112,7 +114,7 @@ class Train(Section):
         (0.575, 0.8, 0.925), description="shares of the epochs after which lr drops: 115, 160, 185 of 200"
     )
     lr_factor: float = Field(0.1, gt=0, le=1, description="what lr is multiplied by at a milestone")
-    augment: tuple[PolicyName, ...] = Field(
+    augment: Policies = Field(
         (),
         description="beyond crops and mirroring: cutout(SIDE), cutmix(ALPHA, P), mixup(ALPHA, P), autoaugment(TABLE), "
         "randaugment(N, M), idbh(VERSION)",
@@ -369,8 +371,8 @@ def is_set(settings: Mapping[str, Any], key: str) -> bool:
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of several layers (presets, a file, the command line), each winning over those before it.
 
-    An [[override]] wins over the rest of its own layer, and yields to what a later layer sets for all methods; so
-    do a budget and `train.epochs` to each other. Raises UserError for a layer that sets both of these.
+    An [[override]] wins over the rest of its own layer, its budget too, and yields to what a later layer sets for all
+    methods; so do a budget and `train.epochs` to each other. Raises UserError for a layer that sets both of these.
     """
     settings: dict[str, Any] = {}
     rules: list[dict[str, Any]] = []
@@ -380,19 +382,21 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError("configuration: budget and train.epochs are both set; one decides the other")
         if "epochs" in train:
             settings.pop("budget", None)
-        rules = [rule | {"train": _without(_table(rule, "train"), train)} for rule in rules]
+        decided = {*train, *(("epochs",) if "budget" in layer else ())}
+        rules = [rule | {"train": _without(_table(rule, "train"), decided)} for rule in rules]
         if isinstance(added, list) and all(isinstance(rule, Mapping) for rule in added):
             for number, rule in enumerate(added, 1):
                 # One by one, so that a complaint counts as the user does.
                 validated(Override, rule, f"[[override]] number {number}")
-            # Hyperparameters of earlier layers come before these overrides, as overrides themselves.
-            named = {method for rule in added for method in rule["methods"]}
-            earlier = {m: h for m, h in _table(settings, "hyper").items() if named & {m, "all"}}
-            if earlier:
-                settings["hyper"] = _without(settings["hyper"], earlier)
-            rules += [{"methods": [method], "hyper": hyper} for method, hyper in earlier.items()]
-            rules += added
+            # Hyperparameters of earlier layers and of this one come before these overrides, as overrides themselves.
+            named = members(method for rule in added for method in rule["methods"])
             layer = {key: value for key, value in layer.items() if key != "override"}
+            for table in (settings, layer):
+                hyper = _table(table, "hyper")
+                if before := {method: hyper[method] for method in named if method in hyper}:
+                    rules += [{"methods": [method], "hyper": own} for method, own in before.items()]
+                    table["hyper"] = _without(hyper, before)
+            rules += added
         settings = merged(settings, layer)
     return settings if "override" in settings else settings | {"override": rules}
 

@@ -81,6 +81,8 @@ def swept(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]
     for name in SWEPT:
         if name in layer:
             rest[name] = _without_lists(layer[name], name, found)
+            if name in found:
+                del rest[name]
     return rest, found
 
 
@@ -146,6 +148,9 @@ def variants(whole: Experiment) -> list[Experiment]:
         chosen: dict[str, Any] = {}
         for key, value in zip(whole.sweep, values, strict=True):
             chosen = merged(chosen, _nested(key, value))
+        for table in ("train", "hyper"):
+            if not isinstance(chosen.get(table, {}), Mapping):
+                raise UserError(f"sweep: '{table}' is a table; give values of one of its settings, as {table}.NAME")
         settings = merged(base, chosen)
         if "epochs" in chosen.get("train", {}) and "budget" not in chosen:
             settings.pop("budget", None)
@@ -163,10 +168,6 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def _yielding(rule: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """An [[override]] without what a sweep sets for all methods, and without hyperparameters that it sets for one."""
-    hyper = {name for method in rule["methods"] for name in chosen.get("hyper", {}).get(method, {})}
-    return {
-        **rule,
-        "train": {key: value for key, value in rule.get("train", {}).items() if key not in chosen.get("train", {})},
-        "hyper": {key: value for key, value in rule.get("hyper", {}).items() if key not in hyper},
-    }
+    """An [[override]] without what a sweep sets for all methods; to a method's own hyperparameters it yields anyway."""
+    train = {key: value for key, value in rule.get("train", {}).items() if key not in chosen.get("train", {})}
+    return {**rule, "train": train}

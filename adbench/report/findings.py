@@ -68,11 +68,14 @@ def _values(table: Table, attack: str, alone: frozenset[str]) -> Iterator[tuple[
 
 def _finding(dataset: str, setting: str, student: str, attack: str, values: list[_Value]) -> Headline:
     best = max(values, key=lambda value: value.number)
+    first = [value for value in values if value.number == best.number]
+    names = list(dict.fromkeys(_named(value, several=len({v.teacher for v in first}) > 1) for value in first))
     methods = {value.method for value in values}
-    tied = [value.method for value in values if value.cell.tied and value.place == best.place]
+    places = {value.place for value in first}
+    tied = [value.method for value in values if value.cell.tied and value.place in places and value not in first]
     lowest = min(values, key=lambda value: value.number)
     more = [
-        f"Not told apart from it there: {listed(tied)}." if tied else "",
+        f"Not told apart from {'it' if len(names) == 1 else 'them'} there: {listed(tied)}." if tied else "",
         f"The {len(methods)} methods compared lie between {lowest.number:.2f} and {best.number:.2f} %"
         + (f", under {len(taught)} teachers." if len(taught := {v.teacher for v in values if v.teacher}) > 1 else "."),
         "" if best.cell.spread else "One seed: this ranks networks, not methods.",
@@ -82,11 +85,16 @@ def _finding(dataset: str, setting: str, student: str, attack: str, values: list
         f"{dataset}, student {student}" + (f", {setting}" if setting else ""),
         best.cell.text,
         best.cell.spread,
-        f"{best.method} has the highest accuracy under {under}"
-        + (f", taught by {best.teacher}." if best.teacher else "."),
+        f"{listed(names)} {'has' if len(names) == 1 else 'have'} the highest accuracy under {under}"
+        + (f", taught by {best.teacher}." if best.teacher and len(names) == 1 else "."),
         " ".join(filter(None, more)),
         about(dataset=dataset, setting=setting or None, student=student),
     )
+
+
+def _named(value: _Value, several: bool) -> str:
+    """A method, with its teacher where the best have several."""
+    return f"{value.method} taught by {value.teacher}" if several and value.teacher else value.method
 
 
 def _is_number(cell: TableCell) -> bool:

@@ -204,7 +204,11 @@ def contents(view: View) -> tuple[list[Chapter], Table]:
             ),
             Chapter("attribution", "Attribution maps", *attribution.contents(view)),
             Chapter("tuned", "Tuned", tuple(tuned.tables(students, view))),
-            Chapter("checkpoints", "Other networks", tuple(robustness.checkpoints(others, view))),
+            Chapter(
+                "checkpoints",
+                "Other networks",
+                (*robustness.checkpoints(others, view), *robustness.transferred_to_checkpoints(others, view)),
+            ),
             Chapter("paper", "Against the paper", tuple(paper.comparison(students, networks, view))),
             Chapter("costs", "Costs", tuple(costs.tables(students, view)), tuple(comparisons.costly(students))),
             Chapter("footprint", "Size and latency", *footprints.contents(students, view)),

@@ -234,7 +234,7 @@ def read_all(results: Path, kind: type[A], left_out: Callable[[str], object] | N
 def latest(analyses: Iterable[A]) -> list[A]:
     """Those that no later one replaces, in path order.
 
-    A later one replaces an earlier one of the same images and setting if it has all of its networks.
+    A later one replaces an earlier one of the same images, setting and attack if it has all of its networks.
     """
     standing: list[A] = []
     for one in sorted(analyses, key=lambda a: (a.provenance["finished"], str(a.path)), reverse=True):
@@ -243,11 +243,16 @@ def latest(analyses: Iterable[A]) -> list[A]:
     return sorted(standing, key=lambda a: str(a.path))
 
 
+def _made_by(one: Analysis) -> dict[str, Any]:
+    """The attack of an analysis, whatever version of the code had it."""
+    return {key: value for key, value in one.attack.items() if key != "implementation"}
+
+
 def _replaces(later: A, earlier: A) -> bool:
     of_later, of_earlier = ([network.weights_sha256 for network in one.networks] for one in (later, earlier))
     return (
-        (later.dataset, later.setting, later.data.fingerprint)
-        == (earlier.dataset, earlier.setting, earlier.data.fingerprint)
+        (later.dataset, later.setting, later.data.fingerprint, later.data.images, _made_by(later))
+        == (earlier.dataset, earlier.setting, earlier.data.fingerprint, earlier.data.images, _made_by(earlier))
         # The first network of `cam` is the teacher that the others are compared with.
         and (not isinstance(later, Cam) or of_later[0] == of_earlier[0])
         and set(of_earlier) <= set(of_later)

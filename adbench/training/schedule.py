@@ -61,9 +61,10 @@ def drop(train: Train, epoch: int) -> float:
 
 
 def _dropped(train: Train, epoch: int) -> float:
-    """The rate after the drops up to `epoch`, which are multiplied one by one: the last bits depend on it."""
+    """The rate after the drops up to `epoch`, which are multiplied one by one: the last bits depend on it. A drop at
+    the end of the training is none, also for its last iteration."""
     value = train.lr
-    for _, same in itertools.groupby(drop for drop in train.drops() if 0 < drop <= epoch):
+    for _, same in itertools.groupby(drop for drop in train.drops() if 0 < drop <= epoch and drop < train.epochs):
         value *= train.lr_factor ** len(list(same))
     return value
 

@@ -52,7 +52,9 @@ def write(source: Path, path: Path, train: Split) -> int:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"'{source}' cannot be quantised ({type(error).__name__}: {reason})") from error
         model = onnx.load(written)
-    said = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
+    # Accuracies and record are the float network's; int8 has a record of its own.
+    props = onnx.load(source).metadata_props
+    said = {entry.key: entry.value for entry in props if entry.key not in ("accuracy", "record")}
     said |= {"quantised": f"int8, weights by channel, calibrated on {len(images)} training images"}
     onnx.helper.set_model_props(model, said)
     files.write_bytes(path, model.SerializeToString())

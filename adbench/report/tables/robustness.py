@@ -132,6 +132,16 @@ def _titled(kind: str, name: str) -> str:
 @by_setting
 def transfer(runs: Sequence[Run], view: View) -> list[Table]:
     """Table 5: accuracy on adversarial examples made on a proxy network that the attacker holds."""
+    return _transferred(runs, view, "transfer", "Black-box transfer")
+
+
+@by_setting
+def transferred_to_checkpoints(runs: Sequence[Run], view: View) -> list[Table]:
+    """The same of networks from elsewhere: all that is known of one without gradients, beside Square."""
+    return _transferred(runs, view, "transfer-checkpoints", "Black-box transfer to evaluated checkpoints")
+
+
+def _transferred(runs: Sequence[Run], view: View, label: str, what: str) -> list[Table]:
     dataset = runs[0].dataset
     pairs = sorted(view.transferred(runs), key=lambda pair: (natural(pair[0]), pair[1] != "pgd20", pair[1]))
     if not pairs:
@@ -151,10 +161,8 @@ def transfer(runs: Sequence[Run], view: View) -> list[Table]:
         captions.untaught(attacked),
         *_evidence(attacked, metrics, view.spread),
     )
-    title, notes = f"Black-box transfer, {dataset}", captions.warnings(attacked, metrics)
-    return [
-        Table(slug("transfer", dataset), title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset))
-    ]
+    title, notes = f"{what}, {dataset}", captions.warnings(attacked, metrics)
+    return [Table(slug(label, dataset), title, caption, tuple(columns), ranking.rows, notes, about(dataset=dataset))]
 
 
 def _transfer_lines(runs: Sequence[Run], metrics: Sequence[str], view: View) -> Iterator[UnrankedRow]:

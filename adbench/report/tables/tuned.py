@@ -4,6 +4,7 @@ recipe's own."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from adbench.report import captions
@@ -27,8 +28,8 @@ def _order(one: Tuning) -> tuple[object, ...]:
 
 def _table(searches: Sequence[Tuning], runs: Sequence[Run], view: View) -> Table:
     dataset = searches[0].dataset
-    by_training = {record.train_id: run for run in runs for record in run.done}
-    judged = [by_training[trial.train_id] for one in searches for trial in one.trials if trial.train_id in by_training]
+    by_training = _by_training(searches, runs)
+    judged = list(by_training.values())
     attack = strongest(judged, attacks_of(judged)) if judged else ""
     rows = []
     for one in searches:
@@ -67,10 +68,28 @@ def _table(searches: Sequence[Tuning], runs: Sequence[Run], view: View) -> Table
         "several it is too high there. Test images had no part in it."
     )
     if attack:
-        caption += " Test figures are of the networks of these trainings that were judged."
+        n = max(metric.n for run in judged for metric in run.metrics(attack))
+        caption += f" Test figures are of the networks of these trainings that were judged alike, on {n:,} test images."
     return Table(
         slug("tuned", dataset), f"Tuned, {dataset}", caption, tuple(columns), tuple(rows), (), about(dataset=dataset)
     )
+
+
+def _by_training(searches: Sequence[Tuning], runs: Sequence[Run]) -> dict[str, Run]:
+    """The trainings of these searches that were judged with their best epoch, each as a run of its own record; of
+    several evaluations the one that most of them have, and of these the fullest."""
+    wanted = {trial.train_id for one in searches for trial in one.trials}
+    found: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        for record in run.done:
+            if record.train_id in wanted and record.network.checkpoint == "best":
+                alone = replace(run, done=(record,), failed=(), last={})
+                found.setdefault(record.eval_id, {})[record.train_id] = alone
+
+    def images(evaluation: dict[str, Run]) -> int:
+        return max(record.images.test_images for run in evaluation.values() for record in run.done)
+
+    return max(found.values(), key=lambda evaluation: (len(evaluation), images(evaluation)), default={})
 
 
 def _held_out(trial: Trial | None) -> TableCell:

@@ -48,7 +48,7 @@ function setUpTheme(button) {
 const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
 /** The number that a cell begins with; NaN for a dash, "failed" or words. */
-const number = (cell) => parseFloat(cell.textContent.replace(/\u2212/g, "-").replace(/[\u202f\s]/g, ""));
+const number = (cell) => parseFloat(cell.textContent.replace(/\u2212/g, "-").replace(/[<\u202f\s]/g, ""));
 
 function sortTable(table, header, direction) {
   const index = header.cellIndex;
