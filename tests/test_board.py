@@ -198,10 +198,77 @@ def test_a_check_is_of_the_very_file_and_of_all_its_attacks(home: Path, board: P
         assert line(board, "honest").level == level
 
 
+def again(board: Path, label: str, **changed: Any) -> None:
+    """A reproduction of the honest submission by `label`, with changes of its record (see `edited`)."""
+    folder = board / "reproductions" / label
+    shutil.copytree(board / "submissions/honest", folder)
+    told = folder / folders.SUBMISSION
+    told.write_text(told.read_text(encoding="utf-8").replace('"honest"', f'"{label}"'), encoding="utf-8")
+    data = edited(folder / "cells", provenance__finished="2030-01-01T00:00:00+00:00", **changed)
+    document.write(recorded(folder / "cells", "pgd-at"), data)
+
+
 def test_a_cell_that_somebody_else_trained_again_is_reproduced(board: Path) -> None:
-    shutil.copytree(board / "submissions/honest", board / "reproductions/others")
+    again(board, "others")
     assert line(board, "honest").level == "reproduced"
     assert line(board, "inflated").level == "claimed", "the same weights, but other figures"
+
+
+def test_who_made_it_does_not_reproduce_it_and_a_copy_does_not_either(board: Path) -> None:
+    again(board, "honest")
+    assert line(board, "honest").level == "claimed"
+    path = recorded(board / "reproductions/honest/cells", "pgd-at")
+    shutil.copy(recorded(board / "submissions/honest/cells", "pgd-at"), path)
+    told = board / "reproductions/honest" / folders.SUBMISSION
+    told.write_text(told.read_text(encoding="utf-8").replace('"honest"', '"others"'), encoding="utf-8")
+    assert line(board, "honest").level == "claimed", "the very file"
+
+
+def test_intervals_that_a_record_states_reproduce_nothing(board: Path) -> None:
+    """Inflated figures with other weights and intervals from 0 to 1 beside an honest reproduction."""
+    again(board, "others")
+    path = recorded(board / "submissions/inflated/cells", "pgd-at")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["model"]["weights_sha256"] = data["training"]["weights"]["best"] = "1" * 64
+    for metric in data["metrics"].values():
+        metric["ci_test"] = [0.0, 1.0]
+    data["metrics"]["pgd20"]["correct"] = 300
+    data["metrics"]["pgd20"]["value"] = 300 / 360
+    for_all = json.loads(recorded(board / "submissions/honest/cells", "pgd-at").read_text(encoding="utf-8"))
+    pairs = [SimpleNamespace(**metric) for metric in (data["metrics"]["pgd20"], for_all["metrics"]["pgd20"])]
+    assert not standings._overlap(*pairs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"config__training__normalisation": [[0.5], [0.001]]}, "its train_id, id is not its configuration's"),
+        ({"train_id": "0" * 16}, "its train_id is not its configuration's"),
+        ({"metrics__clean__n": 50, "metrics__clean__correct": 50, "metrics__clean__value": 1.0}, "of 360 test images"),
+    ],
+)
+def test_a_record_that_is_not_what_it_says_is_left_out(
+    changed: dict[str, Any], says: str, home: Path, board: Path, tmp_path: Path
+) -> None:
+    path = recorded(board / "submissions/honest/cells", "pgd-at")
+    document.write(path, edited(home / "honest", **changed))
+    page = built(board, tmp_path / "site", 1)
+    assert says in page
+    assert "plugin" in page, "the others are shown"
+
+
+def test_columns_of_text_are_not_unpacked(board: Path, tmp_path: Path) -> None:
+    path = recorded(board / "submissions/honest/cells", "pgd-at").parent / layout.OUTCOMES
+    table = pd.read_parquet(path)
+    table["label"] = "x" * 20_000
+    table.to_parquet(path, index=False)
+    assert "something else than numbers and truth values" in built(board, tmp_path / "site", 1)
+
+
+def test_a_submissions_odd_number_is_one_sentence(board: Path, tmp_path: Path) -> None:
+    told = board / "submissions/honest" / folders.SUBMISSION
+    told.write_text(f"schema_version = {'1' * 5000}\n", encoding="utf-8")
+    assert "is not valid TOML" in built(board, tmp_path / "site", 1)
 
 
 def test_nothing_of_a_plugin_runs_and_its_source_goes_along_as_text(home: Path, made: Path, tmp_path: Path) -> None:
@@ -484,6 +551,22 @@ def test_two_rows_of_two_seeds_are_compared_on_the_images() -> None:
     better, worse = row(images < 600, images < 610), row(images < 500, images < 480)
     assert groups([better, worse]) == [1, 2], "a t-test over two seeds would say nothing"
     assert groups([better, row(images < 500, images < 608)]) == [1, 1], "one of the pairs differs by two images"
+
+
+def test_pairs_that_point_in_opposite_directions_tell_nothing_apart() -> None:
+    def first(n: int) -> Any:
+        return np.arange(1000) < n
+
+    assert standings.compared(row(first(700), first(500)), row(first(580), first(600))) == 1.0
+    assert standings.compared(row(first(700), first(700)), row(first(580), first(600))) < 0.001
+
+
+def test_one_image_on_each_of_three_seeds_tells_nothing_apart() -> None:
+    def first(n: int) -> Any:
+        return np.arange(360) < n
+
+    better, other = (row(*(first(n + more) for n in (180, 189, 199))) for more in (1, 0))
+    assert standings.compared(better, other) > 0.05
 
 
 def test_holms_correction_goes_from_step_to_step() -> None:

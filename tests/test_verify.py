@@ -552,6 +552,28 @@ def test_weights_of_another_network_with_all_figures_of_its_own_are_found_by_the
     assert contradicting(result.output).count("\n") == 0, "all else follows"
 
 
+def test_examples_that_were_kept_and_did_not_come_along_are_not_shown(copy: Path) -> None:
+    """A board takes no examples, so that an honest record comes without them."""
+    shutil.rmtree(copy.parent / "adversarial")
+    result = cli("verify", copy, "--survivors", "--seed", "7")
+    assert result.exit_code == 0, result.output
+    assert contradicting(result.output) == ""
+    assert "pgd20 survivors: of" in result.output
+    assert "not shown" in cli("verify", copy).output
+
+
+def test_a_copy_in_a_folder_with_a_date_is_contradicted_by_nothing(copy: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "review-20261127" / copy.parent.name
+    shutil.copytree(copy.parent, moved)
+    assert "its folder" not in contradicting(cli("verify", moved / "record.json").output)
+
+
+def test_a_checkpoint_that_is_not_there_shows_nothing(copy: Path) -> None:
+    result = cli("verify", copy, "--checkpoint", "nosuch.safetensors")
+    assert contradicting(result.output) == ""
+    assert "nosuch.safetensors" in result.output
+
+
 def test_what_is_not_shown_fails_only_where_one_is_strict(copy: Path) -> None:
     data = load(copy)
     for metric in data["metrics"].values():

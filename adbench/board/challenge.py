@@ -37,6 +37,9 @@ def challenge(
     found = record.read(path)
     if found.dataset not in rules.RANKED or not found.done:
         raise UserError(f"'{path}' is no record that a board ranks: {'; '.join(rules.unranked(found))}")
+    found.check_configuration()
+    if wrong := rules.misidentified(found):
+        raise UserError(f"'{path}' is no record that a board ranks: {wrong[0]}")
     dataset = networks.dataset_of(found, place.data_dir)
     network = networks.network_of(found, dataset, place.data_dir, weights).to(place.torch_device)
     x, index = read(examples, tuple(dataset.test.images.shape))
@@ -62,6 +65,7 @@ def challenge(
     outcome = Challenge(
         schema_version=1,
         id=found.id,
+        train_id=found.train_id,
         weights_sha256=found.network.weights_sha256,
         fingerprint=found.images.fingerprint,
         eps=rules.RANKED[found.dataset].eps,
@@ -108,6 +112,8 @@ def read(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         raise
     except Exception as error:  # a damaged zip can make numpy raise anything
         raise UserError(f"'{path}' cannot be read as adversarial examples ({error}); give {FORM}") from error
+    if not isinstance(x, np.ndarray) or not isinstance(index, np.ndarray):
+        raise UserError(f"'{path}' cannot be read as adversarial examples (a member is no array); give {FORM}")
     if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != shape[1:] or not 0 < len(x) <= images:
         raise UserError(f"'{path}' has x of {x.dtype} and shape {x.shape}, test images {shape}; give {FORM}")
     if index.dtype.kind not in "iu" or index.shape != (len(x),) or ((index < 0) | (index >= images)).any():

@@ -50,6 +50,7 @@ class Challenge(Document):
 
     schema_version: Literal[1]
     id: Annotated[Text, "of the record that was challenged"]
+    train_id: Annotated[Text, "of its training, whose configuration says how the weights are used"]
     weights_sha256: Sha256
     fingerprint: Annotated[Sha256, "of the data"]
     eps: Size
@@ -109,8 +110,8 @@ class Evidence:
         return [
             one
             for one in self.challenges
-            if (one.weights_sha256, one.fingerprint, one.eps)
-            == (record.network.weights_sha256, record.images.fingerprint, eps)
+            if (one.train_id, one.weights_sha256, one.fingerprint, one.eps)
+            == (record.train_id, record.network.weights_sha256, record.images.fingerprint, eps)
         ]
 
 

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import pyarrow.parquet as parquet
+from pyarrow import types
 from pydantic import AfterValidator, Field
 
 from adbench.errors import UserError
@@ -141,7 +142,7 @@ def described(folder: Path) -> Submission:
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(bounded(path, SIZES[SUBMISSION]).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of numbers too long
         raise UserError(f"'{path}' is not valid TOML in UTF-8 ({error})") from error
 
 
@@ -234,11 +235,14 @@ def _most(path: Path, depth: int) -> int | None:
 def check_outcomes(path: Path, images: int) -> None:
     """Raise UserError unless outcomes are of so many images and small when unpacked, which their footer tells."""
     try:
-        content = parquet.ParquetFile(path).metadata
+        file = parquet.ParquetFile(path)
+        content, kinds = file.metadata, file.schema_arrow.types
         rows, columns = content.num_rows, content.num_columns
         unpacked = sum(content.row_group(group).total_byte_size for group in range(content.num_row_groups))
     except Exception as error:  # whatever pyarrow makes of odd bytes
         raise UserError(f"'{path}' cannot be read as outcomes ({error})") from error
+    if not all(types.is_boolean(kind) or types.is_integer(kind) for kind in kinds):
+        raise UserError(f"'{path}' has columns of something else than numbers and truth values, not those of outcomes")
     if rows != images or columns > MOST_COLUMNS or unpacked > SIZES[layout.OUTCOMES]:
         raise UserError(f"'{path}' has {rows:,} rows, {columns} columns and {unpacked:,} bytes, not those of outcomes")
 

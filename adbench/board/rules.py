@@ -23,6 +23,7 @@ from adbench.registry import GROUPS
 from adbench.results.record import Record
 from adbench.results.runs import heading
 from adbench.results.setting import size
+from adbench.system.files import content_id
 
 REQUIRED = "pgd20"
 """The attack that every record has to have on all test images."""
@@ -69,7 +70,25 @@ def unranked(record: Record, more: Mapping[str, str] = MappingProxyType({})) -> 
     tested = RANKED.get(record.dataset)
     if tested is None:
         return [f"dataset '{record.dataset}' is not one of {', '.join(RANKED)}, which anybody can have"]
-    return [*_images(record, tested), *_threat(record, tested), *_origin(record, more)]
+    return [*misidentified(record), *_images(record, tested), *_threat(record, tested), *_origin(record, more)]
+
+
+def misidentified(record: Record) -> list[str]:
+    """What a record says of its identity and is not its configuration's: results of one network as another's."""
+    training, judged = record.config.training, record.config.evaluation
+    ids = content_id(training)[:16], content_id(judged)[:16]
+    due = {
+        "train_id": ids[0],
+        "eval_id": ids[1],
+        "id": content_id(list(ids))[:16],
+        "method": training.get("method"),
+        "seed": training.get("seed"),
+        "student": training["architecture"],
+    }
+    wrong = [key for key, value in due.items() if getattr(record, key) != value]
+    data = training["data"]
+    wrong += [] if (data["name"], data["content"]) == (record.dataset, record.images.fingerprint) else ["dataset"]
+    return [f"its {', '.join(wrong)} is not its configuration's"] if wrong else []
 
 
 def _images(record: Record, tested: Tested) -> Iterator[str]:
@@ -78,8 +97,10 @@ def _images(record: Record, tested: Tested) -> Iterator[str]:
         yield f"it was not judged on all {tested.images:,} test images of {record.dataset} (eval.images)"
     elif REQUIRED not in record.metrics or "clean" not in record.metrics:
         yield f"it has no accuracy under {heading(REQUIRED)}, which every row needs"
-    elif (n := record.metrics[REQUIRED].n) != images:
-        yield f"{heading(REQUIRED)} was run on {n:,} of {images:,} test images"
+    else:
+        for name in (REQUIRED, "clean"):
+            if (n := record.metrics[name].n) != images:
+                yield f"{heading(name)} was run on {n:,} of {images:,} test images"
     if record.outcomes is None:
         yield "it has no outcomes of single images, by which rows are compared"
 

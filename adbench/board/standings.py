@@ -23,11 +23,12 @@ from adbench.board.folders import Rules, Submission
 from adbench.errors import UserError
 from adbench.registry import METHODS
 from adbench.results import layout, record
+from adbench.results.fields import Metric
 from adbench.results.paired import LEVEL
 from adbench.results.record import Record
 from adbench.results.runs import Estimate, Run, collect
 from adbench.results.setting import Setting
-from adbench.results.stats import mcnemar, t_test
+from adbench.results.stats import mcnemar, t_test, wilson
 
 CLAIMED, ATTACKED, REPRODUCED = "claimed", "re-attacked", "reproduced"
 LEVELS = (CLAIMED, ATTACKED, REPRODUCED)
@@ -121,7 +122,9 @@ class Board:
         self.rules: Rules = folders.rules(folder)
         self.left_out: list[str] = []
         self.entries = self._entries(folders.SUBMISSIONS)
-        self.evidence = Evidence(folder, self.left_out)
+        unusable: list[str] = []
+        self.evidence = Evidence(folder, unusable)
+        self.left_out += map(self._told, unusable)
         again = self._entries(folders.REPRODUCTIONS)
         self._again = [(entry.said.label, found) for entry in again for found in entry.records]
         self.lines = sorted(self._lines(), key=lambda line: (*_rank(line), line.run.label))
@@ -135,6 +138,9 @@ class Board:
                 entry, left_out = read(self.folder / kind / name, f"{kind}/{name}", self.rules)
             except (UserError, OSError) as error:
                 self.left_out.append(f"{kind}/{name}: {self._told(error)}")
+                continue
+            except Exception as error:  # of a stranger's files; the others are shown
+                self.left_out.append(f"{kind}/{name}: it cannot be read ({type(error).__name__}: {self._told(error)})")
                 continue
             self.left_out += [f"{kind}/{name}: {self._told(why)}" for why in left_out]
             if entry.records:
@@ -151,19 +157,22 @@ class Board:
                 networks = []
                 for found in run.done:
                     try:
-                        networks.append(self._network(found))
+                        networks.append(self._network(found, entry.said.label))
                     except UserError as error:
                         self.left_out.append(f"{entry.folder}: {self._told(error)}")
+                    except Exception as error:
+                        why = f"{type(error).__name__}: {self._told(error)}"
+                        self.left_out.append(f"{entry.folder}: seed {found.seed} cannot be shown ({why})")
                 if networks:
                     yield BoardRow(entry, run, tuple(networks))
 
-    def _network(self, found: Record) -> BoardNetwork:
+    def _network(self, found: Record, label: str) -> BoardNetwork:
         return BoardNetwork(
             found,
             stands(found),
             tuple(self.evidence.broken(found)),
             tuple(self.evidence.verdicts(found, folders.digest(found.path))),
-            ", ".join(sorted({by for by, again in self._again if _alike(found, again)})),
+            ", ".join(sorted({by for by, again in self._again if by != label and _alike(found, again)})),
         )
 
     @property
@@ -236,10 +245,19 @@ def _alike(found: Record, again: Record) -> bool:
     """Whether a cell that was trained again came out as recorded: in the same bits, or each figure in its interval."""
     if found.id != again.id or found.images.fingerprint != again.images.fingerprint:
         return False
+    if folders.digest(found.path) == folders.digest(again.path):  # the same file, which nobody made again
+        return False
     if found.network.weights_sha256 == again.network.weights_sha256:
         return {k: m.correct for k, m in found.metrics.items()} == {k: m.correct for k, m in again.metrics.items()}
-    pairs = [(metric, again.metrics.get(name)) for name, metric in found.metrics.items()]
-    return all(b and a.ci_test[0] <= b.ci_test[1] and b.ci_test[0] <= a.ci_test[1] for a, b in pairs)
+    return all(_overlap(metric, again.metrics.get(name)) for name, metric in found.metrics.items())
+
+
+def _overlap(one: Metric, other: Metric | None) -> bool:
+    """Whether the intervals over test images of two accuracies overlap; computed, whatever the records say."""
+    if other is None or one.n != other.n:
+        return False
+    (low, high), (other_low, other_high) = wilson(one.correct, one.n), wilson(other.correct, other.n)
+    return low <= other_high and other_low <= high
 
 
 def groups(lines: Sequence[BoardRow]) -> list[int]:
@@ -271,16 +289,19 @@ def holm(p_values: Mapping[tuple[int, int], float]) -> set[tuple[int, int]]:
 def compared(better: BoardRow, other: BoardRow) -> float:
     """The p-value that two rows are equally robust; 1 where the test is for the row with the lower mean.
 
-    Of three seeds or more that both have: a paired t-test. Of fewer: McNemar's exact test on the test images for each
-    pair of networks, the largest p counting. Rows without a seed in common are paired in the order of their seeds.
+    Of three seeds or more that both have: a paired t-test, and McNemar's exact test on the images of all pairs at once,
+    the larger p counting, since to the first alone equal differences on few images would be certain. Of fewer:
+    McNemar's for each pair of networks, the largest p counting, and 1 where one pair is the other way round. Rows
+    without a seed in common are paired in the order of their seeds.
     """
     pairs = _paired(better.networks, other.networks)
     differences = [100 * float(a.best.mean() - b.best.mean()) for a, b in pairs]
+    alone = [(int((a.best & ~b.best).sum()), int((b.best & ~a.best).sum())) for a, b in pairs]
     if math.fsum(differences) <= 0:
         return 1.0
     if len(pairs) >= TESTED_OVER_SEEDS:
-        return t_test(differences)
-    return max(mcnemar(int((a.best & ~b.best).sum()), int((b.best & ~a.best).sum())) for a, b in pairs)
+        return max(t_test(differences), mcnemar(*map(sum, zip(*alone, strict=True))))
+    return 1.0 if min(differences) <= 0 else max(mcnemar(*counts) for counts in alone)
 
 
 def _paired(first: Sequence[BoardNetwork], second: Sequence[BoardNetwork]) -> list[tuple[BoardNetwork, BoardNetwork]]:

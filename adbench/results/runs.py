@@ -243,8 +243,8 @@ def _judged_alike(variants: Mapping[str, list[Record]]) -> Iterator[tuple[str, l
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key under which cifar100 follows cifar10 and wrn-28-10 precedes wrn-34-10."""
-    parts = re.findall(r"\d+|\D+", name)
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in parts)
+    parts = re.findall(r"[0-9]{1,18}|[^0-9]+", name)
+    return tuple((int(part), "") if part[0] in "0123456789" else (-1, part) for part in parts)
 
 
 def _student_order(name: str) -> tuple[int, tuple[tuple[int, str], ...]]:

@@ -30,8 +30,8 @@ def size(value: object) -> str:
     if number is None:
         return str(value)
     levels = round(number * 255)
-    whole = levels and abs(levels / 255 - float(number)) < 1e-6
-    return f"{levels}/255" if whole else str(value) if isinstance(value, str) else f"{value:g}"
+    whole = levels and abs(Fraction(levels, 255) - number) < 1e-6
+    return f"{levels}/255" if whole else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def search(definition: Mapping[str, Any]) -> str:

@@ -166,7 +166,7 @@ class Paper:
             known = str(said.method) in METHODS and self.same_code and not self._unread
             (wrong if known else unknown).append(self.no_method)
         if self.method is not None:
-            if student and said.label != self.method.label:
+            if student and self.same_code and said.label != self.method.label:
                 wrong.append("label")
             if self.same_code and training["hyper"] != self.method.settings():
                 wrong.append("hyper")
@@ -218,7 +218,8 @@ class Paper:
         """What is wrong with where it lies, if that is a place as `adbench run` makes it."""
         said, folder = self.record, self.record.path.resolve().parent.parent
         named = re.fullmatch(r"(.+)-([0-9a-f]{8})", folder.name)
-        if named is None:
+        usual = "__" in folder.parent.name or folder.parent.name in (layout.TEACHERS, layout.CHECKPOINTS)
+        if named is None or not (usual or re.fullmatch(r"s\d+", named[1])):
             return []
         if named[2] != train_id[:8]:
             return [f"its folder '{folder.name}'"]
@@ -228,7 +229,6 @@ class Paper:
         if named[1] != head:
             return [f"its folder '{folder.name}'"]
         around = folder.parts[-1 - len(above) : -1]
-        usual = "__" in folder.parent.name or folder.parent.name in (layout.TEACHERS, layout.CHECKPOINTS)
         return [f"its folder '{'/'.join(around)}'"] if usual and around != above else []
 
     def _training(self) -> Finding:
@@ -302,14 +302,16 @@ class Paper:
             return Finding.of("training log", "", [*wrong, "epochs judged on the held-out split"])
         if not equal(log[said.best_epoch - 1]["val_robust"], said.best_val_robust):
             wrong.append("best_val_robust")
-        if self.method is not None and not wrong:
-            found = [entry.get(self.method.selects) for entry in log]
+        chosen = self.method if self.same_code else None
+        if chosen is not None and not wrong:
+            found = [entry.get(chosen.selects) for entry in log]
             scores = [-1.0 if score is None else score for score in found]
             scores[: train.judged_from - 1] = [-1.0] * (train.judged_from - 1)
             wrong += [] if said.best_epoch == 1 + scores.index(max(scores)) else ["best_epoch"]
         if sum(entry.get("seconds", 0.0) for entry in log) > said.seconds * (1 + 1e-6):
             wrong.append("seconds")
         unknown = [] if said.log_sha256 else ["the record has no hash of it (an older adbench)"]
+        unknown += [] if chosen else ["its method is not here, which says by what the best epoch is chosen"]
         return Finding.of(
             "training log", "epochs, rates, best epoch and held-out accuracy are the log's", wrong, unknown
         )

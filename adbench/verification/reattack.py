@@ -50,6 +50,11 @@ class Reattacked:
         return most(self.drawn, HONEST)
 
     @property
+    def tells(self) -> bool:
+        """Whether so many were drawn, or all of none, that a false record would be contradicted."""
+        return not self.drawn or self.drawn > self.limit
+
+    @property
     def holds(self) -> bool:
         return self.false <= self.limit
 

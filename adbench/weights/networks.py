@@ -17,10 +17,11 @@ from adbench.experiment.config import Data, Experiment
 from adbench.experiment.teacher import Download, LocalFile, RobustBench, robustbench_file, shipped, split_key
 from adbench.models import Network, build
 from adbench.models.ensemble import Ensemble
-from adbench.models.names import ONNX
+from adbench.models.names import ONNX, canonical
 from adbench.results import layout, summary
 from adbench.results.record import Record
 from adbench.seeding import derive
+from adbench.system.files import no_file
 from adbench.weights import checkpoint, onnx_file, robustbench
 from adbench.weights.teacher_file import teacher_file
 
@@ -145,8 +146,9 @@ def built(training: Mapping[str, Any], dataset: Dataset) -> Network:
 
 def members_of(training: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the members of an ensemble are, each as `TeacherSpec.identity` has it; of another network none."""
-    own = training["source"]
-    return own["source"].get("members", []) if isinstance(own, Mapping) else []
+    own = training.get("source")
+    source = own.get("source") if isinstance(own, Mapping) else None
+    return source.get("members", []) if isinstance(source, Mapping) else []
 
 
 def files_of(record: Record, members: int) -> list[str | None]:
@@ -201,8 +203,12 @@ def network_of(
     record.check_configuration()
     training = record.config.training
     source = training["source"]["source"] if record.method is None else {}
+    _check_at_hand(str(training["architecture"]), file)
     if file is None and source.get("kind") == "robustbench":
-        network = _robustbench(str(source.get("id")), record.dataset, data_dir)
+        try:
+            network = _robustbench(str(source.get("id")), record.dataset, data_dir)
+        except UserError as error:
+            raise Missing(str(error)) from error
     elif training["architecture"] == ONNX:
         network = onnx_file.load(file or _weights(record, source, model.file, data_dir, remedy), dataset)
     elif file is None and (members := members_of(training)):
@@ -230,6 +236,17 @@ def network_of(
             f"{due[:12]}...; delete the folder '{record.path.parent.parent}' to train again"
         )
     return network.eval()
+
+
+def _check_at_hand(architecture: str, file: Path | None) -> None:
+    """Raise Missing for a network of a file that nobody named here, and for a checkpoint that is not there."""
+    if file is not None and (reason := no_file(split_key(file)[0])):
+        raise Missing(f"checkpoint '{file}' {reason}")
+    if ".py:" in architecture:
+        try:
+            canonical(architecture)
+        except UserError as error:
+            raise Missing(str(error)) from error
 
 
 def _weights(record: Record, source: Mapping[str, Any], lay: str | None, data_dir: Path, remedy: str) -> Path:
