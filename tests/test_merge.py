@@ -11,7 +11,7 @@ import pytest
 from tiny import cli, records, run
 
 from adbench.results import document, plans, record
-from adbench.results.layout import BEST, LAST, SUMMARY
+from adbench.results.layout import BEST, LAST, SUMMARY, TUNING
 from adbench.system import files, locks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +113,54 @@ def test_another_training_under_the_same_id_is_a_conflict(copies: Path) -> None:
     assert f"conflict, {LAST} and {BEST} differ" in result.output
     after = content(copies / "one")
     assert {key: after[key] for key in before} == before
+
+
+def test_weights_that_only_one_side_has_are_taken_where_both_ended_alike(copies: Path) -> None:
+    theirs, ours = (only(copies / name, "natural").parents[1] for name in ("two", "one"))
+    (ours / BEST).unlink()
+    assert cli("merge", copies / "two", "--into", copies / "one").exit_code == 0
+    assert (ours / BEST).read_bytes() == (theirs / BEST).read_bytes()
+
+
+def test_another_training_is_a_conflict_also_where_the_weights_are_on_one_side_alone(copies: Path) -> None:
+    theirs, ours = (only(copies / name, "natural").parents[1] for name in ("two", "one"))
+    for name in (BEST, LAST):
+        (ours / name).unlink()
+
+    def other(data: dict[str, Any]) -> None:
+        data["weights"] = {"best": "0" * 64, "last": "0" * 64}
+
+    data = document.opened(theirs / SUMMARY)
+    other(data)
+    document.write(theirs / SUMMARY, data)
+    result = cli("merge", copies / "two", "--into", copies / "one")
+    assert result.exit_code == 1, result.output
+    assert "the weights that they ended with differ" in result.output
+    assert not (ours / BEST).exists()
+    assert list((copies / "one.conflicts").rglob(BEST))
+
+
+def test_of_one_search_the_fuller_record_stays(copies: Path) -> None:
+    words = ("tune", "natural", "--over", "train.lr=[0.05,0.1]", "--student", "cnn-4")
+    small = ("train.epochs=1", "data.train_images=64", "data.val_images=16", "train.batch_size=32")
+    settings = [word for setting in small for word in ("--set", setting)]
+    done = cli(*words, *settings, "--budget", 4, "--results", copies / "one")
+    assert done.exit_code == 0, done.output
+    (whole,) = (copies / "one" / TUNING).glob("*.json")
+    other = copies / "two" / TUNING / whole.name
+    complete = whole.read_bytes()
+    begun = document.opened(whole)
+    assert len(begun["trials"]) == 2
+    begun["trials"] = begun["trials"][:1]
+    for first, second in ((begun, complete), (complete, begun)):
+        for path, content_ in ((other, first), (whole, second)):
+            path.parent.mkdir(exist_ok=True)
+            if isinstance(content_, bytes):
+                path.write_bytes(content_)
+            else:
+                document.write(path, content_)
+        assert cli("merge", copies / "one", "--into", copies / "two").exit_code == 0
+        assert other.read_bytes() == complete, "whichever comes first"
 
 
 def test_a_failure_gives_way_to_a_result_and_never_the_other_way(copies: Path) -> None:

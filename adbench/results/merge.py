@@ -20,7 +20,7 @@ from typing import Any
 
 from adbench.errors import UserError
 from adbench.experiment.cell import safe
-from adbench.results import analyses, layout, plans, record, tuning
+from adbench.results import analyses, layout, plans, record, summary, tuning
 from adbench.results.diff import edited
 from adbench.results.record import Record
 from adbench.system import files, locks
@@ -120,17 +120,28 @@ _READ: dict[str, Callable[[Path], object]] = {layout.PLANS: plans.read, layout.T
 
 def _document(path: Path, into: Path) -> Iterator[Merged]:
     target = into / path.parent.name / path.name
-    if target.exists():
-        return
     try:
-        _READ[path.parent.name](path)
+        theirs = _READ[path.parent.name](path)
     except UserError as error:
-        yield Merged("damaged", f"{error}; left out", wrong=True)
+        if not target.exists():
+            yield Merged("damaged", f"{error}; left out", wrong=True)
+        return
+    if target.exists() and not _fuller(theirs, target):
         return
     if target.parent.is_symlink():
         yield _behind(target.parent)
         return
     files.write_bytes(target, files.content(path))
+
+
+def _fuller(theirs: object, target: Path) -> bool:
+    """Whether a document tells more than the one of its name that is there: a search of more trials, or any in place
+    of one that cannot be read."""
+    try:
+        ours = _READ[target.parent.name](target)
+    except UserError:
+        return True
+    return len(getattr(theirs, "trials", ())) > len(getattr(ours, "trials", ()))
 
 
 def _link(target: Path, into: Path) -> Path | None:
@@ -165,6 +176,7 @@ def _cell(source: Path, cell: Path, into: Path, incomplete: set[Path]) -> Iterat
             yield Merged("in use", f"{inside}: a run works on it; merge again when it is done", wrong=True)
             return
         apart = [name for name in layout.WEIGHTS.values() if _differ(cell / name, target / name)]
+        apart += _ended_apart(cell, target)
         if (cell / layout.SUMMARY).is_file() and (target / layout.SUMMARY).is_file() and apart:
             kept = _keep(source, cell, into)
             yield Merged(
@@ -190,9 +202,23 @@ def _evaluations(cell: Path) -> list[Path]:
     return sorted(folder for folder, _ in tree if folder.parent == cell and layout.is_evaluation(folder.name))
 
 
+def _ended_apart(cell: Path, target: Path) -> list[str]:
+    """That two finished trainings ended with other weights, by their summaries: the files may be on one side alone."""
+    try:
+        theirs, ours = (found.weights if (found := summary.finished(folder)) else None for folder in (cell, target))
+    except UserError:  # damaged, which its reader will say
+        return []
+    return ["the weights that they ended with"] if theirs and ours and theirs != ours else []
+
+
 def _training(cell: Path, target: Path) -> None:
-    """Take weights and log, or the state of a training under way, unless there is as much already."""
+    """Take weights and log, or the state of a training under way, unless there is as much already. Of one that ended
+    alike, what lies on the other side alone."""
     if (target / layout.SUMMARY).is_file():
+        if (cell / layout.SUMMARY).is_file():
+            for name in (*layout.WEIGHTS.values(), layout.LOG):
+                if (cell / name).is_file() and not (target / name).exists():
+                    files.write_bytes(target / name, files.content(cell / name))
         return
     finished = (cell / layout.SUMMARY).is_file()
     if finished or not any((target / name).is_file() for name in layout.STATES):
