@@ -48,7 +48,7 @@ SHARED += [
 ]
 UNEQUAL = ["las-at/written", "mtard/written", "iad/written", "ciard/written", "peeraid/written"]
 """What three ranks do, with parts of 10 and 11 images: methods with state, and one without."""
-TOLERANCE = 1e-13
+TOLERANCE = 1e-12
 PATIENCE = 240
 NAN = PLUGIN.replace(
     "return cross_entropy(step.student(x_adv), step.y)",

@@ -205,7 +205,6 @@ def _typed(annotation: ast.expr, value: ast.expr | None) -> tuple[Any, Any] | No
     words = {node.id for node in nodes if isinstance(node, ast.Name)}
     if not words <= TYPES.keys() or any(isinstance(node, ast.Attribute) for node in nodes):
         return None
-    kind = eval(compile(ast.Expression(annotation), "", "eval"), {"__builtins__": {}}, TYPES)
     bounds = {}
     for keyword in value.keywords if isinstance(value, ast.Call) else ():
         if keyword.arg in BOUNDS:
@@ -213,7 +212,23 @@ def _typed(annotation: ast.expr, value: ast.expr | None) -> tuple[Any, Any] | No
                 bounds[keyword.arg] = ast.literal_eval(keyword.value)
             except ValueError:
                 continue
-    return kind, Field(None, **bounds)
+    return _type(annotation), Field(None, **bounds)
+
+
+def _type(node: ast.expr) -> Any:
+    """The type that an annotation of TYPES spells. Raises _Untold for other syntax."""
+    if isinstance(node, ast.Name):
+        return TYPES[node.id]
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.UnaryOp):  # -1
+        return ast.literal_eval(node)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _type(node.left) | _type(node.right)
+    if isinstance(node, ast.Subscript):
+        inner = node.slice
+        return _type(node.value)[tuple(map(_type, inner.elts)) if isinstance(inner, ast.Tuple) else _type(inner)]
+    raise _Untold
 
 
 def _named(node: ast.expr) -> str:
