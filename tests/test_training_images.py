@@ -398,7 +398,8 @@ def test_idbh_of_images_that_it_could_take_whole_is_refused_before_anything_is_t
 
 
 def test_operations_come_in_the_documented_order_whatever_the_lists() -> None:
-    names = ("randaugment", "idbh", "autoaugment")
+    names = Train(augment=("randaugment", "cutmix", "idbh", "autoaugment")).augment
+    assert names == ("idbh", "autoaugment", "randaugment", "cutmix")
     it = Augmentation([policy(name) for name in names], (1, 32, 32), pad=2, flip=True)
     assert [one.name for one in it.automatic] == ["idbh", "autoaugment", "randaugment"]
     with pytest.raises(UserError, match="augment has idbh twice"):

@@ -23,7 +23,6 @@ from adbench.registry import GROUPS
 from adbench.results.record import Record
 from adbench.results.runs import heading
 from adbench.results.setting import size
-from adbench.system.files import content_id
 
 REQUIRED = "pgd20"
 """The attack that every record has to have on all test images."""
@@ -75,18 +74,8 @@ def unranked(record: Record, more: Mapping[str, str] = MappingProxyType({})) -> 
 
 def misidentified(record: Record) -> list[str]:
     """What a record says of its identity and is not its configuration's: results of one network as another's."""
-    training, judged = record.config.training, record.config.evaluation
-    ids = content_id(training)[:16], content_id(judged)[:16]
-    due = {
-        "train_id": ids[0],
-        "eval_id": ids[1],
-        "id": content_id(list(ids))[:16],
-        "method": training.get("method"),
-        "seed": training.get("seed"),
-        "student": training["architecture"],
-    }
-    wrong = [key for key, value in due.items() if getattr(record, key) != value]
-    data = training["data"]
+    wrong = [key for key, value in record.identity().items() if getattr(record, key) != value]
+    data = record.config.training["data"]
     wrong += [] if (data["name"], data["content"]) == (record.dataset, record.images.fingerprint) else ["dataset"]
     return [f"its {', '.join(wrong)} is not its configuration's"] if wrong else []
 

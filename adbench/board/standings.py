@@ -28,7 +28,7 @@ from adbench.results.paired import LEVEL
 from adbench.results.record import Record
 from adbench.results.runs import Estimate, Run, collect
 from adbench.results.setting import Setting
-from adbench.results.stats import mcnemar, t_test, wilson
+from adbench.results.stats import mcnemar, overlap, t_test, wilson
 
 CLAIMED, ATTACKED, REPRODUCED = "claimed", "re-attacked", "reproduced"
 LEVELS = (CLAIMED, ATTACKED, REPRODUCED)
@@ -256,8 +256,7 @@ def _overlap(one: Metric, other: Metric | None) -> bool:
     """Whether the intervals over test images of two accuracies overlap; computed, whatever the records say."""
     if other is None or one.n != other.n:
         return False
-    (low, high), (other_low, other_high) = wilson(one.correct, one.n), wilson(other.correct, other.n)
-    return low <= other_high and other_low <= high
+    return overlap(wilson(one.correct, one.n), wilson(other.correct, other.n))
 
 
 def groups(lines: Sequence[BoardRow]) -> list[int]:

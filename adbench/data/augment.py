@@ -22,9 +22,6 @@ from adbench.data.policies import AugmentPolicy
 CROP = 3
 """Rows of a crop among the numbers drawn."""
 
-AUTOMATIC = ("idbh", "autoaugment", "randaugment")
-"""Policies of operations, in their order."""
-
 Generators = Callable[..., torch.Generator]
 """Gives the random stream of a name."""
 
@@ -32,7 +29,7 @@ Generators = Callable[..., torch.Generator]
 class Augmentation:
     """What is drawn for each image, and what is made of it.
 
-    shape: of an image, (C, H, W).  pad, flip: of the crops (`draw_crops`).
+    policies: in their order (`in_order`).  shape: of an image, (C, H, W).  pad, flip: of the crops (`draw_crops`).
     """
 
     def __init__(self, policies: Sequence[AugmentPolicy], shape: tuple[int, int, int], pad: int, flip: bool) -> None:
@@ -40,7 +37,7 @@ class Augmentation:
         self.idbh = next((idbh.STRENGTHS[policy.variant] for policy in policies if policy.name == "idbh"), None)
         self.shape, self.pad, self.flip = shape, 0 if self.idbh else pad, flip
         self.cutout = next((policy for policy in policies if policy.name == "cutout"), None)
-        self.automatic = [policy for name in AUTOMATIC for policy in policies if policy.name == name]
+        self.automatic = [policy for policy in policies if policy.name in ("idbh", "autoaugment", "randaugment")]
         self.mixing = [policy for policy in policies if policy.name in ("cutmix", "mixup")]
         self.actions = [_operations().actions(policy, shape) for policy in self.automatic]
         self.alone = CROP + sum(_stages(policy) for policy in self.automatic) + 2 * (self.cutout is not None)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from adbench.data.identity import check_extra
 from adbench.errors import UserError, printable
 from adbench.system import files
-from adbench.system.files import no_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,8 +97,7 @@ def _mapped(path: Path, _stamp: tuple[int, int]) -> tuple[NDArray[Any], NDArray[
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any], str]:
     """Images, labels and the file's SHA-256, which takes a second for each gigabyte, once a process."""
-    if reason := no_file(path):
-        raise UserError(f"data.extra: '{path}' {reason}; give a .npz with {' and '.join(KEYS)}")
+    check_extra(path)
     try:
         stat = path.stat()
         images, labels, sha256 = _mapped(path, (stat.st_mtime_ns, stat.st_size))

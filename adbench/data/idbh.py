@@ -7,12 +7,14 @@ al., AAAI 2020), as torchvision's RandomErasing draws it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adbench.data.batches import FINE
+from adbench.data.policies import policy
 from adbench.errors import UserError
 
 TRIES = 10
@@ -42,9 +44,10 @@ SHIFT, BOX = 6, 4
 """Rows of the numbers that are drawn for an image, of either part."""
 
 
-def check(strength: Strength, shape: tuple[int, int, int]) -> None:
-    """Raise UserError for images (C, H, W) that CropShift could take whole."""
-    if (side := min(shape[1:])) <= strength.most:
+def check(policies: Iterable[str], shape: tuple[int, int, int]) -> None:
+    """Raise UserError where one of the policies is IDBH and CropShift could take images (C, H, W) whole."""
+    strength = next((STRENGTHS[one.variant] for one in map(policy, policies) if one.name == "idbh"), None)
+    if strength and (side := min(shape[1:])) <= strength.most:
         raise UserError(
             f"train.augment: idbh takes up to {strength.most} lines off an image, and these have {side}; resize them "
             "(data.resize), or leave it out"

@@ -42,6 +42,12 @@ def is_image_folder(path: Path) -> bool:
     return False
 
 
+def check_extra(path: Path) -> None:
+    """Raise UserError where the file of extra training images is not there."""
+    if reason := no_file(path):
+        raise UserError(f"data.extra: '{path}' {reason}; give a .npz with image and label")
+
+
 def image_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """The images of `folder`/train/<class>/ and `folder`/test/<class>/, at any depth: part, class, sorted files.
 

@@ -19,19 +19,16 @@ Action = tuple[str, float]
 def acted(images: Tensor, name: str, magnitude: float) -> Tensor:
     """An operation of AutoAugment on images uint8 (B, C, H, W), as torchvision has it: nearest pixels, black edges.
 
-    magnitude: shears as tangents, shifts in pixels, angles in degrees, enhancements as the factor's distance from 1,
-    bits that stay, a threshold.
+    magnitude: shears about the corner as tangents, skews about the centre in radians, shifts in pixels, angles in
+    degrees, enhancements as the factor's distance from 1, bits that stay, a threshold.
     """
     moved: Tensor
-    if name in ("ShearX", "ShearY"):
-        angle = math.degrees(math.atan(magnitude))
-        shear = [angle, 0.0] if name == "ShearX" else [0.0, angle]
-        moved = tv.affine(images, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=[0, 0])
-    elif name in ("SkewX", "SkewY"):  # about the centre, by an angle
-        angle = math.degrees(magnitude)
-        moved = tv.affine(
-            images, angle=0.0, translate=[0, 0], scale=1.0, shear=[angle, 0.0] if name == "SkewX" else [0.0, angle]
-        )
+    if name in ("ShearX", "ShearY", "SkewX", "SkewY"):
+        about_corner = name.startswith("Shear")
+        angle = math.degrees(math.atan(magnitude) if about_corner else magnitude)
+        shear = [angle, 0.0] if name.endswith("X") else [0.0, angle]
+        centre = [0.0, 0.0] if about_corner else None
+        moved = tv.affine(images, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=centre)
     elif name in ("TranslateX", "TranslateY"):
         by = [int(magnitude), 0] if name == "TranslateX" else [0, int(magnitude)]
         moved = tv.affine(images, angle=0.0, translate=by, scale=1.0, shear=[0.0, 0.0])

@@ -20,7 +20,6 @@ from adbench.attacks import autoattack
 from adbench.attacks.linf import Start
 from adbench.attacks.named import gradient_attack
 from adbench.data import Dataset, Threat, idbh, parse_fraction
-from adbench.data.policies import policy
 from adbench.errors import UserError, located
 from adbench.evaluation import masking, outcome_files
 from adbench.evaluation.evaluator import Evaluator, Outcome, evaluate
@@ -75,9 +74,7 @@ def check(cell: Cell, place: Place, fetch: bool = True) -> None:
     if cell.method is None and (fetch or _is_here(cell, place)):
         cell_network(cell, dataset, place.results, place.data_dir)
     if cell.method is not None:
-        for one in map(policy, cell.train.augment):
-            if one.name == "idbh":
-                idbh.check(idbh.STRENGTHS[one.variant], dataset.image_shape)
+        idbh.check(cell.train.augment, dataset.image_shape)
         if cell.train.init is not None:
             beginning(cell, dataset)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from adbench.data.identity import check_extra
 from adbench.data.identity import known as known_dataset
 from adbench.errors import UserError
 from adbench.experiment import attack_names, declared, teacher
 from adbench.experiment.config import Experiment
 from adbench.models.names import ONNX, canonical, together
 from adbench.registry import method_names
-from adbench.system.files import expanded, no_file
+from adbench.system.files import expanded
 
 
 def check(experiment: Experiment) -> None:
@@ -28,11 +29,9 @@ def check(experiment: Experiment) -> None:
         if len(together(canonical(name))) > 1:
             raise UserError(f"'{name}' is an ensemble; a student is one network")
     if experiment.train.init is not None:
-        path, _ = teacher.split_key(Path(experiment.train.init))
-        if reason := no_file(path):
-            raise UserError(f"train.init: checkpoint '{path}' {reason}")
-    if experiment.data.extra is not None and (reason := no_file(expanded(Path(experiment.data.extra)))):
-        raise UserError(f"data.extra: '{experiment.data.extra}' {reason}; give a .npz with image and label")
+        teacher.check_file(teacher.split_key(Path(experiment.train.init))[0], "train.init")
+    if experiment.data.extra is not None:
+        check_extra(expanded(Path(experiment.data.extra)))
     judged = experiment.evaluation
     for name in (*experiment.teachers, *judged.proxies):
         _teacher(name, experiment.datasets[0])
@@ -56,5 +55,4 @@ def _teacher(name: str, dataset: str) -> None:
         return
     canonical(architecture)
     path, _ = teacher.split_key(expanded(Path(file)))
-    if reason := no_file(path):
-        raise UserError(f"teacher '{path.stem}': checkpoint '{path}' {reason}")
+    teacher.check_file(path, f"teacher '{path.stem}'")

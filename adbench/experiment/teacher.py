@@ -222,10 +222,15 @@ def with_hash(train: Train) -> Train:
     return train.model_copy(update={"init_sha256": digest})
 
 
-def _digest(path: Path, due: str | None, who: str, stated: str) -> str:
-    """SHA-256 of a file of weights. Raises UserError where it is not there, or not what is due."""
+def check_file(path: Path, who: str) -> None:
+    """Raise UserError where a file of weights is not there. who: what asks for it."""
     if reason := no_file(path):
         raise UserError(f"{who}: checkpoint '{path}' {reason}")
+
+
+def _digest(path: Path, due: str | None, who: str, stated: str) -> str:
+    """SHA-256 of a file of weights. Raises UserError where it is not there, or not what is due."""
+    check_file(path, who)
     digest = sha256(path)
     if due not in (None, digest):
         raise UserError(

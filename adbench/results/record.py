@@ -35,7 +35,7 @@ from adbench.results.fields import (
     Training,
 )
 from adbench.system import files
-from adbench.system.files import below, sha256
+from adbench.system.files import below, content_id, sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,6 +193,13 @@ class Record(Document):
                     f"{correct} of {n}; run the cell again"
                 )
         return right
+
+    def identity(self) -> dict[str, Any]:
+        """What the configuration says of fields that stand in the record again: its ids, method, seed, architecture."""
+        training = self.config.training
+        ids = content_id(training)[:16], content_id(self.config.evaluation)[:16]
+        named = {"method": training.get("method"), "seed": training.get("seed"), "student": training["architecture"]}
+        return {"train_id": ids[0], "eval_id": ids[1], "id": content_id(list(ids))[:16], **named}
 
     @property
     def _file(self) -> Path:

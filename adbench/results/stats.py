@@ -27,6 +27,11 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two intervals have a value in common."""
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided p-value of McNemar's exact test (Psychometrika 1947) that two networks are equally often right.
 

@@ -128,18 +128,10 @@ class Paper:
 
     def _configuration(self) -> Finding:
         said, training, judged = self.record, self.training, self.judged
-        ids = {"train_id": content_id(training)[:16], "eval_id": content_id(judged)[:16]}
+        due = said.identity()
         # One's own data are their content; older records have the file's name.
         names = [said.dataset] if said.dataset in DATASETS else ["", Path(said.dataset).name]
-        due = {
-            **ids,
-            "id": content_id([ids["train_id"], ids["eval_id"]])[:16],
-            "method": training.get("method"),
-            "seed": training.get("seed"),
-            "student": training["architecture"],
-            "error": None,
-        }
-        wrong = differing(said, due)
+        wrong = differing(said, {**due, "error": None})
         wrong += [] if training["data"]["name"] in names else ["dataset"]
         extra, due_extra = said.data and said.data.extra, training["data"].get("extra")
         if (extra and {"sha256": extra.sha256, "share": extra.share}) != due_extra:
@@ -183,7 +175,7 @@ class Paper:
             wrong.append("clean's definition")
         if said.outcomes is None or said.outcomes.file != layout.OUTCOMES:
             wrong.append("outcomes.file")
-        wrong += self._place(ids["train_id"])
+        wrong += self._place(due["train_id"])
         fine = "identity, method, kind, label, seed, architecture, recipe and checkpoint are the configuration's"
         return Finding.of("configuration", fine, list(dict.fromkeys(wrong)), unknown)
 

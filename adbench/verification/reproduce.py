@@ -27,7 +27,7 @@ from adbench.experiment.teacher import TeacherSpec
 from adbench.results import layout, record
 from adbench.results.record import Record
 from adbench.results.runs import heading
-from adbench.results.stats import wilson
+from adbench.results.stats import overlap, wilson
 from adbench.system import terminal
 from adbench.verification.consistency import beside, known_guides, recipe
 from adbench.weights import networks
@@ -282,9 +282,9 @@ def _intervals(found: Record, again: Record) -> Iterator[tuple[str, str, bool]]:
     for name, metric in found.metrics.items():
         if (other := again.metrics.get(name)) is None:
             continue
-        (low, high), (least, most) = wilson(metric.correct, metric.n), wilson(other.correct, other.n)
-        says = _pair(_share(metric.value, low, high), _share(other.value, least, most))
-        yield heading(name), says, low <= most and least <= high
+        ours, theirs = wilson(metric.correct, metric.n), wilson(other.correct, other.n)
+        says = _pair(_share(metric.value, *ours), _share(other.value, *theirs))
+        yield heading(name), says, overlap(ours, theirs)
     if found.network.weights_sha256 == again.network.weights_sha256:
         yield "weights", "the same bits all the same", True
 
